@@ -1,0 +1,211 @@
+"""SE-ResNeXt-29 on CIFAR-10: ResNeXt (arXiv 1611.05431, section 5.3) with a squeeze-and-excitation
+block (arXiv 1709.01507) on every residual branch."""
+
+import math
+import sys
+from dataclasses import dataclass
+
+from senet.command_line import run_command
+from senet.compat import tf
+from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
+from senet.devices import session_config
+from senet.errors import HyperparameterError
+from senet.evaluation import batch_sums, epoch_sums, evaluate, loss_and_accuracy
+from senet.hyperparameters import above, at_least, between, check_fields, one_of
+from senet.input import augment, picture_inputs
+from senet.layers import (
+    Batch_Normalization,
+    Fully_connected,
+    Global_Average_Pooling,
+    Relu,
+    Squeeze_excitation_layer,
+    conv_layer,
+)
+from senet.run import Run
+
+# ---------------------------------------------------------------------------- hyperparameters
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    # the network
+    cardinality: at_least(1) = 8  # paths of a block
+    depth: at_least(1) = 64  # channels of one path in the first stage; doubles with each stage
+    blocks: at_least(1) = 3  # blocks of each of the three stages
+    reduction_ratio: at_least(0) = 16  # of the SE blocks' bottleneck; 0: a network without them
+    padding: at_least(0) = 32  # zeros on each side of a picture: 32 makes 32x32 into 96x96
+
+    # training
+    weight_decay: at_least(0.0) = 5e-4
+    momentum: between(0.0, 1.0) = 0.9  # Nesterov's
+    init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
+    batch_size: at_least(1) = 128  # pictures a step, at most
+    total_epochs: at_least(1) = 100
+    seed: at_least(0) = 0  # of initial weights, order of the pictures and augmentation
+
+    # surroundings
+    dataset: one_of("cifar10", "shapes") = "cifar10"  # shapes: drawn here, no download
+    data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
+    run_dir: str = "runs/SE_ResNeXt"  # checkpoints and logs; a run goes on with what is there
+    allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.reduction_ratio > 4 * self.depth:
+            raise HyperparameterError(
+                f"reduction_ratio={self.reduction_ratio}: the first stage has {4 * self.depth} "
+                f"channels (4 x depth), reduction_ratio takes 0 to {4 * self.depth}"
+            )
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+class SE_ResNeXt:
+    """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
+    already normalised. `training` is a Python bool: whether batch norm uses the batch."""
+
+    def __init__(self, x, training, hyperparameters, classes=10):
+        self.training = training
+        self.hyperparameters = hyperparameters
+        self.classes = classes
+        self.model = self.Build_SEnet(x)
+
+    def Build_SEnet(self, x):
+        hp = self.hyperparameters
+        x = tf.pad(x, [[0, 0], [hp.padding] * 2, [hp.padding] * 2, [0, 0]])
+        # 96x96 from here on, with the default padding
+        x = self.conv_bn(x, 64, 3, layer_name="stem")
+        x = Relu(x)
+        x = self.stage(x, hp.depth, stride=1, layer_name="stage1")
+        x = self.stage(x, 2 * hp.depth, stride=2, layer_name="stage2")
+        # 48x48
+        x = self.stage(x, 4 * hp.depth, stride=2, layer_name="stage3")
+        # 24x24
+        x = Global_Average_Pooling(x)
+        return Fully_connected(x, self.classes, layer_name="classifier")
+
+    def stage(self, x, depth, stride, layer_name):
+        """A row of blocks, the first of which may halve the map."""
+        with tf.variable_scope(layer_name):
+            for number in range(1, self.hyperparameters.blocks + 1):
+                x = self.block(x, depth, stride if number == 1 else 1, layer_name=f"block{number}")
+        return x
+
+    def block(self, x, depth, stride, layer_name):
+        """relu(shortcut + SE(branch)), with 4 * depth channels."""
+        hp, out_dim = self.hyperparameters, 4 * depth
+        with tf.variable_scope(layer_name):
+            # All paths at once: one wide 1x1, then one 3x3 in `cardinality` groups (figure 3c).
+            branch = Relu(self.conv_bn(x, hp.cardinality * depth, 1, layer_name="reduce"))
+            branch = self.conv_bn(
+                branch, hp.cardinality * depth, 3, stride, hp.cardinality, layer_name="paths"
+            )
+            branch = self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge")
+            if hp.reduction_ratio:
+                branch = Squeeze_excitation_layer(branch, out_dim, hp.reduction_ratio, "SE")
+            if stride != 1 or x.shape[-1].value != out_dim:
+                x = self.conv_bn(x, out_dim, 1, stride, layer_name="shortcut")
+            return Relu(x + branch)
+
+    def conv_bn(self, x, filters, kernel, stride=1, groups=1, layer_name="conv"):
+        with tf.variable_scope(layer_name):
+            x = conv_layer(x, filters, kernel, stride, groups=groups)
+            return Batch_Normalization(x, self.training, scope="batch_norm")
+
+
+# -------------------------------------------------------------------------- loss and schedule
+
+
+def learning_rate_schedule(step, epoch_steps, hyperparameters):
+    """The learning rate of `step`, an int64 scalar from 0: a linear warm-up over the first 5 % of
+    all steps (one epoch at most), then divided by 10 at 30, 60 and 90 % of them."""
+    hp, total_steps = hyperparameters, hyperparameters.total_epochs * epoch_steps
+    rates = [hp.init_learning_rate / 10**drops for drops in range(4)]
+    last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
+    warm_up = min(math.ceil(0.05 * total_steps), epoch_steps)
+    rise = tf.minimum(tf.cast(step + 1, tf.float32) / warm_up, 1.0)
+    return rise * tf.train.piecewise_constant(step, last_steps, rates)
+
+
+def build_graph(data, epoch_steps, hyperparameters):
+    """The Inputs, what a training step fetches, and the sums of a test batch."""
+    hp, classes = hyperparameters, len(data.label_names)
+    tf.set_random_seed(hp.seed)
+    inputs = picture_inputs(data)
+
+    x = augment(inputs.normalised, hp.seed, inputs.step)
+    logits = SE_ResNeXt(x, training=True, hyperparameters=hp, classes=classes).model
+    with tf.name_scope("loss"):
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=inputs.labels, logits=logits
+        )
+        l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in tf.trainable_variables()])
+        loss = tf.reduce_mean(cross_entropy) + l2_loss
+    learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
+    optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
+    minimize = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+    train_step = {
+        "train": tf.group(minimize, tf.get_collection(tf.GraphKeys.UPDATE_OPS)),
+        "sums": epoch_sums(
+            batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps
+        ),
+        "l2_loss": l2_loss,
+        "learning_rate": learning_rate,
+    }
+
+    with tf.name_scope("test"), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+        logits = SE_ResNeXt(
+            inputs.normalised, training=False, hyperparameters=hp, classes=classes
+        ).model
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=inputs.labels, logits=logits
+        )
+        test_sums = batch_sums(cross_entropy, logits, inputs.labels)
+    return inputs, train_step, test_sums
+
+
+# ------------------------------------------------------------------------------ training loop
+
+
+def train(hyperparameters):
+    """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
+    hp = hyperparameters
+    data = load_dataset(hp.dataset, hp.data_dir)
+    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
+    with tf.Graph().as_default(), Run(hp) as run:
+        inputs, train_step, test_sums = build_graph(data, epoch_steps, hp)
+        with tf.Session(config=session_config(hp.allow_soft_placement)) as session:
+            step = run.start(session, "SE_ResNeXt", data)
+            while step < hp.total_epochs * epoch_steps:
+                epoch = step // epoch_steps + 1
+                order = epoch_order(data.train, hp.seed, epoch)
+                todo = batches(data.train, hp.batch_size, order, first=step % epoch_steps)
+                for batch in run.progress(todo, epoch, len(order)):
+                    result = session.run(train_step, inputs.feed(batch, step))
+                    step += 1
+                    run.show(*loss_and_accuracy(result["sums"]))
+                train_loss, train_accuracy = loss_and_accuracy(result["sums"])
+                test_loss, test_accuracy = evaluate(
+                    session, test_sums, inputs, data.test, hp.batch_size
+                )
+                run.end_epoch(
+                    epoch,
+                    train_loss=train_loss,
+                    train_accuracy=train_accuracy,
+                    test_loss=test_loss,
+                    test_accuracy=test_accuracy,
+                    l2_loss=result["l2_loss"],
+                    learning_rate=result["learning_rate"],
+                )
+                run.save(session, step)
+            run.finish()
+
+
+def main(argv=None):
+    """Run the command line `argv` and return the exit status."""
+    return run_command({"train": train}, Hyperparameters, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the training scripts share and nobody edits for an experiment."""

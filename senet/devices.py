@@ -1,0 +1,55 @@
+"""What the session runs on."""
+
+import functools
+import os
+import re
+
+import numpy as np
+
+from senet.compat import tf, without_chatter
+
+
+@functools.cache
+def visible_gpus():
+    """The GPUs that TensorFlow sees, as a tuple of physical devices."""
+    with without_chatter():
+        return tuple(tf.config.list_physical_devices("GPU"))
+
+
+def describe_devices():
+    """What training runs on, for the start-up lines."""
+    if not visible_gpus():
+        return f"{os.cpu_count()} CPU cores (TensorFlow sees no GPU)"
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in visible_gpus()
+    ]
+    return f"GPU {names[0]}" + (f" ({len(names)} GPUs seen, one is used)" if names[1:] else "")
+
+
+def session_config(allow_soft_placement=True):
+    """The `tf.ConfigProto` of every session of this project."""
+    # allow_growth: take GPU memory as it is needed, so that others can share the GPU.
+    return tf.ConfigProto(
+        allow_soft_placement=allow_soft_placement, gpu_options=tf.GPUOptions(allow_growth=True)
+    )
+
+
+@functools.cache
+def has_grouped_convolution():
+    """Whether `tf.nn.conv2d` trains with grouped filters here.
+
+    GPUs do it with cuDNN and x86 CPUs with oneDNN. Without oneDNN (ARM, macOS,
+    TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it on the CPU, and says so only when
+    the gradient is run: so run one.
+    """
+    if visible_gpus():
+        return True
+    with tf.Graph().as_default(), without_chatter(re.compile("")):
+        x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
+        gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])
+        try:
+            with tf.Session(config=session_config()) as session:
+                return all(np.all(np.isfinite(g)) for g in session.run(gradients))
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            return False

@@ -1,0 +1,10 @@
+"""The two ways in which a person's input can be wrong. Each message is one line that says what
+to do; `senet.command_line` prints it without a traceback."""
+
+
+class HyperparameterError(ValueError):
+    """A hyperparameter that cannot work; names the field, the value and what the field takes."""
+
+
+class Failure(Exception):
+    """Something outside the code (data, disk, network, device) that stops the program."""

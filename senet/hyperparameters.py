@@ -1,0 +1,89 @@
+"""Types for the fields of a script's `Hyperparameters`: what a field takes, checked in one place.
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    batch_size: at_least(1) = 128
+
+    def __post_init__(self):
+        check_fields(self)
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from senet.errors import HyperparameterError
+
+
+class Range(NamedTuple):
+    """What the values of a field satisfy, and how to say that."""
+
+    words: str
+    holds: Any
+
+
+def at_least(least):
+    """A number of `least` or more, of the type of `least`."""
+    return Annotated[type(least), Range(f"{least} or more", lambda value: value >= least)]
+
+
+def above(bound):
+    """A number above `bound`, of the type of `bound`."""
+    return Annotated[type(bound), Range(f"above {bound}", lambda value: value > bound)]
+
+
+def between(least, bound):
+    """A number from `least` up to, not including, `bound`."""
+    return Annotated[
+        type(least),
+        Range(f"from {least} up to, not including, {bound}", lambda value: least <= value < bound),
+    ]
+
+
+def one_of(*choices):
+    """One of some texts."""
+    return Annotated[str, Range(" or ".join(choices), lambda value: value in choices)]
+
+
+WORDS = {int: "a whole number,", float: "a number,", bool: "True or False", str: "a text,"}
+
+
+def field_type(Hyperparameters, name):
+    """The plain type of a field (int, float, bool or str) and its ranges."""
+    hint = get_type_hints(Hyperparameters, include_extras=True)[name]
+    if hasattr(hint, "__metadata__"):
+        return hint.__origin__, hint.__metadata__
+    return hint, ()
+
+
+def takes(Hyperparameters, name):
+    """What a field takes, in words."""
+    kind, ranges = field_type(Hyperparameters, name)
+    return " ".join([WORDS[kind], *(limit.words for limit in ranges)]).rstrip(",")
+
+
+def parse_field(Hyperparameters, name, text):
+    """The value of `--name=text`.
+
+    Raises HyperparameterError if the text is not of the field's type."""
+    kind, _ = field_type(Hyperparameters, name)
+    try:
+        return {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise HyperparameterError(
+            f"{name}={text}: {name} takes {takes(Hyperparameters, name)}"
+        ) from None
+
+
+def check_fields(hyperparameters):
+    """Raise HyperparameterError for the first field whose value is not what the field takes."""
+    cls = type(hyperparameters)
+    for field in dataclasses.fields(cls):
+        value = getattr(hyperparameters, field.name)
+        kind, ranges = field_type(cls, field.name)
+        right_type = type(value) is kind or (kind is float and type(value) is int)
+        finite = kind is not float or (right_type and math.isfinite(value))
+        if not (right_type and finite and all(limit.holds(value) for limit in ranges)):
+            raise HyperparameterError(
+                f"{field.name}={value}: {field.name} takes {takes(cls, field.name)}"
+            )

@@ -1,0 +1,128 @@
+"""The layers of the networks, over `tf.nn` and `tf.get_variable`.
+
+Pictures and feature maps are [batch, height, width, channels]. Every layer with variables opens a
+variable scope of its own name, so that building a network twice, the second time under
+`tf.variable_scope(..., reuse=True)`, shares the variables.
+"""
+
+import zlib
+
+import numpy as np
+
+from senet.compat import global_avg_pool, tf
+from senet.devices import has_grouped_convolution
+
+
+def he_weights(shape, fan_in):
+    """The variable `weights` of the current scope with He initialisation: Gaussian with
+    variance 2 / fan_in (arXiv 1502.01852, section 2.2).
+
+    The values depend on the graph's seed and the variable's name alone: a layer starts the same
+    whatever else the graph holds.
+    """
+    seed = [tf.get_default_graph().seed or 0, zlib.crc32(tf.get_variable_scope().name.encode())]
+
+    def initializer(shape, dtype, partition_info=None):
+        return np.sqrt(2 / fan_in) * tf.random.stateless_normal(shape, seed, dtype=dtype)
+
+    return tf.get_variable("weights", shape, initializer=initializer)
+
+
+def conv_layer(
+    input_x, filters, kernel, stride=1, padding="SAME", groups=1, use_bias=False, layer_name="conv"
+):
+    """2-D convolution; `kernel` is a side or a pair [height, width]. With `groups`, channels fall
+    into that many groups and each output group sees its own input group only (ResNeXt, arXiv
+    1611.05431, figure 3c). No bias by default: batch norm follows and has its own."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    group_channels = input_x.shape[-1].value // groups
+    with tf.variable_scope(layer_name):
+        weights = he_weights(
+            [height, width, group_channels, filters], fan_in=height * width * group_channels
+        )
+        if groups == 1 or has_grouped_convolution():
+            x = tf.nn.conv2d(input_x, weights, stride, padding)
+        else:
+            paths = zip(
+                tf.split(input_x, groups, axis=-1), tf.split(weights, groups, axis=-1), strict=True
+            )
+            x = Concatenation([tf.nn.conv2d(path, w, stride, padding) for path, w in paths])
+        if use_bias:
+            x += tf.get_variable("bias", [filters], initializer=tf.zeros_initializer())
+        return x
+
+
+def Batch_Normalization(x, training, scope, momentum=0.9, epsilon=1e-5):
+    """Batch normalisation over all axes but the last (arXiv 1502.03167, algorithms 1 and 2).
+
+    In training it uses the statistics of the batch and adds to `tf.GraphKeys.UPDATE_OPS` the two
+    operations that move the averages: `moving = momentum * moving + (1 - momentum) * batch`, with
+    the unbiased batch variance. The train operation has to depend on them. Otherwise it uses the
+    moving averages. `training` is a Python bool: updates inside a `tf.cond` would be lost.
+    """
+    channels = [x.shape[-1].value]
+    with tf.variable_scope(scope):
+        gamma = tf.get_variable("gamma", channels, initializer=tf.ones_initializer())
+        beta = tf.get_variable("beta", channels, initializer=tf.zeros_initializer())
+        moving_mean = tf.get_variable(
+            "moving_mean", channels, initializer=tf.zeros_initializer(), trainable=False
+        )
+        moving_variance = tf.get_variable(
+            "moving_variance", channels, initializer=tf.ones_initializer(), trainable=False
+        )
+        if not training:
+            return tf.nn.fused_batch_norm(
+                x, gamma, beta, moving_mean, moving_variance, epsilon, is_training=False
+            )[0]
+        x, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)
+        for moving, batch in (moving_mean, mean), (moving_variance, variance):
+            update = moving.assign_sub((1 - momentum) * (moving - batch), read_value=False)
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+        return x
+
+
+def Relu(x):
+    """max(x, 0)"""
+    return tf.nn.relu(x)
+
+
+def Sigmoid(x):
+    """1 / (1 + exp(-x))"""
+    return tf.nn.sigmoid(x)
+
+
+def Concatenation(layers):
+    """Feature maps of the same size, one after the other along the channels."""
+    return tf.concat(layers, axis=-1)
+
+
+def Global_Average_Pooling(x):
+    """[batch, height, width, channels] to the mean of each channel, [batch, channels]."""
+    return global_avg_pool(x)
+
+
+def Fully_connected(x, units, layer_name="fully_connected"):
+    """[batch, features] to [batch, units], with bias."""
+    features = x.shape[-1].value
+    with tf.variable_scope(layer_name):
+        weights = he_weights([features, units], fan_in=features)
+        bias = tf.get_variable("bias", [units], initializer=tf.zeros_initializer())
+        return tf.matmul(x, weights) + bias
+
+
+def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
+    """`input_x`, [batch, height, width, out_dim], each channel times its gate in (0, 1).
+
+    The squeeze is each channel's mean over the map; the excitation turns the means into the gates
+    by two fully connected layers with a bottleneck of out_dim / ratio (SENet, arXiv 1709.01507,
+    sections 3.1 and 3.2, equations 2 to 4). Raises ValueError if `ratio` exceeds `out_dim`.
+    """
+    if not 1 <= ratio <= out_dim:
+        raise ValueError(f"{layer_name}: ratio {ratio} is not from 1 to out_dim {out_dim}")
+    with tf.variable_scope(layer_name):
+        squeeze = Global_Average_Pooling(input_x)
+        excitation = Fully_connected(squeeze, out_dim // ratio, layer_name="fully_connected1")
+        excitation = Relu(excitation)
+        excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2")
+        excitation = Sigmoid(excitation)
+        return input_x * tf.reshape(excitation, [-1, 1, 1, out_dim])
