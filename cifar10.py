@@ -88,11 +88,15 @@ def unpack(archive, folder):
                     continue
                 if not (member.isfile() and place == FOLDER and member.size <= LARGEST_FILE):
                     raise Failure(
-                        f"{archive}: refused, since {member.name!r} does not belong in it; {ARCHIVE_REMEDY}"
+                        f"{archive}: refused, since {member.name!r} does not belong in it; "
+                        f"{ARCHIVE_REMEDY}"
                     )
                 if name in FILES:
                     with (aside / name).open("wb") as file:
                         shutil.copyfileobj(members.extractfile(member), file)
+            # The checksum of what was read stands behind the last member.
+            while members.fileobj.read(2**20):
+                pass
             for name in FILES:
                 if not (aside / name).exists():
                     raise Failure(f"{archive}: {FOLDER}/{name} is missing; {ARCHIVE_REMEDY}")

@@ -74,5 +74,6 @@ def _help(commands, Hyperparameters):
     module = inspect.getmodule(Hyperparameters)
     source = inspect.getsource(Hyperparameters)
     declaration = source.partition("class Hyperparameters:\n")[2].partition("    def ")[0]
-    usage = f"usage: python {pathlib.Path(module.__file__).name} [{'|'.join(commands)}] [--name=value ...]"
+    script = pathlib.Path(module.__file__).name
+    usage = f"usage: python {script} [{'|'.join(commands)}] [--name=value ...]"
     return f"{usage}\n\n{inspect.cleandoc(module.__doc__)}\n\n{declaration.rstrip()}"

@@ -1,0 +1,43 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from senet.compat import tf
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def graph():
+    """A fresh default graph."""
+    with tf.Graph().as_default() as graph:
+        tf.set_random_seed(0)
+        yield graph
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def start_python(*arguments, cwd=ROOT, **environment):
+    """Start `python arguments...` in the folder `cwd`, its output and errors to be read as text."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_python(*arguments, cwd=ROOT, **environment):
+    """(exit status, standard output, standard error) of `python arguments...`."""
+    process = start_python(*arguments, cwd=cwd, **environment)
+    output, errors = process.communicate()
+    return process.returncode, output, errors

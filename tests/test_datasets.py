@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from senet.datasets import Dataset, Split, batches, epoch_order, load_dataset, steps_per_epoch
+from senet.shapes import OUTLINES, load_shapes
+
+
+@pytest.fixture
+def split(rng):
+    """23 pictures, each filled with its own number."""
+    images = np.broadcast_to(np.arange(23, dtype=np.uint8)[:, None, None, None], (23, 32, 32, 3))
+    return Split(images, np.arange(23, dtype=np.int32))
+
+
+@pytest.mark.parametrize(
+    "batch_size, sizes",
+    [(1, [1] * 23), (5, [5, 5, 5, 4, 4]), (22, [12, 11]), (23, [23]), (100, [23])],
+)
+def test_batches_hold_every_picture_once_with_its_label(split, batch_size, sizes):
+    order = epoch_order(split, seed=1, epoch=1)
+    parts = list(batches(split, batch_size, order))
+    assert [len(part.labels) for part in parts] == sizes
+    assert len(parts) == steps_per_epoch(split, batch_size)
+    labels = np.concatenate([part.labels for part in parts])
+    assert sorted(labels) == list(range(23))
+    assert labels.tolist() == np.concatenate([part.images[:, 0, 0, 0] for part in parts]).tolist()
+
+
+def test_batches_can_start_in_the_middle_of_an_epoch(split):
+    order = epoch_order(split, seed=1, epoch=1)
+    whole = [part.labels.tolist() for part in batches(split, 5, order)]
+    assert [part.labels.tolist() for part in batches(split, 5, order, first=3)] == whole[3:]
+
+
+def test_order_depends_on_seed_and_epoch_alone(split):
+    order = epoch_order(split, seed=1, epoch=1).tolist()
+    assert epoch_order(split, seed=1, epoch=1).tolist() == order
+    assert epoch_order(split, seed=1, epoch=2).tolist() != order
+    assert epoch_order(split, seed=2, epoch=1).tolist() != order
+
+
+def test_channel_statistics(rng):
+    images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    images[..., 2] = 7  # a channel without any contrast must not be divided by zero
+    train = Split(images, np.zeros(50, np.int32))
+    mean, std = Dataset(
+        "noise", train, Split(images[:1], train.labels[:1]), []
+    ).channel_statistics()
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, [images[..., 0].std(), images[..., 1].std(), 1], rtol=1e-6)
+
+
+class TestShapes:
+    def test_sizes_and_classes(self):
+        data = load_dataset("shapes", "no/such/folder")
+        assert data.train.images.shape == (2000, 32, 32, 3)
+        assert data.test.images.shape == (500, 32, 32, 3)
+        assert data.train.images.dtype == np.uint8
+        assert np.bincount(data.train.labels).tolist() == [200] * 10
+        assert np.bincount(data.test.labels).tolist() == [50] * 10
+        assert data.label_names == list(OUTLINES)
+
+    def test_every_start_draws_the_same(self):
+        for one, other in zip(load_shapes()[:4], load_shapes()[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_no_picture_is_in_both_splits(self):
+        train, _, test, _, _ = load_shapes()
+        assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
+
+    def test_colour_and_brightness_do_not_tell_the_class(self):
+        """The nearest mean of simple statistics is right in about one of ten."""
+        train, labels, test, test_labels, _ = load_shapes()
+
+        def statistics(images):
+            flat = images.reshape(len(images), -1, 3) / 255
+            return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+
+        means = np.array([statistics(train[labels == c]).mean(0) for c in range(10)])
+        distances = np.linalg.norm(statistics(test)[:, None] - means, axis=-1)
+        assert (distances.argmin(1) == test_labels).mean() < 0.25

@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import run_python
+
+from senet.compat import tf
+from senet.layers import Batch_Normalization, Squeeze_excitation_layer, conv_layer
+
+
+def run(fetches, feed_dict=None, values=None):
+    """`fetches` in a new session, the variables named in `values` set to those values."""
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():
+            if values and variable.op.name in values:
+                variable.load(values[variable.op.name], session)
+        return session.run(fetches, feed_dict)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_squeeze_excitation_gives_what_numpy_gives(graph, rng):
+    x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
+    weights = {
+        "SE/fully_connected1/weights": rng.normal(size=(8, 2)),
+        "SE/fully_connected1/bias": rng.normal(size=2),
+        "SE/fully_connected2/weights": rng.normal(size=(2, 8)),
+        "SE/fully_connected2/bias": rng.normal(size=8),
+    }
+    w1, b1, w2, b2 = weights.values()
+    gate = sigmoid(np.maximum(x.mean(axis=(1, 2)) @ w1 + b1, 0) @ w2 + b2)
+    expected = x * gate[:, None, None, :]
+    output = Squeeze_excitation_layer(tf.constant(x), out_dim=8, ratio=4, layer_name="SE")
+    np.testing.assert_allclose(run(output, values=weights), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 9])
+def test_squeeze_excitation_refuses_a_ratio_without_a_bottleneck(graph, ratio):
+    with pytest.raises(ValueError, match=f"ratio {ratio} is not from 1 to out_dim 8"):
+        Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=ratio, layer_name="SE")
+
+
+def convolve(x, filters, stride):
+    """SAME convolution with an odd kernel, by its definition."""
+    kernel = filters.shape[0]
+    height = -(-x.shape[1] // stride)
+    before = max((height - 1) * stride + kernel - x.shape[1], 0) // 2
+    x = np.pad(x, [(0, 0), (before, kernel), (before, kernel), (0, 0)])
+    out = np.zeros((x.shape[0], height, height, filters.shape[-1]))
+    for i in range(height):
+        for j in range(height):
+            r, c = i * stride, j * stride
+            window = x[:, r : r + kernel, c : c + kernel, :]
+            out[:, i, j] = np.einsum("bhwc,hwco->bo", window, filters)
+    return out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_convolution_is_one_convolution_a_group(graph, rng, stride):
+    x = rng.normal(size=(2, 6, 6, 8)).astype(np.float32)
+    filters = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
+    expected = np.concatenate(
+        [
+            convolve(x[..., 2 * g : 2 * g + 2], filters[..., 3 * g : 3 * g + 3], stride)
+            for g in range(4)
+        ],
+        axis=-1,
+    )
+    output = conv_layer(tf.constant(x), 12, 3, stride, groups=4)
+    np.testing.assert_allclose(
+        run(output, values={"conv/weights": filters}), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+GROUPED_STEP = """
+import json
+from SE_ResNeXt import SE_ResNeXt, Hyperparameters
+from senet.compat import tf
+from senet.devices import has_grouped_convolution, session_config
+with tf.Graph().as_default():
+    tf.set_random_seed(1)
+    hp = Hyperparameters(cardinality=4, depth=4, blocks=1, reduction_ratio=4, padding=0)
+    x = tf.random.stateless_normal([8, 16, 16, 3], [2, 3])
+    logits = SE_ResNeXt(x, True, hp).model
+    gradients = tf.gradients(tf.reduce_mean(tf.square(logits)), tf.trainable_variables())
+    norms = [tf.norm(g) for g in gradients]
+    with tf.Session(config=session_config()) as session:
+        session.run(tf.global_variables_initializer())
+        logits, norms = session.run([logits, norms])
+    print(json.dumps([has_grouped_convolution(), logits.tolist(), [float(n) for n in norms]]))
+"""
+
+
+def test_training_without_grouped_convolution_computes_the_same():
+    status, with_groups, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="1")
+    assert (status, errors) == (0, "")
+    status, without, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="0")
+    assert (status, errors) == (0, "")
+    _, logits, gradient_norms = json.loads(with_groups)
+    has_groups, other_logits, other_gradient_norms = json.loads(without)
+    assert not has_groups
+    np.testing.assert_allclose(other_logits, logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(other_gradient_norms, gradient_norms, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_starts_with_he_weights(graph):
+    conv_layer(tf.ones([1, 8, 8, 64]), 256, 3)
+    weights = run(tf.trainable_variables()[0])
+    assert weights.shape == (3, 3, 64, 256)
+    # 147,456 draws: the sample's deviation is within 1 % of sqrt(2 / fan_in).
+    assert np.std(weights) == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.01)
+    assert np.mean(weights) == pytest.approx(0, abs=1e-3)
+
+
+def test_initial_weights_depend_on_seed_and_name_alone():
+    def weights(seed, name, layers_before):
+        with tf.Graph().as_default():
+            tf.set_random_seed(seed)
+            x = tf.ones([1, 4, 4, 3])
+            for number in range(layers_before):
+                conv_layer(x, 2, 1, layer_name=f"before{number}")
+            conv_layer(x, 2, 1, layer_name=name)
+            return run(tf.trainable_variables()[-1]).tolist()
+
+    assert weights(1, "a", 0) == weights(1, "a", 2)
+    assert weights(1, "a", 0) != weights(2, "a", 0)
+    assert weights(1, "a", 0) != weights(1, "b", 0)
+
+
+class TestBatchNormalization:
+    def test_training_normalises_by_the_batch(self, graph, rng):
+        x = rng.normal(3, 2, size=(4, 5, 5, 2)).astype(np.float32)
+        gamma, beta = np.float32([2, 3]), np.float32([-1, 1])
+        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        expected = gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
+        output = Batch_Normalization(tf.constant(x), training=True, scope="bn")
+        values = {"bn/gamma": gamma, "bn/beta": beta}
+        np.testing.assert_allclose(run(output, values=values), expected, rtol=1e-4, atol=1e-5)
+
+    def test_moving_averages_follow_the_formula_over_steps(self, graph, rng):
+        x = tf.placeholder(tf.float32, [None, 3, 3, 2])
+        Batch_Normalization(x, training=True, scope="bn", momentum=0.9)
+        updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+        mean, variance = np.zeros(2), np.ones(2)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for step in range(5):
+                batch = rng.normal(step, 1 + step, size=(4, 3, 3, 2))
+                mean = 0.9 * mean + 0.1 * batch.mean(axis=(0, 1, 2))
+                variance = 0.9 * variance + 0.1 * batch.var(axis=(0, 1, 2), ddof=1)
+                session.run(updates, {x: batch})
+            moving = {v.op.name: session.run(v) for v in tf.global_variables()}
+        np.testing.assert_allclose(moving["bn/moving_mean"], mean, rtol=1e-5)
+        np.testing.assert_allclose(moving["bn/moving_variance"], variance, rtol=1e-5)
+
+    def test_evaluation_uses_the_moving_averages(self, graph, rng):
+        x = rng.normal(size=(4, 3, 3, 2)).astype(np.float32)
+        mean, variance = np.float32([1, -2]), np.float32([4, 9])
+        output = Batch_Normalization(tf.constant(x), training=False, scope="bn")
+        assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == []
+        values = {"bn/moving_mean": mean, "bn/moving_variance": variance}
+        np.testing.assert_allclose(
+            run(output, values=values), (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-5, atol=1e-6
+        )
+
+    def test_training_does_not_use_the_moving_averages(self, graph, rng):
+        x = rng.normal(size=(4, 3, 3, 2)).astype(np.float32)
+        output = Batch_Normalization(tf.constant(x), training=True, scope="bn")
+        values = {"bn/moving_mean": np.float32([50, 60]), "bn/moving_variance": [7, 8]}
+        np.testing.assert_array_equal(run(output), run(output, values=values))

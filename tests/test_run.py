@@ -1,0 +1,115 @@
+import signal
+import time
+
+from conftest import run_python, start_python
+from fake_cifar10 import make_files, write_folder
+
+from senet.compat import tf
+
+TINY = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
+
+
+def command(tmp_path, name, *options):
+    """The arguments of a run in its own folder of `tmp_path`, on 500 + 100 made-up pictures."""
+    data_dir = tmp_path / "data"
+    if not data_dir.exists():
+        write_folder(data_dir, make_files(count=100))
+    return [
+        "SE_ResNeXt.py",
+        *TINY,
+        "--batch_size=50",
+        f"--data_dir={data_dir}",
+        f"--run_dir={tmp_path / name}",
+        *options,
+    ]
+
+
+def scalars(run_dir):
+    """{tag: {epoch: value}} that TensorBoard shows: a start drops what is not before its step."""
+    shown = {}
+    for file in sorted((run_dir / "logs").iterdir()):
+        for event in tf.train.summary_iterator(str(file)):
+            if event.session_log.status == tf.SessionLog.START:
+                for values in shown.values():
+                    for step in [step for step in values if step >= event.step]:
+                        del values[step]
+            for value in event.summary.value:
+                shown.setdefault(value.tag, {})[event.step] = value.simple_value
+    return shown
+
+
+def test_a_killed_and_resumed_run_prints_the_same_rows_and_learning_rates(tmp_path):
+    options = ["--total_epochs=4"]
+    status, whole, errors = run_python(*command(tmp_path, "whole", *options))
+    assert (status, errors) == (0, "")
+
+    process = start_python(*command(tmp_path, "resumed", *options))
+    while not (tmp_path / "resumed" / "model" / "model.ckpt-20.index").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    status, resumed, errors = run_python(*command(tmp_path, "resumed", *options))
+    assert (status, errors) == (0, "")
+    assert "goes on after epoch 2" in resumed or "goes on after epoch 3" in resumed
+
+    rows = (tmp_path / "whole" / "logs.txt").read_text()
+    assert [row.split(",")[0] for row in rows.splitlines()] == [
+        f"epoch: {n}/4" for n in range(1, 5)
+    ]
+    assert rows in whole
+    assert (tmp_path / "resumed" / "logs.txt").read_text() == rows
+    of_whole, of_resumed = scalars(tmp_path / "whole"), scalars(tmp_path / "resumed")
+    assert of_whole.pop("images_per_second").keys() == of_resumed.pop("images_per_second").keys()
+    assert of_whole == of_resumed
+
+
+def test_what_a_run_leaves_and_says(tmp_path):
+    status, output, errors = run_python(*command(tmp_path, "run", "--total_epochs=1"))
+    assert (status, errors) == (0, "")
+    network, data, device, run, row, done = output.splitlines()
+    # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
+    assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
+    assert data == "data: cifar10, 500 training and 100 test pictures in 10 classes"
+    assert device.startswith("device: ")
+    folder = tmp_path / "run"
+    assert run == f"run: {folder} (new); to watch it: tensorboard --logdir {folder}"
+    assert row == (folder / "logs.txt").read_text().strip()
+    assert done.startswith("done: 1 epochs")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "hyperparameters.json",
+        "logs",
+        "logs.txt",
+        "model",
+    ]
+    assert set(scalars(folder)) == {
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "l2_loss",
+        "learning_rate",
+        "images_per_second",
+    }
+
+
+def test_other_hyperparameters_are_refused_with_both_values(tmp_path):
+    assert run_python(*command(tmp_path, "run", "--total_epochs=1"))[0] == 0
+    before = (tmp_path / "run" / "hyperparameters.json").read_text()
+    status, output, errors = run_python(*command(tmp_path, "run", "--depth=3", "--momentum=0.5"))
+    assert (status, output) == (1, "")
+    assert "depth was 2, now 3; momentum was 0.9, now 0.5" in errors
+    assert errors.count("\n") == 1
+    assert (tmp_path / "run" / "hyperparameters.json").read_text() == before
+
+
+def test_graph_in_tensorboard_has_one_scope_a_block(tmp_path):
+    assert run_python(*command(tmp_path, "run", "--total_epochs=1", "--blocks=2"))[0] == 0
+    (file,) = (tmp_path / "run" / "logs").iterdir()
+    (graph,) = [
+        tf.GraphDef.FromString(event.graph_def)
+        for event in tf.train.summary_iterator(str(file))
+        if event.graph_def
+    ]
+    scopes = {"/".join(node.name.split("/")[:2]) for node in graph.node}
+    assert {f"stage{s}/block{b}" for s in (1, 2, 3) for b in (1, 2)} <= scopes
