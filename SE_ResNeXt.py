@@ -14,12 +14,11 @@ from senet.evaluation import batch_sums, epoch_sums, evaluate, loss_and_accuracy
 from senet.hyperparameters import above, at_least, between, check_fields, one_of
 from senet.input import augment, picture_inputs
 from senet.layers import (
-    Batch_Normalization,
     Fully_connected,
     Global_Average_Pooling,
     Relu,
     Squeeze_excitation_layer,
-    conv_layer,
+    conv_bn,
 )
 from senet.run import Run
 
@@ -75,8 +74,7 @@ class SE_ResNeXt:
         hp = self.hyperparameters
         x = tf.pad(x, [[0, 0], [hp.padding] * 2, [hp.padding] * 2, [0, 0]])
         # 96x96 from here on, with the default padding
-        x = self.conv_bn(x, 64, 3, layer_name="stem")
-        x = Relu(x)
+        x = Relu(conv_bn(x, 64, 3, training=self.training, layer_name="stem"))
         x = self.stage(x, hp.depth, stride=1, layer_name="stage1")
         x = self.stage(x, 2 * hp.depth, stride=2, layer_name="stage2")
         # 48x48
@@ -94,24 +92,20 @@ class SE_ResNeXt:
 
     def block(self, x, depth, stride, layer_name):
         """relu(shortcut + SE(branch)), with 4 * depth channels."""
-        hp, out_dim = self.hyperparameters, 4 * depth
+        hp, training, out_dim = self.hyperparameters, self.training, 4 * depth
+        # All paths at once: one wide 1x1, then one 3x3 in `cardinality` groups (figure 3c).
+        width, groups = hp.cardinality * depth, hp.cardinality
         with tf.variable_scope(layer_name):
-            # All paths at once: one wide 1x1, then one 3x3 in `cardinality` groups (figure 3c).
-            branch = Relu(self.conv_bn(x, hp.cardinality * depth, 1, layer_name="reduce"))
-            branch = self.conv_bn(
-                branch, hp.cardinality * depth, 3, stride, hp.cardinality, layer_name="paths"
+            branch = Relu(conv_bn(x, width, 1, training=training, layer_name="reduce"))
+            branch = conv_bn(
+                branch, width, 3, stride, groups=groups, training=training, layer_name="paths"
             )
-            branch = self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge")
+            branch = conv_bn(Relu(branch), out_dim, 1, training=training, layer_name="merge")
             if hp.reduction_ratio:
                 branch = Squeeze_excitation_layer(branch, out_dim, hp.reduction_ratio, "SE")
             if stride != 1 or x.shape[-1].value != out_dim:
-                x = self.conv_bn(x, out_dim, 1, stride, layer_name="shortcut")
+                x = conv_bn(x, out_dim, 1, stride, training=training, layer_name="shortcut")
             return Relu(x + branch)
-
-    def conv_bn(self, x, filters, kernel, stride=1, groups=1, layer_name="conv"):
-        with tf.variable_scope(layer_name):
-            x = conv_layer(x, filters, kernel, stride, groups=groups)
-            return Batch_Normalization(x, self.training, scope="batch_norm")
 
 
 # -------------------------------------------------------------------------- loss and schedule

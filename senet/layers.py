@@ -13,14 +13,16 @@ from senet.compat import global_avg_pool, tf
 from senet.devices import has_grouped_convolution
 
 
+def layer_seed():
+    """A number that the graph's seed and the current variable scope decide alone: a layer's random
+    numbers are the same whatever else the graph holds."""
+    return zlib.crc32(f"{tf.get_default_graph().seed or 0} {tf.get_variable_scope().name}".encode())
+
+
 def he_weights(shape, fan_in):
     """The variable `weights` of the current scope with He initialisation: Gaussian with
-    variance 2 / fan_in (arXiv 1502.01852, section 2.2).
-
-    The values depend on the graph's seed and the variable's name alone: a layer starts the same
-    whatever else the graph holds.
-    """
-    seed = [tf.get_default_graph().seed or 0, zlib.crc32(tf.get_variable_scope().name.encode())]
+    variance 2 / fan_in (arXiv 1502.01852, section 2.2)."""
+    seed = [layer_seed(), 0]
 
     def initializer(shape, dtype, partition_info=None):
         return np.sqrt(2 / fan_in) * tf.random.stateless_normal(shape, seed, dtype=dtype)
@@ -81,6 +83,25 @@ def Batch_Normalization(x, training, scope, momentum=0.9, epsilon=1e-5):
         return x
 
 
+def conv_bn(
+    input_x, filters, kernel, stride=1, padding="SAME", groups=1, *, training, layer_name="conv"
+):
+    """`conv_layer`, then `Batch_Normalization`, in the scope `layer_name`."""
+    with tf.variable_scope(layer_name):
+        x = conv_layer(input_x, filters, kernel, stride, padding, groups)
+        return Batch_Normalization(x, training, scope="batch_norm")
+
+
+def chain(input_x, *rows, training):
+    """Convolutions one after the other, batch norm and ReLU behind each; a row is (filters, kernel)
+    or (filters, kernel, stride, padding). The chains of a scope are `branch`, `branch_1`, ..."""
+    x = input_x
+    with tf.variable_scope(None, default_name="branch"):
+        for number, row in enumerate(rows, 1):
+            x = Relu(conv_bn(x, *row, training=training, layer_name=f"conv{number}"))
+    return x
+
+
 def Relu(x):
     """max(x, 0)"""
     return tf.nn.relu(x)
@@ -96,6 +117,16 @@ def Concatenation(layers):
     return tf.concat(layers, axis=-1)
 
 
+def Max_pooling(x, kernel=3, stride=2, padding="VALID"):
+    """The largest value of each window."""
+    return tf.nn.max_pool2d(x, kernel, stride, padding)
+
+
+def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
+    """The mean of each window; what lies beyond the edge does not count."""
+    return tf.nn.avg_pool2d(x, kernel, stride, padding)
+
+
 def Global_Average_Pooling(x):
     """[batch, height, width, channels] to the mean of each channel, [batch, channels]."""
     return global_avg_pool(x)
@@ -108,6 +139,17 @@ def Fully_connected(x, units, layer_name="fully_connected"):
         weights = he_weights([features, units], fan_in=features)
         bias = tf.get_variable("bias", [units], initializer=tf.zeros_initializer())
         return tf.matmul(x, weights) + bias
+
+
+def Dropout(x, rate, training, layer_name="dropout"):
+    """In training, zero for a share `rate` of the values and the others over 1 - rate (arXiv
+    1207.0580); the random numbers are keyed by `layer_seed` and the global step. Otherwise `x`."""
+    if not training:
+        return x
+    with tf.variable_scope(layer_name):
+        step = tf.train.get_or_create_global_step()
+        draw = tf.random.stateless_uniform(tf.shape(x), [layer_seed(), step])
+        return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
 def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):

@@ -1,0 +1,282 @@
+"""SE-Inception-ResNet-v2 on CIFAR-10: Inception-ResNet-v2 (arXiv 1602.07261, figures 3, 7 and 15
+to 19) with a squeeze-and-excitation block (arXiv 1709.01507, figure 3) on every residual branch,
+before the sum, and on the output of both reductions."""
+
+import functools
+import math
+import sys
+from dataclasses import dataclass
+
+from senet.command_line import run_command
+from senet.compat import tf
+from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
+from senet.devices import session_config
+from senet.errors import HyperparameterError
+from senet.evaluation import batch_sums, epoch_sums, evaluate, loss_and_accuracy
+from senet.hyperparameters import above, at_least, between, check_fields, one_of
+from senet.input import augment, picture_inputs
+from senet.layers import (
+    Concatenation,
+    Dropout,
+    Fully_connected,
+    Global_Average_Pooling,
+    Max_pooling,
+    Relu,
+    Squeeze_excitation_layer,
+    chain,
+    conv_layer,
+)
+from senet.run import Run
+
+# ---------------------------------------------------------------------------- hyperparameters
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    # the network
+    reduction_ratio: at_least(0) = 16  # of the SE blocks' bottleneck; 0: a network without them
+    padding: at_least(0) = 32  # zeros on each side of a picture: 32 makes 32x32 into 96x96
+
+    # training
+    weight_decay: at_least(0.0) = 5e-4
+    momentum: between(0.0, 1.0) = 0.9  # Nesterov's
+    init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
+    batch_size: at_least(1) = 128  # pictures a step, at most
+    total_epochs: at_least(1) = 100
+    seed: at_least(0) = 0  # of weights, order of the pictures, augmentation and dropout
+
+    # surroundings
+    dataset: one_of("cifar10", "shapes") = "cifar10"  # shapes: drawn here, no download
+    data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
+    run_dir: str = (
+        "runs/SE_Inception_resnet_v2"  # checkpoints and logs; a run goes on with what is there
+    )
+    allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.reduction_ratio > 384:
+            raise HyperparameterError(
+                f"reduction_ratio={self.reduction_ratio}: the first stage has 384 channels, "
+                f"reduction_ratio takes 0 to 384"
+            )
+        if 32 + 2 * self.padding < 75:
+            raise HyperparameterError(
+                f"padding={self.padding}: makes pictures of {32 + 2 * self.padding} pixels a side, "
+                f"this network needs 75 at least; padding takes 22 or more"
+            )
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+class SE_Inception_resnet_v2:
+    """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
+    already normalised. `training` is a Python bool: whether batch norm uses the batch and dropout
+    is on."""
+
+    def __init__(self, x, training, hyperparameters, classes=10):
+        self.training = training
+        self.hyperparameters = hyperparameters
+        self.chain = functools.partial(chain, training=training)
+        self.model = self.Build_SEnet(x, classes)
+
+    def Build_SEnet(self, x, classes):
+        padding = [self.hyperparameters.padding] * 2
+        x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
+        # Map sizes for 96x96.
+        x = self.Stem(x)
+        # 9x9x384
+        for number in range(1, 6):
+            x = self.Inception_resnet_A(x, f"Inception_resnet_A{number}")
+        x = self.Reduction_A(x, "Reduction_A")
+        # 4x4x1152
+        for number in range(1, 11):
+            x = self.Inception_resnet_B(x, f"Inception_resnet_B{number}")
+        x = self.Reduction_B(x, "Reduction_B")
+        # 1x1x2144
+        for number in range(1, 6):
+            x = self.Inception_resnet_C(x, f"Inception_resnet_C{number}")
+        x = Global_Average_Pooling(x)
+        x = Dropout(x, rate=0.2, training=self.training)
+        return Fully_connected(x, classes, layer_name="classifier")
+
+    def Stem(self, x):
+        """Figure 3."""
+        with tf.variable_scope("Stem"):
+            x = self.chain(x, (32, [3, 3], 2, "VALID"), (32, [3, 3], 1, "VALID"), (64, [3, 3]))
+            # 45x45
+            x = Concatenation([Max_pooling(x), self.chain(x, (96, [3, 3], 2, "VALID"))])
+            # 22x22
+            x = Concatenation(
+                [
+                    self.chain(x, (64, [1, 1]), (96, [3, 3], 1, "VALID")),
+                    self.chain(
+                        x, (64, [1, 1]), (64, [7, 1]), (64, [1, 7]), (96, [3, 3], 1, "VALID")
+                    ),
+                ]
+            )
+            # 20x20
+            return Concatenation([self.chain(x, (192, [3, 3], 2, "VALID")), Max_pooling(x)])
+
+    def Inception_resnet_A(self, x, layer_name):
+        """Figure 16."""
+        with tf.variable_scope(layer_name):
+            branches = [
+                self.chain(x, (32, [1, 1])),
+                self.chain(x, (32, [1, 1]), (32, [3, 3])),
+                self.chain(x, (32, [1, 1]), (48, [3, 3]), (64, [3, 3])),
+            ]
+            return self.residual_sum(x, branches)
+
+    def Reduction_A(self, x, layer_name):
+        """Figure 7 with k, l, m, n = 256, 256, 384, 384 (table 1)."""
+        with tf.variable_scope(layer_name):
+            branches = [
+                Max_pooling(x),
+                self.chain(x, (384, [3, 3], 2, "VALID")),
+                self.chain(x, (256, [1, 1]), (256, [3, 3]), (384, [3, 3], 2, "VALID")),
+            ]
+            return self.SE(Concatenation(branches))
+
+    def Inception_resnet_B(self, x, layer_name):
+        """Figure 17."""
+        with tf.variable_scope(layer_name):
+            branches = [
+                self.chain(x, (192, [1, 1])),
+                self.chain(x, (128, [1, 1]), (160, [1, 7]), (192, [7, 1])),
+            ]
+            return self.residual_sum(x, branches)
+
+    def Reduction_B(self, x, layer_name):
+        """Figure 18."""
+        with tf.variable_scope(layer_name):
+            branches = [
+                Max_pooling(x),
+                self.chain(x, (256, [1, 1]), (384, [3, 3], 2, "VALID")),
+                self.chain(x, (256, [1, 1]), (288, [3, 3], 2, "VALID")),
+                self.chain(x, (256, [1, 1]), (288, [3, 3]), (320, [3, 3], 2, "VALID")),
+            ]
+            return self.SE(Concatenation(branches))
+
+    def Inception_resnet_C(self, x, layer_name):
+        """Figure 19."""
+        with tf.variable_scope(layer_name):
+            branches = [
+                self.chain(x, (192, [1, 1])),
+                self.chain(x, (192, [1, 1]), (224, [1, 3]), (256, [3, 1])),
+            ]
+            return self.residual_sum(x, branches)
+
+    def residual_sum(self, x, branches):
+        """relu(x + SE(0.1 * branch)): a linear 1x1 brings the branches to the channels of `x`, and
+        the scale keeps the sum steady (section 3.3).
+
+        Figures 17 and 19 print 1154 and 2048 channels for that 1x1; the sum has 1152 and 2144, as
+        the reductions before it give."""
+        branch = conv_layer(
+            Concatenation(branches), x.shape[-1].value, [1, 1], use_bias=True, layer_name="linear"
+        )
+        return Relu(x + self.SE(0.1 * branch))
+
+    def SE(self, x):
+        """`x` with its channels gated, unless the network is one without SE blocks."""
+        ratio = self.hyperparameters.reduction_ratio
+        return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
+
+
+# -------------------------------------------------------------------------- loss and schedule
+
+
+def learning_rate_schedule(step, epoch_steps, hyperparameters):
+    """The learning rate of `step`, an int64 scalar from 0: a linear warm-up over the first 5 % of
+    all steps (one epoch at most), then divided by 10 at 30, 60 and 90 % of them."""
+    hp, total_steps = hyperparameters, hyperparameters.total_epochs * epoch_steps
+    rates = [hp.init_learning_rate / 10**drops for drops in range(4)]
+    last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
+    warm_up = min(math.ceil(0.05 * total_steps), epoch_steps)
+    rise = tf.minimum(tf.cast(step + 1, tf.float32) / warm_up, 1.0)
+    return rise * tf.train.piecewise_constant(step, last_steps, rates)
+
+
+def build_graph(data, epoch_steps, hyperparameters):
+    """The Inputs, what a training step fetches, and the sums of a test batch."""
+    hp, classes = hyperparameters, len(data.label_names)
+    tf.set_random_seed(hp.seed)
+    inputs = picture_inputs(data)
+
+    x = augment(inputs.normalised, hp.seed, inputs.step)
+    logits = SE_Inception_resnet_v2(x, training=True, hyperparameters=hp, classes=classes).model
+    with tf.name_scope("loss"):
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=inputs.labels, logits=logits
+        )
+        l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in tf.trainable_variables()])
+        loss = tf.reduce_mean(cross_entropy) + l2_loss
+    learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
+    optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
+    minimize = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+    train_step = {
+        "train": tf.group(minimize, tf.get_collection(tf.GraphKeys.UPDATE_OPS)),
+        "sums": epoch_sums(
+            batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps
+        ),
+        "l2_loss": l2_loss,
+        "learning_rate": learning_rate,
+    }
+
+    with tf.name_scope("test"), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+        logits = SE_Inception_resnet_v2(
+            inputs.normalised, training=False, hyperparameters=hp, classes=classes
+        ).model
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=inputs.labels, logits=logits
+        )
+        test_sums = batch_sums(cross_entropy, logits, inputs.labels)
+    return inputs, train_step, test_sums
+
+
+# ------------------------------------------------------------------------------ training loop
+
+
+def train(hyperparameters):
+    """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
+    hp = hyperparameters
+    data = load_dataset(hp.dataset, hp.data_dir)
+    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
+    with tf.Graph().as_default(), Run(hp) as run:
+        inputs, train_step, test_sums = build_graph(data, epoch_steps, hp)
+        with tf.Session(config=session_config(hp.allow_soft_placement)) as session:
+            step = run.start(session, "SE_Inception_resnet_v2", data)
+            while step < hp.total_epochs * epoch_steps:
+                epoch = step // epoch_steps + 1
+                order = epoch_order(data.train, hp.seed, epoch)
+                todo = batches(data.train, hp.batch_size, order, first=step % epoch_steps)
+                for batch in run.progress(todo, epoch, len(order)):
+                    result = session.run(train_step, inputs.feed(batch, step))
+                    step += 1
+                    run.show(*loss_and_accuracy(result["sums"]))
+                train_loss, train_accuracy = loss_and_accuracy(result["sums"])
+                test_loss, test_accuracy = evaluate(
+                    session, test_sums, inputs, data.test, hp.batch_size
+                )
+                run.end_epoch(
+                    epoch,
+                    train_loss=train_loss,
+                    train_accuracy=train_accuracy,
+                    test_loss=test_loss,
+                    test_accuracy=test_accuracy,
+                    l2_loss=result["l2_loss"],
+                    learning_rate=result["learning_rate"],
+                )
+                run.save(session, step)
+            run.finish()
+
+
+def main(argv=None):
+    """Run the command line `argv` and return the exit status."""
+    return run_command({"train": train}, Hyperparameters, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
