@@ -50,8 +50,8 @@ def draw_shapes(labels, rng):
         return rng.uniform(low, high, (count, *shape)).astype(np.float32)
 
     pixels = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
-    right, down = draw(-5, 5, 1, 1), draw(-5, 5, 1, 1)
-    radius, turn = draw(6, 10, 1, 1), draw(-0.25, 0.25, 1, 1)
+    right, down = draw(-4, 4, 1, 1), draw(-4, 4, 1, 1)
+    radius, turn = draw(8, 12, 1, 1), draw(-0.25, 0.25, 1, 1)
     x, y = (pixels[None, None, :] - right) / radius, (pixels[None, :, None] - down) / radius
     x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
     outline = np.empty_like(x)
@@ -60,10 +60,9 @@ def draw_shapes(labels, rng):
     # How much of each pixel the shape covers: the outline is about one pixel soft.
     cover = np.clip(0.5 - outline * radius, 0, 1)[..., None]
 
-    # Colours at random, in each channel at least 90 of 255 apart.
-    paper = draw(0, 255, 1, 1, 3)
-    step = draw(90, 160, 1, 1, 3)
-    ink = np.where(paper > 127, paper - step, paper + step)
+    # Bright on dark, in any colours: with both ways round, 2,000 pictures would not be enough.
+    paper = draw(0, 110, 1, 1, 3)
+    ink = paper + draw(90, 160, 1, 1, 3)
     slope = draw(-1.5, 1.5, 1, 1, 3) * pixels[None, None, :, None]
     slope = slope + draw(-1.5, 1.5, 1, 1, 3) * pixels[None, :, None, None]
 
