@@ -29,6 +29,7 @@ def describe_devices():
 
 def session_config(allow_soft_placement=True):
     """The `tf.ConfigProto` of every session of this project."""
+    visible_gpus()  # looks for them now, quietly, rather than when the session starts
     # allow_growth: take GPU memory as it is needed, so that others can share the GPU.
     return tf.ConfigProto(
         allow_soft_placement=allow_soft_placement, gpu_options=tf.GPUOptions(allow_growth=True)
