@@ -35,17 +35,17 @@ class Hyperparameters:
     padding: at_least(0) = 32  # zeros on each side of a picture: 32 makes 32x32 into 96x96
 
     # training
-    weight_decay: at_least(0.0) = 5e-4
+    weight_decay: at_least(0.0) = 5e-4  # times half the squares of all trained values
     momentum: between(0.0, 1.0) = 0.9  # Nesterov's
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
     batch_size: at_least(1) = 128  # pictures a step, at most
-    total_epochs: at_least(1) = 100
+    total_epochs: at_least(1) = 100  # passes over the training set
     seed: at_least(0) = 0  # of initial weights, order of the pictures and augmentation
 
     # surroundings
     dataset: one_of("cifar10", "shapes") = "cifar10"  # shapes: drawn here, no download
     data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
-    run_dir: str = "runs/SE_ResNeXt"  # checkpoints and logs; a run goes on with what is there
+    run_dir: str = "runs/SE_ResNeXt"  # checkpoints and logs of the run
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
 
     def __post_init__(self):
@@ -118,8 +118,9 @@ def learning_rate_schedule(step, epoch_steps, hyperparameters):
     rates = [hp.init_learning_rate / 10**drops for drops in range(4)]
     last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
     warm_up = min(math.ceil(0.05 * total_steps), epoch_steps)
-    rise = tf.minimum(tf.cast(step + 1, tf.float32) / warm_up, 1.0)
-    return rise * tf.train.piecewise_constant(step, last_steps, rates)
+    with tf.name_scope("learning_rate"):
+        rise = tf.minimum(tf.cast(step + 1, tf.float32) / warm_up, 1.0)
+        return rise * tf.train.piecewise_constant(step, last_steps, rates)
 
 
 def build_graph(data, epoch_steps, hyperparameters):

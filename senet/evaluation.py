@@ -8,9 +8,10 @@ def batch_sums(cross_entropy, logits, labels):
     """What a batch adds to a split's sums, float64 [3]: cross-entropy, correct answers, pictures.
 
     `cross_entropy` and `labels` are [batch], `logits` [batch, classes]."""
-    correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
-    parts = cross_entropy, correct, tf.ones_like(labels)
-    return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
+    with tf.name_scope("batch_sums"):
+        correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
+        parts = cross_entropy, correct, tf.ones_like(labels)
+        return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
 
 
 def loss_and_accuracy(sums):
@@ -24,8 +25,9 @@ def epoch_sums(sums, step, epoch_steps):
 
     They are a variable, so that a checkpoint in the middle of an epoch holds them too."""
     total = tf.get_variable("epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False)
-    goes_on = tf.cast(step % epoch_steps > 0, tf.float64)
-    return total.assign(goes_on * total + sums)
+    with tf.name_scope("epoch_sums/"):
+        goes_on = tf.cast(step % epoch_steps > 0, tf.float64)
+        return total.assign(goes_on * total + sums)
 
 
 def evaluate(session, sums, inputs, split, batch_size):

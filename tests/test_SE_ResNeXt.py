@@ -1,4 +1,5 @@
 import numpy as np
+import numpy_layers as nl
 import pytest
 from conftest import ROOT, run_python
 
@@ -39,6 +40,36 @@ def test_second_tower_shares_all_variables(graph):
     with tf.variable_scope(tf.get_variable_scope(), reuse=True):
         SE_ResNeXt(x, False, Hyperparameters(**TINY))
     assert tf.global_variables() == before
+
+
+@pytest.mark.parametrize("channels, stride", [(8, 1), (8, 2), (5, 1)])
+def test_a_block_is_what_numpy_gives(graph, rng, channels, stride):
+    """relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""
+    network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, Hyperparameters(**TINY))
+    x = rng.normal(size=(2, 6, 6, channels)).astype(np.float32)
+    output = network.block(tf.constant(x), depth=2, stride=stride, layer_name="alone")
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        values = {}
+        for variable in tf.global_variables("alone/"):
+            values[variable.op.name] = rng.uniform(0.1, 1.5, variable.shape).astype(np.float32)
+            variable.load(values[variable.op.name], session)
+        output = session.run(output)
+
+    def conv_bn(x, name, stride=1):
+        x = nl.convolution(x, values[f"alone/{name}/conv/weights"], stride)
+        norm = ("gamma", "beta", "moving_mean", "moving_variance")
+        return nl.batch_norm(x, *(values[f"alone/{name}/batch_norm/{part}"] for part in norm))
+
+    branch = nl.relu(conv_bn(x, "reduce"))
+    branch = conv_bn(nl.relu(conv_bn(branch, "paths", stride)), "merge")
+    dense = [(n, kind) for n in (1, 2) for kind in ("weights", "bias")]
+    branch = nl.squeeze_excitation(
+        branch, *(values[f"alone/SE/fully_connected{n}/{kind}"] for n, kind in dense)
+    )
+    changes = channels != 8 or stride != 1
+    expected = nl.relu((conv_bn(x, "shortcut", stride) if changes else x) + branch)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_with_its_gate_shut_a_block_returns_its_shortcut(graph, rng):

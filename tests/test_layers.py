@@ -1,11 +1,12 @@
 import json
 
 import numpy as np
+import numpy_layers as nl
 import pytest
 from conftest import run_python
 
 from senet.compat import tf
-from senet.layers import Batch_Normalization, Squeeze_excitation_layer, conv_layer
+from senet.layers import Batch_Normalization, Dropout, Squeeze_excitation_layer, conv_layer
 
 
 def run(fetches, feed_dict=None, values=None):
@@ -18,10 +19,6 @@ def run(fetches, feed_dict=None, values=None):
         return session.run(fetches, feed_dict)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def test_squeeze_excitation_gives_what_numpy_gives(graph, rng):
     x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
     weights = {
@@ -30,9 +27,7 @@ def test_squeeze_excitation_gives_what_numpy_gives(graph, rng):
         "SE/fully_connected2/weights": rng.normal(size=(2, 8)),
         "SE/fully_connected2/bias": rng.normal(size=8),
     }
-    w1, b1, w2, b2 = weights.values()
-    gate = sigmoid(np.maximum(x.mean(axis=(1, 2)) @ w1 + b1, 0) @ w2 + b2)
-    expected = x * gate[:, None, None, :]
+    expected = nl.squeeze_excitation(x, *weights.values())
     output = Squeeze_excitation_layer(tf.constant(x), out_dim=8, ratio=4, layer_name="SE")
     np.testing.assert_allclose(run(output, values=weights), expected, rtol=1e-5, atol=1e-6)
 
@@ -43,28 +38,13 @@ def test_squeeze_excitation_refuses_a_ratio_without_a_bottleneck(graph, ratio):
         Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=ratio, layer_name="SE")
 
 
-def convolve(x, filters, stride):
-    """SAME convolution with an odd kernel, by its definition."""
-    kernel = filters.shape[0]
-    height = -(-x.shape[1] // stride)
-    before = max((height - 1) * stride + kernel - x.shape[1], 0) // 2
-    x = np.pad(x, [(0, 0), (before, kernel), (before, kernel), (0, 0)])
-    out = np.zeros((x.shape[0], height, height, filters.shape[-1]))
-    for i in range(height):
-        for j in range(height):
-            r, c = i * stride, j * stride
-            window = x[:, r : r + kernel, c : c + kernel, :]
-            out[:, i, j] = np.einsum("bhwc,hwco->bo", window, filters)
-    return out
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 def test_grouped_convolution_is_one_convolution_a_group(graph, rng, stride):
     x = rng.normal(size=(2, 6, 6, 8)).astype(np.float32)
     filters = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
     expected = np.concatenate(
         [
-            convolve(x[..., 2 * g : 2 * g + 2], filters[..., 3 * g : 3 * g + 3], stride)
+            nl.convolution(x[..., 2 * g : 2 * g + 2], filters[..., 3 * g : 3 * g + 3], stride)
             for g in range(4)
         ],
         axis=-1,
@@ -171,3 +151,29 @@ class TestBatchNormalization:
         output = Batch_Normalization(tf.constant(x), training=True, scope="bn")
         values = {"bn/moving_mean": np.float32([50, 60]), "bn/moving_variance": [7, 8]}
         np.testing.assert_array_equal(run(output), run(output, values=values))
+
+
+class TestDropout:
+    def test_zeroes_its_share_and_keeps_the_mean(self, graph):
+        x = np.full((100, 1000), 2, np.float32)
+        output = run(Dropout(tf.constant(x), rate=0.2, training=True))
+        np.testing.assert_allclose(np.unique(output), [0, 2 / 0.8], rtol=1e-6)
+        # 20,000 of 100,000 values, with a deviation of 126.
+        assert abs((output == 0).sum() - 20_000) < 5 * 126
+
+    def test_evaluation_drops_nothing(self, graph):
+        x = tf.ones([4, 10])
+        assert Dropout(x, rate=0.2, training=False) is x
+
+    def test_depends_on_seed_and_step_alone(self):
+        def dropped(seed, step, layers_before=0):
+            with tf.Graph().as_default():
+                tf.set_random_seed(seed)
+                for number in range(layers_before):
+                    Dropout(tf.ones([4, 4]), 0.5, training=True, layer_name=f"before{number}")
+                output = Dropout(tf.ones([10, 20]), rate=0.5, training=True)
+                return run(output, values={"global_step": step}).tolist()
+
+        assert dropped(1, 5) == dropped(1, 5, layers_before=2)
+        assert dropped(1, 5) != dropped(1, 6)
+        assert dropped(1, 5) != dropped(2, 5)

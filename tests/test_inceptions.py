@@ -1,0 +1,263 @@
+"""The modules of the two Inception networks against the paper's figures, computed with NumPy.
+
+A branch is written as in the figure: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64 filters, then
+a 3x3 with 96, stride 2, without padding.
+"""
+
+import re
+
+import numpy as np
+import numpy_layers as nl
+import pytest
+
+import SE_Inception_resnet_v2 as resnet_v2
+import SE_Inception_v4 as v4
+from senet.compat import tf
+
+PARAMETERS = [
+    (v4, 0, 41_158_186),
+    (v4, 16, 43_477_002),
+    (resnet_v2, 0, 30_310_378),
+    (resnet_v2, 16, 35_704_030),
+]
+
+
+def network(script):
+    return getattr(script, script.__name__)
+
+
+@pytest.mark.parametrize("script, ratio, parameters", PARAMETERS)
+def test_parameters_of_the_published_network(graph, script, ratio, parameters):
+    x = tf.placeholder(tf.float32, [None, 32, 32, 3])
+    model = network(script)(x, True, script.Hyperparameters(reduction_ratio=ratio)).model
+    assert model.shape.as_list() == [None, 10]
+    assert model.dtype == tf.float32
+    assert sum(v.shape.num_elements() for v in tf.trainable_variables()) == parameters
+
+
+STEM_SIZES = [
+    ("Stem/branch/Relu", [47, 47, 32]),
+    ("Stem/branch/Relu_1", [45, 45, 32]),
+    ("Stem/branch/Relu_2", [45, 45, 64]),
+    ("Stem/concat", [22, 22, 160]),
+    ("Stem/concat_1", [20, 20, 192]),
+    ("Stem/concat_2", [9, 9, 384]),
+]
+SIZES = {
+    v4: [
+        *STEM_SIZES,
+        ("Inception_A1/SE/mul", [9, 9, 384]),
+        ("Inception_A4/SE/mul", [9, 9, 384]),
+        ("Reduction_A/SE/mul", [4, 4, 1024]),
+        ("Inception_B1/SE/mul", [4, 4, 1024]),
+        ("Inception_B7/SE/mul", [4, 4, 1024]),
+        ("Reduction_B/SE/mul", [1, 1, 1536]),
+        ("Inception_C1/SE/mul", [1, 1, 1536]),
+        ("Inception_C3/SE/mul", [1, 1, 1536]),
+        ("classifier/add", [10]),
+    ],
+    resnet_v2: [
+        *STEM_SIZES,
+        ("Inception_resnet_A1/Relu", [9, 9, 384]),
+        ("Inception_resnet_A5/Relu", [9, 9, 384]),
+        ("Reduction_A/SE/mul", [4, 4, 1152]),
+        ("Inception_resnet_B1/Relu", [4, 4, 1152]),
+        ("Inception_resnet_B10/Relu", [4, 4, 1152]),
+        ("Reduction_B/SE/mul", [1, 1, 2144]),
+        ("Inception_resnet_C1/Relu", [1, 1, 2144]),
+        ("Inception_resnet_C5/Relu", [1, 1, 2144]),
+        ("classifier/add", [10]),
+    ],
+}
+
+
+@pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
+def test_sizes_from_stem_to_logits(graph, script):
+    x = tf.placeholder(tf.float32, [None, 32, 32, 3])
+    network(script)(x, True, script.Hyperparameters())
+    for name, size in SIZES[script]:
+        assert graph.get_tensor_by_name(f"{name}:0").shape.as_list() == [None, *size], name
+
+
+@pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
+def test_smallest_padding_leaves_one_cell(graph, script):
+    x = tf.placeholder(tf.float32, [None, 32, 32, 3])
+    network(script)(x, True, script.Hyperparameters(padding=22))
+    assert graph.get_tensor_by_name("Reduction_B/SE/mul:0").shape.as_list()[1:3] == [1, 1]
+
+
+class Module:
+    """One module of a network, built alone on random input with random variables."""
+
+    def __init__(self, script, method, shape, ratio=8, name="module"):
+        class Alone(network(script)):
+            def Build_SEnet(self, x, classes):
+                return getattr(self, method)(x, *([] if method == "Stem" else [name]))
+
+        rng = np.random.default_rng(1)
+        self.x = rng.normal(size=shape).astype(np.float32)
+        with tf.Graph().as_default(), tf.Session() as session:
+            hyperparameters = script.Hyperparameters(reduction_ratio=ratio)
+            output = Alone(tf.constant(self.x), False, hyperparameters).model
+            session.run(tf.global_variables_initializer())
+            self.variables = {}
+            for variable in tf.global_variables():
+                value = session.run(variable)
+                if not variable.op.name.endswith("weights"):
+                    value = rng.uniform(0.5, 1.5, value.shape).astype(np.float32)
+                    variable.load(value, session)
+                self.variables[variable.op.name] = value
+            self.output = session.run(output)
+        self.scope = "Stem" if method == "Stem" else name
+        self.branches = 0
+
+    def variable(self, *path):
+        return self.variables.pop("/".join([self.scope, *path]))
+
+    def branch(self, x, text):
+        """The output of the next branch of the figure."""
+        scope = "branch" + (f"_{self.branches}" if self.branches else "")
+        self.branches += 1
+        for number, part in enumerate(text.split(", "), 1):
+            height, width, filters, stride, valid = re.fullmatch(
+                r"(\d)x(\d) (\d+)(?:/(\d))?(V?)", part
+            ).groups()
+            weights = self.variable(scope, f"conv{number}", "conv", "weights")
+            assert weights.shape == (int(height), int(width), x.shape[-1], int(filters))
+            x = nl.convolution(x, weights, int(stride or 1), "VALID" if valid else "SAME")
+            norm = ("gamma", "beta", "moving_mean", "moving_variance")
+            x = nl.batch_norm(
+                x, *(self.variable(scope, f"conv{number}", "batch_norm", name) for name in norm)
+            )
+            x = nl.relu(x)
+        return x
+
+    def gated(self, x):
+        names = [(f"fully_connected{n}", kind) for n in (1, 2) for kind in ("weights", "bias")]
+        return nl.squeeze_excitation(x, *(self.variable("SE", *name) for name in names))
+
+    def check(self, expected):
+        assert self.variables == {}  # the figure used all of them
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(self.output / scale, expected / scale, rtol=0, atol=1e-4)
+
+
+def concatenate(*branches):
+    return np.concatenate(branches, axis=-1)
+
+
+@pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
+def test_stem_is_figure_3(script):
+    m = Module(script, "Stem", (2, 75, 75, 3))
+    x = m.branch(m.x, "3x3 32/2V, 3x3 32V, 3x3 64")
+    x = concatenate(nl.max_pooling(x, 3, 2), m.branch(x, "3x3 96/2V"))
+    x = concatenate(m.branch(x, "1x1 64, 3x3 96V"), m.branch(x, "1x1 64, 7x1 64, 1x7 64, 3x3 96V"))
+    m.check(concatenate(m.branch(x, "3x3 192/2V"), nl.max_pooling(x, 3, 2)))
+
+
+def test_inception_a_is_figure_4():
+    m = Module(v4, "Inception_A", (2, 5, 6, 7))
+    m.check(
+        m.gated(
+            concatenate(
+                m.branch(nl.average_pooling(m.x, 3), "1x1 96"),
+                m.branch(m.x, "1x1 96"),
+                m.branch(m.x, "1x1 64, 3x3 96"),
+                m.branch(m.x, "1x1 64, 3x3 96, 3x3 96"),
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "script, k, l, m, n", [(v4, 192, 224, 256, 384), (resnet_v2, 256, 256, 384, 384)]
+)
+def test_reduction_a_is_figure_7(script, k, l, m, n):  # noqa: E741 (the paper's letters)
+    module = Module(script, "Reduction_A", (2, 9, 9, 7), ratio=7)
+    x = module.x
+    module.check(
+        module.gated(
+            concatenate(
+                nl.max_pooling(x, 3, 2),
+                module.branch(x, f"3x3 {n}/2V"),
+                module.branch(x, f"1x1 {k}, 3x3 {l}, 3x3 {m}/2V"),
+            )
+        )
+    )
+
+
+def test_inception_b_is_figure_5_with_the_second_1x7_upright():
+    m = Module(v4, "Inception_B", (2, 5, 6, 7))
+    m.check(
+        m.gated(
+            concatenate(
+                m.branch(nl.average_pooling(m.x, 3), "1x1 128"),
+                m.branch(m.x, "1x1 384"),
+                m.branch(m.x, "1x1 192, 1x7 224, 7x1 256"),
+                m.branch(m.x, "1x1 192, 1x7 192, 7x1 224, 1x7 224, 7x1 256"),
+            )
+        )
+    )
+
+
+def test_reduction_b_is_figure_8():
+    m = Module(v4, "Reduction_B", (2, 4, 4, 7), ratio=7)
+    m.check(
+        m.gated(
+            concatenate(
+                nl.max_pooling(m.x, 3, 2),
+                m.branch(m.x, "1x1 192, 3x3 192/2V"),
+                m.branch(m.x, "1x1 256, 1x7 256, 7x1 320, 3x3 320/2V"),
+            )
+        )
+    )
+
+
+def test_inception_c_is_figure_6():
+    m = Module(v4, "Inception_C", (2, 3, 4, 7))
+    short = m.branch(m.x, "1x1 384")
+    long = m.branch(m.x, "1x1 384, 1x3 448, 3x1 512")
+    m.check(
+        m.gated(
+            concatenate(
+                m.branch(nl.average_pooling(m.x, 3), "1x1 256"),
+                m.branch(m.x, "1x1 256"),
+                m.branch(short, "1x3 256"),
+                m.branch(short, "3x1 256"),
+                m.branch(long, "1x3 256"),
+                m.branch(long, "3x1 256"),
+            )
+        )
+    )
+
+
+RESIDUAL = [
+    ("Inception_resnet_A", ["1x1 32", "1x1 32, 3x3 32", "1x1 32, 3x3 48, 3x3 64"]),  # figure 16
+    ("Inception_resnet_B", ["1x1 192", "1x1 128, 1x7 160, 7x1 192"]),  # figure 17
+    ("Inception_resnet_C", ["1x1 192", "1x1 192, 1x3 224, 3x1 256"]),  # figure 19
+]
+
+
+@pytest.mark.parametrize("method, figure", RESIDUAL)
+@pytest.mark.parametrize("ratio", [0, 8])
+def test_residual_modules_are_figures_16_17_and_19(method, figure, ratio):
+    m = Module(resnet_v2, method, (2, 5, 6, 24), ratio)
+    branches = concatenate(*(m.branch(m.x, text) for text in figure))
+    linear = nl.convolution(branches, m.variable("linear", "weights")) + m.variable(
+        "linear", "bias"
+    )
+    m.check(nl.relu(m.x + (m.gated(0.1 * linear) if ratio else 0.1 * linear)))
+
+
+def test_reduction_b_of_the_residual_network_is_figure_18():
+    m = Module(resnet_v2, "Reduction_B", (2, 4, 4, 7), ratio=7)
+    m.check(
+        m.gated(
+            concatenate(
+                nl.max_pooling(m.x, 3, 2),
+                m.branch(m.x, "1x1 256, 3x3 384/2V"),
+                m.branch(m.x, "1x1 256, 3x3 288/2V"),
+                m.branch(m.x, "1x1 256, 3x3 288, 3x3 320/2V"),
+            )
+        )
+    )
