@@ -11,8 +11,8 @@ from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.devices import session_config
 from senet.errors import HyperparameterError
-from senet.evaluation import batch_sums, epoch_sums, evaluate, loss_and_accuracy
-from senet.hyperparameters import above, at_least, between, check_fields, one_of
+from senet.evaluation import EpochMeans, batch_sums, evaluate
+from senet.hyperparameters import above, at_least, between, check_fields, one_of, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
     Avg_pooling,
@@ -41,12 +41,13 @@ class Hyperparameters:
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
     batch_size: at_least(1) = 128  # pictures a step, at most
     total_epochs: at_least(1) = 100  # passes over the training set
-    seed: at_least(0) = 0  # of weights, order of the pictures, augmentation and dropout
+    seed: between(0, 2**32) = 0  # of weights, order of the pictures, augmentation and dropout
 
     # surroundings
     dataset: one_of("cifar10", "shapes") = "cifar10"  # shapes: drawn here, no download
-    data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
-    run_dir: str = "runs/SE_Inception_v4"  # checkpoints and logs of the run
+    data_dir: path = "data"  # where CIFAR-10 is, or is downloaded to
+    run_dir: path = "runs/SE_Inception_v4"  # checkpoints and logs of the run
+    save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
 
     def __post_init__(self):
@@ -199,40 +200,43 @@ def learning_rate_schedule(step, epoch_steps, hyperparameters):
 
 
 def build_graph(data, epoch_steps, hyperparameters):
-    """The Inputs, what a training step fetches, and the sums of a test batch."""
+    """The Inputs, and what is fetched by a training step, at the end of an epoch, and by a batch
+    of the test set."""
     hp, classes = hyperparameters, len(data.label_names)
     tf.set_random_seed(hp.seed)
+    global_step = tf.train.get_or_create_global_step()
     inputs = picture_inputs(data)
 
     x = augment(inputs.normalised, hp.seed, inputs.step)
     logits = SE_Inception_v4(x, training=True, hyperparameters=hp, classes=classes).model
     with tf.name_scope("loss"):
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=inputs.labels, logits=logits
-        )
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
         l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in tf.trainable_variables()])
         loss = tf.reduce_mean(cross_entropy) + l2_loss
     learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
     optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
-    minimize = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+    minimize = optimizer.minimize(loss, global_step)
+    batch_norm = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    means = EpochMeans(batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps)
     train_step = {
-        "train": tf.group(minimize, tf.get_collection(tf.GraphKeys.UPDATE_OPS)),
-        "sums": epoch_sums(
-            batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps
-        ),
+        "train": tf.group(minimize, batch_norm, means.update),
+        "loss": means.updated[0],
+        "accuracy": means.updated[1],
+        "learning_rate": learning_rate,
+    }
+    epoch_end = {
+        "train_loss": means.kept[0],
+        "train_accuracy": means.kept[1],
         "l2_loss": l2_loss,
         "learning_rate": learning_rate,
     }
 
     with tf.name_scope("test"), tf.variable_scope(tf.get_variable_scope(), reuse=True):
-        logits = SE_Inception_v4(
-            inputs.normalised, training=False, hyperparameters=hp, classes=classes
-        ).model
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=inputs.labels, logits=logits
-        )
+        x = inputs.normalised
+        logits = SE_Inception_v4(x, training=False, hyperparameters=hp, classes=classes).model
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
         test_sums = batch_sums(cross_entropy, logits, inputs.labels)
-    return inputs, train_step, test_sums
+    return inputs, train_step, epoch_end, test_sums
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -244,31 +248,23 @@ def train(hyperparameters):
     data = load_dataset(hp.dataset, hp.data_dir)
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     with tf.Graph().as_default(), Run(hp) as run:
-        inputs, train_step, test_sums = build_graph(data, epoch_steps, hp)
+        inputs, train_step, epoch_end, test_sums = build_graph(data, epoch_steps, hp)
         with tf.Session(config=session_config(hp.allow_soft_placement)) as session:
-            step = run.start(session, "SE_Inception_v4", data)
-            while step < hp.total_epochs * epoch_steps:
-                epoch = step // epoch_steps + 1
+            step, epochs_done = run.start(session, "SE_Inception_v4", data)
+            for epoch in range(epochs_done + 1, hp.total_epochs + 1):
+                # Of an epoch that was stopped in its middle, the first steps are done.
+                first = step - (epoch - 1) * epoch_steps
                 order = epoch_order(data.train, hp.seed, epoch)
-                todo = batches(data.train, hp.batch_size, order, first=step % epoch_steps)
-                for batch in run.progress(todo, epoch, len(order)):
+                todo = batches(data.train, hp.batch_size, order, first)
+                for batch in run.train_batches(todo, epoch, first):
                     result = session.run(train_step, inputs.feed(batch, step))
                     step += 1
-                    run.show(*loss_and_accuracy(result["sums"]))
-                train_loss, train_accuracy = loss_and_accuracy(result["sums"])
-                test_loss, test_accuracy = evaluate(
-                    session, test_sums, inputs, data.test, hp.batch_size
-                )
-                run.end_epoch(
-                    epoch,
-                    train_loss=train_loss,
-                    train_accuracy=train_accuracy,
-                    test_loss=test_loss,
-                    test_accuracy=test_accuracy,
-                    l2_loss=result["l2_loss"],
-                    learning_rate=result["learning_rate"],
-                )
-                run.save(session, step)
+                    run.show(step, result)
+                values = session.run(epoch_end, {inputs.step: step - 1})
+                todo = run.test_batches(batches(data.test, hp.batch_size))
+                test_loss, test_accuracy = evaluate(session, test_sums, inputs, todo)
+                values.update(test_loss=test_loss, test_accuracy=test_accuracy)
+                run.end_epoch(epoch, values)
             run.finish()
 
 

@@ -17,7 +17,7 @@ import zlib
 import numpy as np
 import pooch
 
-from senet.errors import Failure
+from senet.errors import Failure, first_line
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
@@ -66,7 +66,7 @@ def download(archive, url=URL, sha256=SHA256):
     # Network and disk raise OSError, a wrong hash ValueError.
     except (OSError, ValueError) as error:
         raise Failure(
-            f"cannot download CIFAR-10: {_one_line(error)}; "
+            f"cannot download CIFAR-10: {first_line(error)}; "
             f"put {ARCHIVE} into {archive.parent}, or train without it: --dataset=shapes"
         ) from None
 
@@ -103,7 +103,7 @@ def unpack(archive, folder):
             aside.rename(folder)
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         raise Failure(
-            f"{archive}: cannot be unpacked: {_one_line(error)}; {ARCHIVE_REMEDY}"
+            f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
         ) from None
 
 
@@ -208,8 +208,3 @@ class _PickledArray:
     def __setstate__(self, state):
         _, shape, dtype, column_major, raw = state
         self.__init__(raw, dtype, shape, "F" if column_major else "C")
-
-
-def _one_line(error):
-    """What an exception says, cut to one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -9,11 +9,12 @@ import sys
 from senet.compat import tf
 from senet.errors import Failure, HyperparameterError
 from senet.hyperparameters import parse_field
+from senet.stopping import Stopped
 
 
 def run_command(commands, Hyperparameters, argv=None):
     """Run one of `commands`, a dict of functions that take a Hyperparameters, and return the exit
-    status: 0 done, 1 a failure at run time, 2 a wrong command line, 130 interrupted.
+    status: 0 done, 1 a failure at run time, 2 a wrong command line, 130 or 143 stopped by a signal.
 
     `argv` is `[command] [--name=value ...]` without the program; without a command the first of
     `commands` is run.
@@ -29,12 +30,15 @@ def run_command(commands, Hyperparameters, argv=None):
         return _fail(2, error)
     except Failure as error:
         return _fail(1, error)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_status
     except OSError as error:
         return _fail(1, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except tf.errors.ResourceExhaustedError:
         return _fail(1, "out of memory: try again with a smaller --batch_size")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; the same command goes on from the last checkpoint")
+        return _fail(130, "interrupted before training began: the same command starts again")
 
 
 def _fail(status, message):

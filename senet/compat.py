@@ -15,10 +15,12 @@ import tempfile
 # Information lines of TensorFlow's C++ part; warnings and errors still get through.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-# Written before TensorFlow's log level takes effect, or said on every machine without a GPU.
+# Written before TensorFlow's log level takes effect, said on every machine without a GPU, or said
+# once more by the exception that follows.
 CHATTER = re.compile(
     r"^I0000 |^WARNING: All log messages before absl::InitializeLog|^To enable the following"
-    r"|failed call to cuInit|Unable to register cu\w+ factory|^\s*$"
+    r"|failed call to cuInit|Unable to register cu\w+ factory|OP_REQUIRES failed"
+    r"|Local rendezvous is aborting|^\s*\[\[|^\s*$"
 )
 
 

@@ -8,3 +8,9 @@ class HyperparameterError(ValueError):
 
 class Failure(Exception):
     """Something outside the code (data, disk, network, device) that stops the program."""
+
+
+def first_line(error):
+    """What an exception says, on one line of at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split())[:200] if lines else type(error).__name__

@@ -1,7 +1,6 @@
 """Sums over batches, from which come the loss and accuracy of a whole split."""
 
 from senet.compat import tf
-from senet.datasets import batches
 
 
 def batch_sums(cross_entropy, logits, labels):
@@ -16,23 +15,28 @@ def batch_sums(cross_entropy, logits, labels):
 
 def loss_and_accuracy(sums):
     """The mean cross-entropy and the share of correct answers, from sums over batches."""
-    cross_entropy, correct, pictures = sums
-    return cross_entropy / pictures, correct / pictures
+    return sums[0] / sums[2], sums[1] / sums[2]
 
 
-def epoch_sums(sums, step, epoch_steps):
-    """The sums over all batches of the running epoch, `step`'s own `sums` included.
+class EpochMeans:
+    """Loss and accuracy over the batches of the running epoch, up to and including `step`'s, whose
+    own sums are `sums`. The sums are a variable: a checkpoint in the middle of an epoch has them.
 
-    They are a variable, so that a checkpoint in the middle of an epoch holds them too."""
-    total = tf.get_variable("epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False)
-    with tf.name_scope("epoch_sums/"):
-        goes_on = tf.cast(step % epoch_steps > 0, tf.float64)
-        return total.assign(goes_on * total + sums)
+    `update` is the operation that adds a step, `updated` the two means after it, `kept` the two
+    means without another step."""
+
+    def __init__(self, sums, step, epoch_steps):
+        total = tf.get_variable(
+            "epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False
+        )
+        with tf.name_scope("epoch_sums/"):
+            goes_on = tf.cast(step % epoch_steps > 0, tf.float64)
+            self.update = total.assign(goes_on * total + sums)
+            self.updated = loss_and_accuracy(self.update)
+            self.kept = loss_and_accuracy(total)
 
 
-def evaluate(session, sums, inputs, split, batch_size):
-    """The loss and accuracy of `split`, each picture seen once; `sums` is the tensor of batch sums
-    for what `inputs` (a `senet.input.Inputs`) is fed."""
-    return loss_and_accuracy(
-        sum(session.run(sums, inputs.feed(batch)) for batch in batches(split, batch_size))
-    )
+def evaluate(session, sums, inputs, todo):
+    """The loss and accuracy over the batches `todo`; `sums` is the tensor of batch sums for what
+    `inputs` (a `senet.input.Inputs`) is fed."""
+    return loss_and_accuracy(sum(session.run(sums, inputs.feed(batch)) for batch in todo))

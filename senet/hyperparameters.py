@@ -45,6 +45,8 @@ def one_of(*choices):
     return Annotated[str, Range(" or ".join(choices), lambda value: value in choices)]
 
 
+path = Annotated[str, Range("not empty", bool)]
+
 WORDS = {int: "a whole number,", float: "a number,", bool: "True or False", str: "a text,"}
 
 

@@ -4,152 +4,254 @@ run_dir/hyperparameters.json     what the run was started with
 run_dir/model/                   checkpoints
 run_dir/logs.txt                 one row an epoch
 run_dir/logs/                    the same for TensorBoard
+run_dir/lock                     held by the process that trains
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import pathlib
+import re
 import time
 
+import filelock
+import numpy as np
 from tqdm import tqdm
 
+from senet.checkpoints import Checkpoints
 from senet.compat import tf
+from senet.datasets import steps_per_epoch
 from senet.devices import describe_devices
 from senet.errors import Failure
+from senet.stopping import Stopped, StopSignals
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
-# Fields that say where a run finds things and how long it is, not what it computes.
-MAY_CHANGE = {"data_dir", "run_dir", "allow_soft_placement", "total_epochs"}
+# Fields that say where a run finds things and when it saves, not what it computes.
+MAY_CHANGE = {"data_dir", "run_dir", "allow_soft_placement", "save_minutes"}
 
 
 class Run:
     """One run in its `run_dir`, new or going on; use it in a `with` statement.
 
-    Raises Failure if the folder holds a run with hyperparameters that compute something else."""
+    Raises Failure if another process has the run, or if the run was started with hyperparameters
+    that compute something else."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
         self.folder = pathlib.Path(hyperparameters.run_dir)
         self.model_folder = self.folder / "model"
         self.log_folder = self.folder / "logs"
-        self.rows = self.folder / "logs.txt"
-        self.images_per_second = None
-        self.saver = self.writer = self.bar = None
+        self.row_file = self.folder / "logs.txt"
+        self.settings = self.folder / "hyperparameters.json"
+        self.lock = filelock.FileLock(self.folder / "lock", timeout=0)
+        self.stop_signals = StopSignals()
 
     def __enter__(self):
         self.model_folder.mkdir(parents=True, exist_ok=True)
-        settings = self.folder / "hyperparameters.json"
-        if tf.train.latest_checkpoint(str(self.model_folder)):
-            self._compare(json.loads(settings.read_text()))
-        text = json.dumps(dataclasses.asdict(self.hyperparameters), indent=2)
-        _replace_text(settings, text + "\n")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock)
+            except filelock.Timeout:
+                raise Failure(
+                    f"{self.folder} is being trained by another process: "
+                    f"wait for it, or give another --run_dir"
+                ) from None
+            self._compare_hyperparameters()
+            stack.enter_context(self.stop_signals)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_):
-        if self.writer:
-            self.writer.close()
+        self._open.close()
 
-    def _compare(self, earlier):
-        """Refuse to go on with what was started under other hyperparameters."""
-        now = dataclasses.asdict(self.hyperparameters)
+    def _compare_hyperparameters(self):
+        """Refuse to go on from a checkpoint with other hyperparameters than it was made with. More
+        epochs than before are no other ones."""
+        if not any(self.model_folder.glob("model.ckpt-*")):
+            return
+        try:
+            before = json.loads(self.settings.read_text())
+        except (OSError, ValueError):
+            raise Failure(
+                f"{self.folder} has checkpoints, but {self.settings} cannot be read: "
+                f"give another --run_dir to start afresh"
+            ) from None
         changes = [
-            f"{name} was {earlier.get(name)}, now {value}"
-            for name, value in now.items()
-            if name not in MAY_CHANGE and earlier.get(name) != value
+            f"{name} was {before[name]}, now {value}"
+            for name, value in dataclasses.asdict(self.hyperparameters).items()
+            if name not in MAY_CHANGE
+            and value != before.setdefault(name, value)
+            and not (name == "total_epochs" and value > before[name])
         ]
         if changes:
             raise Failure(
-                f"{self.folder} holds a run with other hyperparameters ({'; '.join(changes)}): "
-                f"give the earlier values to go on with it, or another --run_dir to start afresh"
+                f"{self.folder} was started with other hyperparameters ({'; '.join(changes)}): "
+                f"give the earlier ones to go on with it, or another --run_dir to start afresh"
             )
 
     def start(self, session, network, data):
         """Give the variables of `session` the values of the newest checkpoint, or their first
-        ones; say what will be trained, and where to watch it. Returns the step to go on with."""
-        self.saver = tf.train.Saver(max_to_keep=3)
-        checkpoint = tf.train.latest_checkpoint(str(self.model_folder))
+        ones; say what will be trained, and where to watch it. Returns the number of steps and of
+        epochs done."""
+        self.session, self.data = session, data
+        self.checkpoints = Checkpoints(self.model_folder)
         session.run(tf.global_variables_initializer())
-        if checkpoint:
-            self.saver.restore(session, checkpoint)
-        step = int(session.run(tf.train.get_global_step()))
-        epoch_steps = -(-len(data.train.labels) // self.hyperparameters.batch_size)
-        epochs_done = step // epoch_steps
+        if goes_on := self.checkpoints.restore(session):
+            self._compare_data()
+        settings = json.dumps(dataclasses.asdict(self.hyperparameters), indent=2)
+        _replace_text(self.settings, settings + "\n")
+        self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
+        step = self._step()
 
-        # A row whose checkpoint was not written any more will be computed again.
-        rows = self.rows.read_text().splitlines(keepends=True) if self.rows.exists() else []
-        _replace_text(self.rows, "".join(rows[:epochs_done]))
-        self.writer = tf.summary.FileWriter(str(self.log_folder))
+        # What was written after the checkpoint is computed again.
+        self.rows = _read_rows(self.row_file)[: step // self.epoch_steps]
+        _replace_text(self.row_file, "".join(self.rows))
+        epochs_done = len(self.rows)
+        self.writer = self._open.enter_context(tf.summary.FileWriter(str(self.log_folder)))
         restart = tf.SessionLog(status=tf.SessionLog.START)
         self.writer.add_session_log(restart, global_step=epochs_done + 1)
-        if not checkpoint:
+        if not goes_on:
             self.writer.add_graph(session.graph)
 
+        total_epochs = self.hyperparameters.total_epochs
         parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
-        went = f"goes on after epoch {epochs_done}" if checkpoint else "new"
+        state = f"goes on at step {step:,} of {total_epochs * self.epoch_steps:,}"
         print(
             f"network: {network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
             f"device: {describe_devices()}\n"
-            f"run: {self.folder} ({went}); to watch it: tensorboard --logdir {self.folder}",
+            f"run: {self.folder} ({state if goes_on else 'new'}); "
+            f"to watch it: tensorboard --logdir {self.folder}",
             flush=True,
         )
-        return step
+        if epochs_done == total_epochs:
+            print("finished already; to go on, give a larger --total_epochs")
+        self.saved_at = time.monotonic()
+        return step, epochs_done
 
-    def progress(self, todo, epoch, pictures):
-        """Yield the batches `todo` of an epoch that has so many `pictures`, with a progress line
-        on a terminal; measures images/s, the first batch excluded since it includes set-up."""
-        total_epochs = self.hyperparameters.total_epochs
+    def _compare_data(self):
+        """Refuse to go on with other training pictures than those of the checkpoint."""
+        kept = [v for v in tf.global_variables() if v.op.name in ("input/mean", "input/std")]
+        now = self.data.channel_statistics()
+        if not all(map(np.array_equal, self.session.run(kept), now)):
+            raise Failure(
+                f"the training pictures are not those with which {self.folder} was started: "
+                f"bring them back to go on with it, or give another --run_dir to start afresh"
+            )
+
+    def _step(self):
+        return int(self.session.run(tf.train.get_global_step()))
+
+    def train_batches(self, todo, epoch, first):
+        """Yield the batches `todo`, those of an epoch from number `first` on, and look after the
+        run between them; measures images/s, without the first one, which may include set-up."""
+        text = f"epoch {epoch}/{self.hyperparameters.total_epochs}"
+        self.images_per_second = None
+        started, seen = time.perf_counter(), 0
+        for number, batch in enumerate(self._watched(todo, self.data.train, text, first)):
+            yield batch
+            seen += len(batch.labels)
+            self.images_per_second = seen / (time.perf_counter() - started)
+            if number == 0:
+                started, seen = time.perf_counter(), 0
+
+    def test_batches(self, todo):
+        """Yield the batches `todo`, all of the test set, and look after the run between them."""
+        return self._watched(todo, self.data.test, "testing")
+
+    def _watched(self, todo, split, text, first=0):
+        """Yield batches of `split` with a progress line on a terminal. Between them, save if it is
+        due, and stop if it is asked for."""
+        steps = steps_per_epoch(split, self.hyperparameters.batch_size)
         with tqdm(
-            total=pictures,
-            desc=f"epoch {epoch}/{total_epochs}",
+            total=steps,
+            initial=first,
+            desc=text,
             unit=" images",
+            unit_scale=len(split.labels) / steps,
             leave=False,
             disable=None,
             ncols=100,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}",
         ) as self.bar:
-            measured, started = 0, None
+            self._between_steps()
             for batch in todo:
                 yield batch
-                self.bar.update(len(batch.labels))
-                if started is None:
-                    started = time.perf_counter()
-                else:
-                    measured += len(batch.labels)
-            self.images_per_second = measured / (time.perf_counter() - started)
+                self.bar.update()
+                self._between_steps()
 
-    def show(self, loss, accuracy):
-        """Show the means of the epoch so far on the progress line."""
-        self.bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}", refresh=False)
+    def _between_steps(self):
+        received = self.stop_signals.received
+        if received or time.monotonic() - self.saved_at > 60 * self.hyperparameters.save_minutes:
+            self._save()
+        if received:
+            raise Stopped(
+                received,
+                f"stopped by {received.name} and saved after step {self._step():,}: "
+                f"the same command goes on from there",
+            )
 
-    def end_epoch(self, epoch, **values):
-        """Print the row of an epoch, and keep it in logs.txt and, with what else is in `values`,
-        for TensorBoard."""
+    def show(self, step, result):
+        """Show the means of the epoch so far on the progress line. Raises Failure if the loss is
+        not finite."""
+        if not math.isfinite(result["loss"]):
+            raise Failure(
+                f"the loss is not finite at step {step:,} (learning rate "
+                f"{result['learning_rate']:.4g}): nothing of it was saved; start again in another "
+                f"--run_dir with a lower --init_learning_rate"
+            )
+        text = f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.4f}"
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def end_epoch(self, epoch, values):
+        """Print the row of an epoch, keep it in logs.txt and, with what else is in the dict
+        `values`, for TensorBoard; save."""
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
-        with self.rows.open("a") as rows:
-            rows.write(row + "\n")
-        values["images_per_second"] = self.images_per_second
+        self.rows.append(row + "\n")
+        with self.row_file.open("a") as file:
+            file.write(self.rows[-1])
         summary = tf.Summary()
-        for tag, value in values.items():
-            summary.value.add(tag=tag, simple_value=value)
+        for tag, value in {**values, "images_per_second": self.images_per_second}.items():
+            if value is not None:
+                summary.value.add(tag=tag, simple_value=value)
         self.writer.add_summary(summary, epoch)
         self.writer.flush()
+        self._save()
 
-    def save(self, session, step):
-        """Write a checkpoint of everything the run's future depends on."""
-        path = str(self.model_folder / "model.ckpt")
-        self.saver.save(session, path, global_step=step, write_meta_graph=False)
+    def _best_epoch(self):
+        """The epoch with the best test accuracy, the first one of them; None before the first."""
+        accuracies = [float(row.rpartition("test_acc: ")[2]) for row in self.rows]
+        return accuracies.index(max(accuracies)) + 1 if accuracies else None
+
+    def _save(self):
+        best = self._best_epoch()
+        self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
+        self.saved_at = time.monotonic()
 
     def finish(self):
-        """Say that the run is complete, and what can be done next."""
+        """Say where the result is."""
+        best = self._best_epoch()
         print(
-            f"done: {self.hyperparameters.total_epochs} epochs; checkpoints in {self.model_folder}"
+            f"done: checkpoints in {self.model_folder}, "
+            f"the best by test accuracy is model.ckpt-{best * self.epoch_steps} (epoch {best})"
         )
+
+
+def _read_rows(path):
+    """The whole rows of logs.txt, from the first epoch on without a gap."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = []
+    for epoch, line in enumerate(lines, 1):
+        if not re.fullmatch(rf"epoch: {epoch}/\d+, .*, test_acc: \d\.\d{{4}}\n", line):
+            break
+        rows.append(line)
+    return rows
 
 
 def _replace_text(path, text):

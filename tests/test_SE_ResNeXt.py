@@ -5,7 +5,7 @@ from conftest import ROOT, run_python
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt, build_graph, learning_rate_schedule
 from senet.compat import tf
-from senet.datasets import Dataset, Split, epoch_order
+from senet.datasets import Dataset, Split
 
 TINY = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0}
 
@@ -121,7 +121,7 @@ def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data):
     """Two steps on the classifier's bias, whose gradient follows from the logits: the mean of
     softmax - one-hot, plus weight_decay times the bias itself."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, total_epochs=1, batch_size=4)
-    inputs, train_step, _ = build_graph(data, 5, hp)
+    inputs, train_step, _, _ = build_graph(data, 5, hp)
     logits = graph.get_tensor_by_name("classifier/add:0")
     (bias,) = (v for v in tf.trainable_variables() if v.op.name == "classifier/bias")
     value, momentum = np.zeros(3), np.zeros(3)
@@ -139,16 +139,16 @@ def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data):
 
 
 def test_l2_is_over_all_trainable_variables(graph, data):
-    inputs, train_step, _ = build_graph(data, 5, Hyperparameters(**TINY, weight_decay=0.1))
+    _, _, epoch_end, _ = build_graph(data, 5, Hyperparameters(**TINY, weight_decay=0.1))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         squares = [np.square(session.run(v)).sum() for v in tf.trainable_variables()]
-        l2_loss = session.run(train_step["l2_loss"], inputs.feed(data.train))
+        l2_loss = session.run(epoch_end["l2_loss"])
     assert l2_loss == pytest.approx(0.1 * sum(squares) / 2, rel=1e-5)
 
 
 def test_a_training_step_moves_every_moving_average(graph, data):
-    inputs, train_step, test_sums = build_graph(data, 5, Hyperparameters(**TINY))
+    inputs, train_step, _, test_sums = build_graph(data, 5, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
     assert len(moving) == 2 * (1 + 3 * 4)  # the stem; three and a shortcut in each of three blocks
     with tf.Session() as session:
@@ -161,17 +161,26 @@ def test_a_training_step_moves_every_moving_average(graph, data):
         assert all((a != b).any() for a, b in zip(before, session.run(moving), strict=True))
 
 
-def test_sums_of_an_epoch_start_anew_with_each_epoch(graph, data):
+def test_means_of_an_epoch_start_anew_with_each_epoch(graph, data):
+    """Three steps, two steps an epoch: the means are those of the first two, then of the third."""
     hp = Hyperparameters(**TINY, batch_size=10)
-    inputs, train_step, _ = build_graph(data, 2, hp)
-    order = epoch_order(data.train, 0, 1)
-    batch = Split(data.train.images[order[:10]], data.train.labels[order[:10]])
+    inputs, train_step, epoch_end, _ = build_graph(data, 2, hp)
+    logits = graph.get_tensor_by_name("classifier/add:0")
+    parts = [Split(data.train.images[i : i + 7], data.train.labels[i : i + 7]) for i in (0, 7, 10)]
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        pictures = [
-            session.run(train_step, inputs.feed(batch, step))["sums"][2] for step in range(5)
-        ]
-    assert pictures == [10, 20, 10, 20, 10]
+        losses, correct, means = [], [], []
+        for step, batch in enumerate(parts):
+            output, result = session.run([logits, train_step], inputs.feed(batch, step))
+            shares = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
+            losses.append(-np.log(shares[np.arange(7), batch.labels]))
+            correct.append(output.argmax(axis=1) == batch.labels)
+            means.append((result["loss"], result["accuracy"]))
+            kept = session.run(epoch_end, {inputs.step: step})
+            assert (kept["train_loss"], kept["train_accuracy"]) == means[-1]
+    for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
+        expected = np.mean(losses[epoch]), np.mean(correct[epoch])
+        np.testing.assert_allclose(means[step], expected, rtol=1e-5)
 
 
 def test_import_does_nothing(tmp_path):

@@ -55,6 +55,38 @@ def test_grouped_convolution_is_one_convolution_a_group(graph, rng, stride):
     )
 
 
+@pytest.mark.parametrize("size", [6, 7])
+def test_strided_1x1_convolution(graph, rng, size):
+    x = rng.normal(size=(2, size, size, 4)).astype(np.float32)
+    filters = rng.normal(size=(1, 1, 4, 3)).astype(np.float32)
+    output = conv_layer(tf.constant(x), 3, 1, stride=2)
+    np.testing.assert_allclose(
+        run(output, values={"conv/weights": filters}),
+        nl.convolution(x, filters, stride=2),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+STRIDED_GRADIENT = """
+from senet.compat import tf
+from senet.layers import conv_layer
+with tf.Graph().as_default():
+    x = tf.random.stateless_normal([7, 32, 32, 8], [0, 0])
+    y = conv_layer(x, 16, 1, stride=2)
+    gradient = tf.gradients(y * y, tf.trainable_variables())
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for _ in range(20):
+            session.run(gradient)
+"""
+
+
+def test_gradient_of_a_strided_1x1_convolution_keeps_to_its_memory():
+    status, _, errors = run_python("-c", STRIDED_GRADIENT, MALLOC_CHECK_="3")
+    assert status == 0, errors
+
+
 GROUPED_STEP = """
 import json
 from SE_ResNeXt import SE_ResNeXt, Hyperparameters

@@ -1,0 +1,112 @@
+"""Checkpoints that can be trusted: whole or not there, checked when read, never of a broken net.
+
+A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.index`, as
+`tf.train.Saver` writes them, of all variables of the graph.
+"""
+
+import os
+import re
+import shutil
+import sys
+
+from senet.compat import tf, without_chatter
+from senet.errors import Failure, first_line
+
+NEWEST_KEPT = 3
+
+
+class Checkpoints:
+    """The checkpoints in `folder`, for the variables that the default graph has now."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.saver = tf.train.Saver(max_to_keep=0)
+        with tf.name_scope("save/"):
+            values = [v for v in tf.global_variables() if v.dtype.is_floating]
+            self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in values])
+        self.current = None  # the step of the checkpoint that holds the session's values
+
+    def files(self):
+        """{step: its files}, whole or not, in the order of the steps; of its files the index is
+        first, since a checkpoint without it does not exist."""
+        found = {}
+        for path in self.folder.iterdir():
+            if name := re.fullmatch(r"model\.ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
+                found.setdefault(int(name.group(1)), []).append(path)
+        return {step: sorted(found[step], reverse=True) for step in sorted(found)}
+
+    def restore(self, session):
+        """Give the variables the values of the newest checkpoint that can be read, and return
+        whether there is one. Those that cannot are named in a warning and renamed *.damaged.
+
+        Raises Failure, with everything left as it is, if there are some and none can be read."""
+        damaged, files = [], self.files()
+        for step in reversed(files):
+            path = self.folder / f"model.ckpt-{step}"
+            try:
+                _read_through(path)
+            except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+                damaged.append((step, f"{path}: cannot be read ({first_line(error)})"))
+                continue
+            for other, message in damaged:
+                print(f"warning: {message}; {path} is used instead", file=sys.stderr)
+                for file in files[other]:
+                    file.rename(file.with_name(file.name + ".damaged"))
+            self.saver.restore(session, str(path))
+            self.current = step
+            return True
+        if damaged:
+            raise Failure(
+                f"{damaged[0][1]}, and no other checkpoint in {self.folder} can: "
+                f"move that folder away to start afresh, or give another --run_dir"
+            )
+        return False
+
+    def save(self, session, step, best_step=None):
+        """Write a checkpoint; keep it, the two before it and the one of `best_step`.
+
+        Raises Failure, the earlier checkpoints untouched, if it cannot be written or if a value
+        is not finite."""
+        if step != self.current:
+            if not session.run(self.finite):
+                raise Failure(
+                    f"a value of the network is not finite after step {step}: not saved; "
+                    f"start again in another --run_dir with a lower --init_learning_rate"
+                )
+            try:
+                with without_chatter():
+                    self._write(session, step)
+            except (tf.errors.OpError, OSError) as error:
+                raise Failure(
+                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; "
+                    f"once that is mended, the same command goes on from the last checkpoint"
+                ) from None
+            self.current = step
+        files = self.files()
+        for old in list(files)[:-NEWEST_KEPT]:
+            if old != best_step:
+                for file in files[old]:
+                    file.unlink()
+
+    def _write(self, session, step):
+        """Write a checkpoint aside, then put it in place, the index last."""
+        aside = self.folder / "aside"
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir()
+        path = str(aside / "model.ckpt")
+        self.saver.save(session, path, step, write_meta_graph=False, write_state=False)
+        for file in sorted(aside.iterdir()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.replace(self.folder / file.name)
+        aside.rmdir()
+        # For tf.train.latest_checkpoint and other tools; this class does not read it.
+        tf.train.update_checkpoint_state(str(self.folder), f"model.ckpt-{step}")
+
+
+def _read_through(path):
+    """Read every tensor of a checkpoint; each has a checksum. Raises one of several errors, as
+    TensorFlow's reader does."""
+    reader = tf.train.NewCheckpointReader(str(path))
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)

@@ -1,0 +1,327 @@
+"""What can happen to a run, made to happen: what is said, the exit status, and what is left."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_python, start_python
+from fake_cifar10 import make_files, write_folder
+from kill_and_resume import kill_and_resume
+from tiny_run import STEPS, arguments, command
+
+import SE_ResNeXt
+from senet.checkpoints import Checkpoints
+from senet.compat import tf
+from senet.errors import Failure
+
+
+def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(tmp_path):
+    killed, inside_a_save = kill_and_resume(tmp_path, kills=10)
+    assert killed == 10
+    assert inside_a_save >= 1
+
+
+def train(capfd, folder, name, *options):
+    """Train in this process: (exit status, standard output, standard error)."""
+    status = SE_ResNeXt.main(arguments(folder, name, *options))
+    return status, *capfd.readouterr()
+
+
+def one_line(errors, start):
+    assert errors.startswith(start)
+    assert errors.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the pictures, the run `two` of two epochs, and `three` of three."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert SE_ResNeXt.main(arguments(folder, "three", "--total_epochs=3")) == 0
+    process = start_python(*command(folder, "two", "--total_epochs=3"))
+    while not (folder / "two" / "model" / f"model.ckpt-{2 * STEPS}.index").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    return folder
+
+
+@pytest.fixture
+def two(trained, tmp_path):
+    """A copy of the run that was killed after two epochs of three."""
+    write_folder(tmp_path / "data", make_files(count=100))
+    shutil.copytree(trained / "two", tmp_path / "two")
+    for path in (tmp_path / "two" / "model").glob(f"model.ckpt-{3 * STEPS}*"):
+        path.unlink()
+    return tmp_path / "two"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "data cut short": ("data-00000-of-00001", lambda path: os.truncate(path, 1000)),
+    "data empty": ("data-00000-of-00001", lambda path: os.truncate(path, 0)),
+    "data flipped": ("data-00000-of-00001", flip_a_bit),
+    "data missing": ("data-00000-of-00001", lambda path: path.unlink()),
+    "index cut short": ("index", lambda path: os.truncate(path, 100)),
+    "index flipped": ("index", flip_a_bit),
+    "index missing": ("index", lambda path: path.unlink()),
+}
+
+
+class TestDamagedCheckpoints:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_the_one_before_is_used(self, trained, two, capfd, damage):
+        suffix, do = DAMAGES[damage]
+        do(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert status == 0
+        one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be read (")
+        assert f"; {two}/model/model.ckpt-10 is used instead" in errors
+        assert "goes on at step 10 of 30" in output
+        rows = (trained / "three" / "logs.txt").read_text()
+        assert (two / "logs.txt").read_text() == rows
+        assert len(list((two / "model").glob("*.damaged"))) >= 1
+
+    def test_if_none_can_be_read_nothing_is_overwritten(self, two, capfd):
+        for step in (10, 20):
+            flip_a_bit(two / "model" / f"model.ckpt-{step}.data-00000-of-00001")
+        before = content(two)
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, output) == (1, "")
+        one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be read (")
+        assert "no other checkpoint" in errors
+        assert content(two) == before
+
+    def test_leftovers_of_a_killed_save_are_no_checkpoint(self, two, capfd):
+        aside = two / "model" / "aside"
+        aside.mkdir()
+        (aside / "model.ckpt-25.index").write_bytes(b"half")
+        (two / "hyperparameters.json.new").write_text("{")
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, errors) == (0, "")
+        assert "goes on at step 20 of 30" in output
+        assert not aside.exists()
+
+
+class TestCheckpointsKept:
+    def test_the_newest_three_and_the_best(self, tmp_path):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.get_variable("v", initializer=1.0)
+            checkpoints = Checkpoints(tmp_path)
+            session.run(tf.global_variables_initializer())
+            for step in range(1, 9):
+                checkpoints.save(session, step, best_step=2 if step > 1 else None)
+        assert list(checkpoints.files()) == [2, 6, 7, 8]
+        assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-8")
+
+    def test_the_best_is_the_first_row_with_the_highest_test_accuracy(self, two, capfd):
+        row = "epoch: {}/7, train_loss: 1.0, train_acc: 0.5, test_loss: 1.0, test_acc: {}\n"
+        (two / "logs.txt").write_text(row.format(1, "0.9000") + row.format(2, "0.2000"))
+        status, output, _ = train(capfd, two.parent, "two", "--total_epochs=7")
+        assert status == 0
+        assert "the best by test accuracy is model.ckpt-10 (epoch 1)" in output
+        kept = {path.name for path in (two / "model").glob("*.index")}
+        assert kept == {f"model.ckpt-{step}.index" for step in (10, 50, 60, 70)}
+
+    def test_a_value_that_is_not_finite_is_not_saved(self, tmp_path):
+        with tf.Graph().as_default(), tf.Session() as session:
+            variable = tf.get_variable("v", initializer=[1.0, 2.0])
+            checkpoints = Checkpoints(tmp_path)
+            session.run(tf.global_variables_initializer())
+            variable.load([1.0, np.inf], session)
+            with pytest.raises(Failure, match="not finite after step 7"):
+                checkpoints.save(session, 7)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestSettings:
+    def test_other_hyperparameters_are_refused_with_both_values(self, two, capfd):
+        before = content(two)
+        status, output, errors = train(
+            capfd, two.parent, "two", "--total_epochs=3", "--depth=3", "--momentum=0.5"
+        )
+        assert (status, output) == (1, "")
+        one_line(errors, f"error: {two} was started with other hyperparameters (")
+        assert "(depth was 2, now 3; momentum was 0.9, now 0.5)" in errors
+        assert content(two) == before
+
+    def test_fewer_epochs_are_refused(self, two, capfd):
+        status, _, errors = train(capfd, two.parent, "two", "--total_epochs=2")
+        assert status == 1
+        one_line(errors, f"error: {two} was started with other hyperparameters (total_epochs was 3")
+
+    def test_more_epochs_and_other_saving_are_fine(self, two, capfd):
+        options = "--total_epochs=4", "--save_minutes=3", "--allow_soft_placement=False"
+        status, output, errors = train(capfd, two.parent, "two", *options)
+        assert (status, errors) == (0, "")
+        assert "goes on at step 20 of 40" in output
+        assert json.loads((two / "hyperparameters.json").read_text())["total_epochs"] == 4
+
+    def test_checkpoints_without_hyperparameters_are_refused(self, two, capfd):
+        (two / "hyperparameters.json").write_text("{")
+        status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert status == 1
+        one_line(errors, f"error: {two} has checkpoints, but {two}/hyperparameters.json cannot")
+
+    def test_other_pictures_are_refused(self, two, capfd):
+        shutil.rmtree(two.parent / "data")
+        write_folder(two.parent / "data", make_files(count=101))
+        before = content(two / "model")
+        status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert status == 1
+        one_line(errors, f"error: the training pictures are not those with which {two} was")
+        assert content(two / "model") == before
+
+    def test_a_finished_run_says_so_and_how_to_go_on(self, two, capfd):
+        assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
+        before = content(two / "model")
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, errors) == (0, "")
+        assert "finished already; to go on, give a larger --total_epochs" in output
+        assert content(two / "model") == before
+
+
+def wait_for_a_checkpoint(process, run_dir):
+    while not list((run_dir / "model").glob("model.ckpt-*.index")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+class TestProcesses:
+    LONG = ("--total_epochs=1000", "--save_minutes=1e-9")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_after_the_step_with_the_step_saved(self, tmp_path, number):
+        process = start_python(*command(tmp_path, "run", "--total_epochs=1000"))
+        while not process.stdout.readline().startswith("epoch: 1/"):
+            pass
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == 128 + number
+        one_line(errors, f"stopped by {number.name} and saved after step ")
+        assert "the same command goes on from there" in errors
+        step = int(errors.split("after step ")[1].split(":")[0])
+        assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
+
+    def test_a_second_signal_ends_the_process_at_once(self):
+        code = (
+            "import signal, threading, time\n"
+            "from senet.stopping import StopSignals\n"
+            "with StopSignals() as stop:\n"
+            "    print('ready', flush=True)\n"
+            "    while not stop.received: time.sleep(0.001)\n"
+            "    print('first', flush=True)\n"
+            "    threading.Lock().acquire() and time.sleep(600)\n"
+        )
+        process = start_python("-c", code)
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "first\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        process.communicate()
+
+    def test_two_signals_in_a_row_do_no_damage(self, tmp_path):
+        options = ("--total_epochs=3", "--save_minutes=1e-9")
+        process = start_python(*command(tmp_path, "run", *options))
+        wait_for_a_checkpoint(process, tmp_path / "run")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        assert process.returncode in (130, 143)
+        status, output, _ = run_python(*command(tmp_path, "run", *options))
+        assert status == 0
+        assert "goes on at step " in output
+
+    def test_one_process_a_run_and_no_lock_left_by_a_killed_one(self, tmp_path):
+        first = start_python(*command(tmp_path, "run", *self.LONG))
+        wait_for_a_checkpoint(first, tmp_path / "run")
+        status, output, errors = run_python(*command(tmp_path, "run", *self.LONG))
+        assert (status, output) == (1, "")
+        one_line(errors, f"error: {tmp_path}/run is being trained by another process")
+        assert first.poll() is None
+        first.kill()
+        first.communicate()
+        third = start_python(*command(tmp_path, "run", *self.LONG))
+        assert "network: " in third.stdout.readline()
+        third.kill()
+        third.communicate()
+
+    def test_a_folder_that_goes_away_ends_the_run(self, tmp_path):
+        process = start_python(*command(tmp_path, "run", *self.LONG))
+        wait_for_a_checkpoint(process, tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        one_line(errors, f"error: cannot write a checkpoint into {tmp_path}/run/model: ")
+        self.check_goes_on(tmp_path, "elsewhere")
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path):
+        folder = tmp_path / "locked"
+        folder.mkdir(mode=0o555)
+        # Root may write anywhere, unless it gives that right away.
+        unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        result = subprocess.run(
+            [
+                *(unprivileged if os.geteuid() == 0 else []),
+                sys.executable,
+                *command(tmp_path, "locked/run"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (1, "")
+        one_line(result.stderr, f"error: {folder}/run: Permission denied")
+
+    def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two):
+        """A limit on the size of files stands for the full disk: a checkpoint has 80 kB."""
+        before = content(two / "model")
+        process = subprocess.run(
+            [sys.executable, *command(two.parent, "two", "--total_epochs=3")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        )
+        assert process.returncode == 1
+        one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
+        assert "goes on from the last checkpoint" in process.stderr
+        kept = content(two / "model")
+        assert {path: kept[path] for path in before} == before
+        self.check_goes_on(two.parent, "two", "--total_epochs=3")
+
+    def check_goes_on(self, folder, name, *options):
+        process = start_python(*command(folder, name, *(options or self.LONG)))
+        lines = [process.stdout.readline() for _ in range(4)]
+        process.kill()
+        process.communicate()
+        assert "goes on at step" in lines[3]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, capfd):
+    status, output, errors = train(capfd, tmp_path, "run", "--init_learning_rate=1e30")
+    assert status == 1
+    one_line(errors, "error: the loss is not finite at step ")
+    assert "(learning rate " in errors
+    assert "lower --init_learning_rate" in errors
+    assert "epoch: " not in output
+    assert list((tmp_path / "run" / "model").iterdir()) == []
