@@ -74,8 +74,8 @@ class Run:
         if not any(self.model_folder.glob("model.ckpt-*")):
             return
         try:
-            before = json.loads(self.settings.read_text())
-        except (OSError, ValueError):
+            before = dict(json.loads(self.settings.read_text()))
+        except (OSError, ValueError, TypeError):
             raise Failure(
                 f"{self.folder} has checkpoints, but {self.settings} cannot be read: "
                 f"give another --run_dir to start afresh"

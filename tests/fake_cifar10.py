@@ -58,10 +58,10 @@ def write_folder(data_dir, files):
     return folder
 
 
-def make_archive(files, *extra_members):
+def make_archive(files, *extra_members, compression="gz"):
     """The bytes of a .tar.gz with `files` in their folder, then `extra_members` (TarInfo)."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+    with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
         folder = tarfile.TarInfo(cifar10.FOLDER)
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)

@@ -1,0 +1,110 @@
+"""1,200 mutated batch files and archives: the reader gives pictures or its own error, and nothing
+else happens."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+from fake_cifar10 import make_archive, make_batch, make_files, python2_pickle, write_folder
+from test_cifar10 import Mark
+
+import cifar10
+from senet.errors import Failure
+
+# Opcodes that look names up, call, build, or take a length from the file.
+DANGEROUS = (
+    b"cRbioB\x81\x82\x83\x84\x85\x86\x87\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
+)
+
+
+def mutate(content, rng):
+    """`content` with one to four changes of several kinds."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        # Half of the changes hit the first bytes, where the structure is.
+        place = rng.randrange(min(len(data), 400) if rng.random() < 0.5 else len(data))
+        match rng.randrange(6):
+            case 0:
+                data[place] ^= 1 << rng.randrange(8)
+            case 1:
+                data[place] = rng.choice(DANGEROUS)
+            case 2:
+                data[place:place] = rng.randbytes(rng.randint(1, 8))
+            case 3:
+                del data[place : place + rng.randint(1, 40)]
+            case 4:
+                data[place : place + 4] = rng.choice([b"\xff" * 4, b"\xff\xff\xff\x7f", bytes(4)])
+            case 5:
+                del data[place + 1 :]
+        if not data:
+            break
+    return bytes(data)
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read(function):
+    """Call the reader. Returns whether it read something; any error but its own gets through."""
+    try:
+        images, labels = function()
+    except Failure as failure:
+        assert "\n" not in str(failure)
+        return False
+    assert images.dtype == np.uint8
+    assert images.shape[1:] == (32, 32, 3)
+    assert 0 <= labels.min() <= labels.max() < 10
+    return True
+
+
+@pytest.mark.parametrize("kind", ["python 2", "python 3", "malicious"])
+def test_mutated_batch_files(tmp_path, kind):
+    rng = random.Random(kind)
+    mark = tmp_path / "mark"
+    batch = make_batch(3, seed=0)
+    seeds = {
+        "python 2": python2_pickle(batch),
+        "python 3": pickle.dumps(batch, protocol=4),
+        "malicious": python2_pickle({b"labels": [1, 2, 3], b"x": Mark(mark), **batch}),
+    }
+    path = tmp_path / "data_batch_1"
+    outcomes = set()
+    for _ in range(300):
+        path.write_bytes(mutate(seeds[kind], rng))
+        outcomes.add(read(lambda: cifar10.read_batch(path, 10)))
+        assert listing(tmp_path) == ["data_batch_1"]
+    assert outcomes == ({False} if kind == "malicious" else {True, False})
+
+
+def test_mutated_archives(tmp_path):
+    rng = random.Random(0)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    plain = make_archive(make_files(count=2), compression="")
+    outcomes = set()
+    for number in range(300):
+        archive = data_dir / cifar10.ARCHIVE
+        folder = data_dir / cifar10.FOLDER
+        # A mutated .gz fails its checksum nearly always; a mutated .tar is seen into.
+        content = plain if number % 3 else make_archive(make_files(count=2))
+        archive.write_bytes(mutate(content, rng))
+        outcomes.add(read(lambda: cifar10.load_cifar10(data_dir)[:2]))
+        assert listing(tmp_path) == ["data"]
+        assert set(listing(data_dir)) <= {cifar10.ARCHIVE, cifar10.FOLDER}
+        if folder.exists():
+            assert set(listing(folder)) == set(cifar10.FILES)
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    assert outcomes == {True, False}
+
+
+def test_a_malicious_file_among_good_ones_stops_the_load(tmp_path):
+    mark = tmp_path / "mark"
+    evil = python2_pickle({**make_batch(20, seed=0), b"x": Mark(mark)})
+    write_folder(tmp_path, {**make_files(), "test_batch": evil})
+    with pytest.raises(Failure, match="test_batch: refused"):
+        cifar10.load_cifar10(tmp_path)
+    assert not mark.exists()
