@@ -19,13 +19,13 @@ def layer_seed():
     return zlib.crc32(f"{tf.get_default_graph().seed or 0} {tf.get_variable_scope().name}".encode())
 
 
-def he_weights(shape, fan_in):
+def he_weights(shape, fan_in, gain=2.0):
     """The variable `weights` of the current scope with He initialisation: Gaussian with
-    variance 2 / fan_in (arXiv 1502.01852, section 2.2)."""
+    variance 2 / fan_in (arXiv 1502.01852, section 2.2), or another `gain` than 2."""
     seed = [layer_seed(), 0]
 
     def initializer(shape, dtype, partition_info=None):
-        return np.sqrt(2 / fan_in) * tf.random.stateless_normal(shape, seed, dtype=dtype)
+        return np.sqrt(gain / fan_in) * tf.random.stateless_normal(shape, seed, dtype=dtype)
 
     return tf.get_variable("weights", shape, initializer=initializer)
 
@@ -136,11 +136,11 @@ def Global_Average_Pooling(x):
     return global_avg_pool(x)
 
 
-def Fully_connected(x, units, layer_name="fully_connected"):
-    """[batch, features] to [batch, units], with bias."""
+def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
+    """[batch, features] to [batch, units], with bias; `gain` as for `he_weights`."""
     features = x.shape[-1].value
     with tf.variable_scope(layer_name):
-        weights = he_weights([features, units], fan_in=features)
+        weights = he_weights([features, units], fan_in=features, gain=gain)
         bias = tf.get_variable("bias", [units], initializer=tf.zeros_initializer())
         return tf.matmul(x, weights) + bias
 
@@ -169,6 +169,7 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
         squeeze = Global_Average_Pooling(input_x)
         excitation = Fully_connected(squeeze, out_dim // ratio, layer_name="fully_connected1")
         excitation = Relu(excitation)
-        excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2")
+        # From weights of zero, all gates start at 1/2: what they tell apart they have to learn.
+        excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2", gain=0.0)
         excitation = Sigmoid(excitation)
         return input_x * tf.reshape(excitation, [-1, 1, 1, out_dim])

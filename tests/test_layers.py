@@ -32,6 +32,12 @@ def test_squeeze_excitation_gives_what_numpy_gives(graph, rng):
     np.testing.assert_allclose(run(output, values=weights), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_squeeze_excitation_starts_with_all_gates_at_one_half(graph, rng):
+    x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
+    output = Squeeze_excitation_layer(tf.constant(x), out_dim=8, ratio=4, layer_name="SE")
+    np.testing.assert_array_equal(run(output), x / 2)
+
+
 @pytest.mark.parametrize("ratio", [0, 9])
 def test_squeeze_excitation_refuses_a_ratio_without_a_bottleneck(graph, ratio):
     with pytest.raises(ValueError, match=f"ratio {ratio} is not from 1 to out_dim 8"):
