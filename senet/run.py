@@ -107,10 +107,13 @@ class Run:
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         step = self._step()
 
-        # What was written after the checkpoint is computed again.
-        self.rows = _read_rows(self.row_file)[: step // self.epoch_steps]
-        _replace_text(self.row_file, "".join(self.rows))
-        epochs_done = len(self.rows)
+        # An epoch is done when its row is written; a row without its checkpoint is computed again.
+        self.rows = _read_rows(self.row_file)
+        epochs_done, steps_beyond = divmod(step, self.epoch_steps)
+        if epochs_done and not steps_beyond and epochs_done not in self.rows:
+            epochs_done -= 1
+        self.rows = {epoch: row for epoch, row in self.rows.items() if epoch <= epochs_done}
+        _replace_text(self.row_file, "".join(self.rows.values()))
         self.writer = self._open.enter_context(tf.summary.FileWriter(str(self.log_folder)))
         restart = tf.SessionLog(status=tf.SessionLog.START)
         self.writer.add_session_log(restart, global_step=epochs_done + 1)
@@ -213,9 +216,9 @@ class Run:
         `values`, for TensorBoard; save."""
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
-        self.rows.append(row + "\n")
+        self.rows[epoch] = row + "\n"
         with self.row_file.open("a") as file:
-            file.write(self.rows[-1])
+            file.write(self.rows[epoch])
         summary = tf.Summary()
         for tag, value in {**values, "images_per_second": self.images_per_second}.items():
             if value is not None:
@@ -225,9 +228,9 @@ class Run:
         self._save()
 
     def _best_epoch(self):
-        """The epoch with the best test accuracy, the first one of them; None before the first."""
-        accuracies = [float(row.rpartition("test_acc: ")[2]) for row in self.rows]
-        return accuracies.index(max(accuracies)) + 1 if accuracies else None
+        """The epoch with the best test accuracy, the first one of them; None without any row."""
+        accuracies = {e: float(row.rpartition("test_acc: ")[2]) for e, row in self.rows.items()}
+        return max(accuracies, key=accuracies.get, default=None)
 
     def _save(self):
         best = self._best_epoch()
@@ -237,21 +240,18 @@ class Run:
     def finish(self):
         """Say where the result is."""
         best = self._best_epoch()
-        print(
-            f"done: checkpoints in {self.model_folder}, "
-            f"the best by test accuracy is model.ckpt-{best * self.epoch_steps} (epoch {best})"
-        )
+        print(f"done: checkpoints in {self.model_folder}", end="")
+        if best:
+            step = best * self.epoch_steps
+            print(f", the best by test accuracy is model.ckpt-{step} (epoch {best})", end="")
+        print()
 
 
 def _read_rows(path):
-    """The whole rows of logs.txt, from the first epoch on without a gap."""
+    """The whole rows of logs.txt, as {epoch: row}."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = []
-    for epoch, line in enumerate(lines, 1):
-        if not re.fullmatch(rf"epoch: {epoch}/\d+, .*, test_acc: \d\.\d{{4}}\n", line):
-            break
-        rows.append(line)
-    return rows
+    found = [re.fullmatch(r"epoch: (\d+)/\d+, .*, test_acc: \d\.\d{4}\n", line) for line in lines]
+    return {int(row.group(1)): row.group() for row in found if row}
 
 
 def _replace_text(path, text):

@@ -150,6 +150,30 @@ class TestCheckpointsKept:
         assert list(tmp_path.iterdir()) == []
 
 
+class TestRows:
+    def test_a_stop_between_an_epoch_and_its_test_is_made_up_for(self, trained, two, capfd):
+        rows = (two / "logs.txt").read_text().splitlines(keepends=True)
+        (two / "logs.txt").write_text(rows[0])
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, errors) == (0, "")
+        assert [line[:10] for line in output.splitlines()[4:6]] == ["epoch: 2/3", "epoch: 3/3"]
+        assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
+
+    def test_half_a_row_is_written_again(self, trained, two, capfd):
+        rows = (two / "logs.txt").read_text()
+        (two / "logs.txt").write_text(rows[:-9])
+        assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
+        assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
+
+    def test_without_its_rows_a_run_goes_on_where_it_was(self, trained, two, capfd):
+        (two / "logs.txt").unlink()
+        shutil.rmtree(two / "logs")
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, errors) == (0, "")
+        last_two = (trained / "three" / "logs.txt").read_text().splitlines()[1:]
+        assert (two / "logs.txt").read_text().splitlines() == last_two
+
+
 class TestSettings:
     def test_other_hyperparameters_are_refused_with_both_values(self, two, capfd):
         before = content(two)
