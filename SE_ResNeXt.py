@@ -11,7 +11,6 @@ from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.devices import session_config
 from senet.errors import HyperparameterError
 from senet.evaluation import EpochMeans, batch_sums, evaluate
-from senet.gradients import clip_gradients
 from senet.hyperparameters import above, at_least, between, check_fields, one_of, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
@@ -38,7 +37,6 @@ class Hyperparameters:
     # training
     weight_decay: at_least(0.0) = 5e-4  # times half the squares of all trained values
     momentum: between(0.0, 1.0) = 0.9  # Nesterov's
-    gradient_clipping: at_least(0.0) = 0.0  # largest gradient, relative to its weights; 0: any
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
     batch_size: at_least(1) = 128  # pictures a step, at most
     total_epochs: at_least(1) = 100  # passes over the training set
@@ -142,8 +140,7 @@ def build_graph(data, epoch_steps, hyperparameters):
         loss = tf.reduce_mean(cross_entropy) + l2_loss
     learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
     optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
-    gradients = clip_gradients(optimizer.compute_gradients(loss), hp.gradient_clipping)
-    minimize = optimizer.apply_gradients(gradients, global_step)
+    minimize = optimizer.minimize(loss, global_step)
     batch_norm = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
     means = EpochMeans(batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps)
     train_step = {
