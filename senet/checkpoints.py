@@ -76,7 +76,8 @@ class Checkpoints:
             try:
                 with without_chatter():
                     self._write(session, step)
-            except (tf.errors.OpError, OSError) as error:
+            # A folder that goes away at this moment is a ValueError to the Saver.
+            except (tf.errors.OpError, OSError, ValueError) as error:
                 raise Failure(
                     f"cannot write a checkpoint into {self.folder}: {first_line(error)}; "
                     f"once that is mended, the same command goes on from the last checkpoint"

@@ -86,6 +86,22 @@ def test_smallest_padding_leaves_one_cell(graph, script):
     assert graph.get_tensor_by_name("Reduction_B/SE/mul:0").shape.as_list()[1:3] == [1, 1]
 
 
+@pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
+def test_gradients_do_not_grow_on_their_way_back_to_the_stem(graph, rng, script):
+    """With offsets of 0 in batch norm, Inception-v4's first gradient is 96 times its weights."""
+    x = tf.constant(rng.normal(size=(16, 32, 32, 3)), tf.float32)
+    model = network(script)(x, True, script.Hyperparameters(padding=22)).model
+    labels = tf.constant(rng.integers(0, 10, 16))
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model))
+    first = next(
+        v for v in tf.trainable_variables() if v.op.name == "Stem/branch/conv1/conv/weights"
+    )
+    (gradient,) = tf.gradients(loss, [first])
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        assert session.run(tf.norm(gradient) / tf.norm(first)) < 2
+
+
 class Module:
     """One module of a network, built alone on random input with random variables."""
 

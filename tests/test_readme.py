@@ -1,8 +1,10 @@
+import importlib.util
 import inspect
 import re
 
 import pytest
 from conftest import ROOT
+from PIL import Image, ImageChops
 from test_inceptions import PARAMETERS, network
 from test_scripts import SCRIPTS
 
@@ -88,3 +90,11 @@ def test_parameters_and_multiply_adds_of_the_table(graph, script):
         f"{with_se - without[script]:,}",
         f"{products / 1e9:.2f} G",
     ]
+
+
+def test_figures_are_what_their_script_draws():
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "assests" / "draw.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    kept = Image.open(ROOT / "assests" / "shapes.png")
+    assert ImageChops.difference(kept, draw.draw_shapes()).getbbox() is None
