@@ -41,8 +41,8 @@ class Hyperparameters:
     weight_decay: at_least(0.0) = 5e-4  # times half the squares of all trained values
     momentum: between(0.0, 1.0) = 0.9  # Nesterov's
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
-    batch_size: at_least(1) = 128  # pictures a step, at most
-    total_epochs: at_least(1) = 100  # passes over the training set
+    batch_size: at_least(2) = 128  # pictures a step, at most; batch norm of 1x1 maps needs two
+    total_epochs: between(1, 10**6) = 100  # passes over the training set
     seed: between(0, 2**32) = 0  # of weights, order of the pictures, augmentation and dropout
 
     # surroundings

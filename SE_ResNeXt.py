@@ -1,6 +1,7 @@
 """SE-ResNeXt-29 on CIFAR-10: ResNeXt (arXiv 1611.05431, section 5.3) with a squeeze-and-excitation
 block (arXiv 1709.01507) on every residual branch."""
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Hyperparameters:
     momentum: between(0.0, 1.0) = 0.9  # Nesterov's
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
     batch_size: at_least(1) = 128  # pictures a step, at most
-    total_epochs: at_least(1) = 100  # passes over the training set
+    total_epochs: between(1, 10**6) = 100  # passes over the training set
     seed: between(0, 2**32) = 0  # of initial weights, order of the pictures and augmentation
 
     # surroundings
@@ -68,21 +69,23 @@ class SE_ResNeXt:
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training
         self.hyperparameters = hyperparameters
-        self.classes = classes
-        self.model = self.Build_SEnet(x)
+        self.conv_bn = functools.partial(conv_bn, training=training)
+        self.model = self.Build_SEnet(x, classes)
 
-    def Build_SEnet(self, x):
-        hp = self.hyperparameters
-        x = tf.pad(x, [[0, 0], [hp.padding] * 2, [hp.padding] * 2, [0, 0]])
-        # 96x96 from here on, with the default padding
-        x = Relu(conv_bn(x, 64, 3, training=self.training, layer_name="stem"))
-        x = self.stage(x, hp.depth, stride=1, layer_name="stage1")
-        x = self.stage(x, 2 * hp.depth, stride=2, layer_name="stage2")
-        # 48x48
-        x = self.stage(x, 4 * hp.depth, stride=2, layer_name="stage3")
-        # 24x24
+    def Build_SEnet(self, x, classes):
+        padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
+        x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
+        # Map sizes for 96x96.
+        x = Relu(self.conv_bn(x, 64, 3, layer_name="stem"))
+        # 96x96x64
+        x = self.stage(x, depth, stride=1, layer_name="stage1")
+        # 96x96x256
+        x = self.stage(x, 2 * depth, stride=2, layer_name="stage2")
+        # 48x48x512
+        x = self.stage(x, 4 * depth, stride=2, layer_name="stage3")
+        # 24x24x1024
         x = Global_Average_Pooling(x)
-        return Fully_connected(x, self.classes, layer_name="classifier")
+        return Fully_connected(x, classes, layer_name="classifier")
 
     def stage(self, x, depth, stride, layer_name):
         """A row of blocks, the first of which may halve the map."""
@@ -93,20 +96,21 @@ class SE_ResNeXt:
 
     def block(self, x, depth, stride, layer_name):
         """relu(shortcut + SE(branch)), with 4 * depth channels."""
-        hp, training, out_dim = self.hyperparameters, self.training, 4 * depth
-        # All paths at once: one wide 1x1, then one 3x3 in `cardinality` groups (figure 3c).
-        width, groups = hp.cardinality * depth, hp.cardinality
+        # All paths at once: one wide 1x1, then one 3x3 in `groups` groups (figure 3c).
+        groups, out_dim = self.hyperparameters.cardinality, 4 * depth
+        width = groups * depth
         with tf.variable_scope(layer_name):
-            branch = Relu(conv_bn(x, width, 1, training=training, layer_name="reduce"))
-            branch = conv_bn(
-                branch, width, 3, stride, groups=groups, training=training, layer_name="paths"
-            )
-            branch = conv_bn(Relu(branch), out_dim, 1, training=training, layer_name="merge")
-            if hp.reduction_ratio:
-                branch = Squeeze_excitation_layer(branch, out_dim, hp.reduction_ratio, "SE")
+            branch = Relu(self.conv_bn(x, width, 1, layer_name="reduce"))
+            branch = self.conv_bn(branch, width, 3, stride, groups=groups, layer_name="paths")
+            branch = self.SE(self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge"))
             if stride != 1 or x.shape[-1].value != out_dim:
-                x = conv_bn(x, out_dim, 1, stride, training=training, layer_name="shortcut")
+                x = self.conv_bn(x, out_dim, 1, stride, layer_name="shortcut")
             return Relu(x + branch)
+
+    def SE(self, x):
+        """`x` with its channels gated, unless the network is one without SE blocks."""
+        ratio = self.hyperparameters.reduction_ratio
+        return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
 
 
 # -------------------------------------------------------------------------- loss and schedule

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import zlib
 
 import numpy as np
 import pooch
@@ -100,8 +99,23 @@ def unpack(archive, folder):
             for name in FILES:
                 if not (aside / name).exists():
                     raise Failure(f"{archive}: {FOLDER}/{name} is missing; {ARCHIVE_REMEDY}")
-            aside.rename(folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+            try:
+                aside.rename(folder)
+            except OSError:
+                if not folder.exists():  # unless another process was faster
+                    raise
+    except Failure:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the disk; those of the archive have none
+            raise Failure(
+                f"cannot unpack {archive} into {folder.parent}: {error.strerror}"
+            ) from None
+        raise Failure(
+            f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
+        ) from None
+    # A damaged archive can make the many decompressors raise nearly anything.
+    except Exception as error:
         raise Failure(
             f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
         ) from None

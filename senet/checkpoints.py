@@ -39,7 +39,8 @@ class Checkpoints:
         """Give the variables the values of the newest checkpoint that can be read, and return
         whether there is one. Those that cannot are named in a warning and renamed *.damaged.
 
-        Raises Failure, with everything left as it is, if there are some and none can be read."""
+        Raises Failure, with everything left as it is, if there are some and none can be read, or
+        if the newest is one of another network."""
         damaged, files = [], self.files()
         for step in reversed(files):
             path = self.folder / f"model.ckpt-{step}"
@@ -52,10 +53,18 @@ class Checkpoints:
                 print(f"warning: {message}; {path} is used instead", file=sys.stderr)
                 for file in files[other]:
                     file.rename(file.with_name(file.name + ".damaged"))
-            self.saver.restore(session, str(path))
+            try:
+                with without_chatter():
+                    self.saver.restore(session, str(path))
+            except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
+                raise Failure(
+                    f"{path} is a checkpoint of another network: undo what changed the network to "
+                    f"go on with it, or give another --run_dir to start afresh"
+                ) from None
             self.current = step
             return True
-        if damaged:
+        # Without an index there is only what a killed first save left.
+        if any(file.suffix == ".index" for step, _ in damaged for file in files[step]):
             raise Failure(
                 f"{damaged[0][1]}, and no other checkpoint in {self.folder} can: "
                 f"move that folder away to start afresh, or give another --run_dir"
@@ -96,10 +105,12 @@ class Checkpoints:
         aside.mkdir()
         path = str(aside / "model.ckpt")
         self.saver.save(session, path, step, write_meta_graph=False, write_state=False)
-        for file in sorted(aside.iterdir()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+        written = sorted(aside.iterdir())
+        for file in written:
+            _to_disk(file)
+        for file in written:
             file.replace(self.folder / file.name)
+        _to_disk(self.folder)
         aside.rmdir()
         # For tf.train.latest_checkpoint and other tools; this class does not read it.
         tf.train.update_checkpoint_state(str(self.folder), f"model.ckpt-{step}")
@@ -111,3 +122,12 @@ def _read_through(path):
     reader = tf.train.NewCheckpointReader(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
+
+
+def _to_disk(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,5 @@
-"""The two ways in which a person's input can be wrong. Each message is one line that says what
-to do; `senet.command_line` prints it without a traceback."""
+"""What ends a program without being a mistake in it. Each message is one line that says what to
+do; `senet.command_line` prints it without a traceback."""
 
 
 class HyperparameterError(ValueError):
@@ -12,5 +12,6 @@ class Failure(Exception):
 
 def first_line(error):
     """What an exception says, on one line of at most 200 characters."""
-    lines = str(error).strip().splitlines()
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__

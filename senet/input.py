@@ -38,8 +38,8 @@ def picture_inputs(data):
 
 
 def augment(images, seed, step):
-    """Shift each picture by up to 4 pixels each way, zeros moving in, and flip every second one
-    left to right: the usual CIFAR augmentation (ResNet, arXiv 1512.03385, section 4.2).
+    """Shift each picture by up to 4 pixels each way, zeros moving in, and flip half of them, at
+    random, left to right: the usual CIFAR augmentation (ResNet, arXiv 1512.03385, section 4.2).
 
     `images` is float32 [batch, height, width, channels], `step` an int64 scalar.
     """

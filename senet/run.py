@@ -23,7 +23,7 @@ from senet.checkpoints import Checkpoints
 from senet.compat import tf
 from senet.datasets import steps_per_epoch
 from senet.devices import describe_devices
-from senet.errors import Failure
+from senet.errors import Failure, first_line
 from senet.stopping import Stopped, StopSignals
 
 ROW = (
@@ -51,7 +51,8 @@ class Run:
         self.stop_signals = StopSignals()
 
     def __enter__(self):
-        self.model_folder.mkdir(parents=True, exist_ok=True)
+        with _writing(self.model_folder):
+            self.model_folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self.lock)
@@ -114,11 +115,14 @@ class Run:
             epochs_done -= 1
         self.rows = {epoch: row for epoch, row in self.rows.items() if epoch <= epochs_done}
         _replace_text(self.row_file, "".join(self.rows.values()))
-        self.writer = self._open.enter_context(tf.summary.FileWriter(str(self.log_folder)))
-        restart = tf.SessionLog(status=tf.SessionLog.START)
-        self.writer.add_session_log(restart, global_step=epochs_done + 1)
+        self.events = self._open.enter_context(EventFile(self.log_folder))
+        # TensorBoard drops what it has from this epoch on.
+        self.events.write(
+            step=epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
+        )
         if not goes_on:
-            self.writer.add_graph(session.graph)
+            graph = session.graph.as_graph_def(add_shapes=True)
+            self.events.write(graph_def=graph.SerializeToString())
 
         total_epochs = self.hyperparameters.total_epochs
         parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
@@ -217,14 +221,13 @@ class Run:
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
         self.rows[epoch] = row + "\n"
-        with self.row_file.open("a") as file:
+        with _writing(self.row_file), self.row_file.open("a") as file:
             file.write(self.rows[epoch])
         summary = tf.Summary()
         for tag, value in {**values, "images_per_second": self.images_per_second}.items():
             if value is not None:
                 summary.value.add(tag=tag, simple_value=value)
-        self.writer.add_summary(summary, epoch)
-        self.writer.flush()
+        self.events.write(step=epoch, summary=summary)
         self._save()
 
     def _best_epoch(self):
@@ -249,13 +252,52 @@ class Run:
 
 def _read_rows(path):
     """The whole rows of logs.txt, as {epoch: row}."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     found = [re.fullmatch(r"epoch: (\d+)/\d+, .*, test_acc: \d\.\d{4}\n", line) for line in lines]
     return {int(row.group(1)): row.group() for row in found if row}
+
+
+class EventFile:
+    """A file of TensorBoard's in `folder`. `tf.summary.FileWriter` writes from a thread of its own
+    and after a while; this one has written when `write` returns, or raises Failure."""
+
+    def __init__(self, folder):
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}"
+
+    def __enter__(self):
+        with _writing(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            self.writer = tf.io.TFRecordWriter(str(self.path))
+        self.write(file_version="brain.Event:2")
+        return self
+
+    def write(self, **event):
+        """Append a `tf.Event` with these fields."""
+        with _writing(self.path):
+            self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
+            self.writer.flush()
+
+    def __exit__(self, *_):
+        # All is written; closing what could not be would only hide the first error.
+        with contextlib.suppress(tf.errors.OpError, OSError):
+            self.writer.close()
+
+
+@contextlib.contextmanager
+def _writing(path):
+    """Make a Failure of what goes wrong in writing the file `path`."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
+        raise Failure(
+            f"cannot write {path}: {first_line(error)}; "
+            f"once that is mended, the same command goes on from the last checkpoint"
+        ) from None
 
 
 def _replace_text(path, text):
     """Write a text file so that it is either as before or complete."""
     aside = path.with_name(path.name + ".new")
-    aside.write_text(text)
-    aside.replace(path)
+    with _writing(path):
+        aside.write_text(text)
+        aside.replace(path)

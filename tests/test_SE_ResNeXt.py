@@ -1,7 +1,6 @@
 import numpy as np
 import numpy_layers as nl
 import pytest
-from conftest import ROOT, run_python
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt, build_graph, learning_rate_schedule
 from senet.compat import tf
@@ -181,14 +180,3 @@ def test_means_of_an_epoch_start_anew_with_each_epoch(graph, data):
     for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
         expected = np.mean(losses[epoch]), np.mean(correct[epoch])
         np.testing.assert_allclose(means[step], expected, rtol=1e-5)
-
-
-def test_import_does_nothing(tmp_path):
-    code = (
-        "import pathlib; before = set(pathlib.Path().rglob('*'));"
-        "import SE_ResNeXt; from senet.compat import tf;"
-        "assert not tf.get_default_graph().get_operations();"
-        "assert set(pathlib.Path().rglob('*')) == before"
-    )
-    status, output, errors = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (status, output, errors) == (0, "", "")

@@ -1,5 +1,8 @@
+import errno
+import gzip
 import hashlib
 import http.server
+import lzma
 import os
 import pathlib
 import pickle
@@ -175,6 +178,12 @@ def test_an_archive_with_anything_but_plain_files_is_refused(tmp_path, evil):
 ARCHIVE = make_archive(make_files())
 
 
+def long_names(count):
+    """A .tar.gz of headers each of which says that the next one holds the name."""
+    header = member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
+    return gzip.compress(count * (header + bytes(512)))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -182,9 +191,11 @@ ARCHIVE = make_archive(make_files())
         (b"", "cannot be unpacked"),
         (ARCHIVE[: len(ARCHIVE) // 2], "cannot be unpacked"),
         (ARCHIVE[:500] + b"oops" + ARCHIVE[504:], "cannot be unpacked"),
+        (lzma.compress(bytes(5000))[:-40], "cannot be unpacked"),
+        (long_names(3000), "cannot be unpacked"),
         (make_archive({"data_batch_1": b""}), "data_batch_2 is missing"),
     ],
-    ids=["html", "empty", "cut", "flipped", "incomplete"],
+    ids=["html", "empty", "cut", "flipped", "cut xz", "long names", "incomplete"],
 )
 def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, content, message):
     archive = tmp_path / cifar10.ARCHIVE
@@ -249,6 +260,20 @@ def test_a_wrong_batch_file_is_named(tmp_path, content, message):
     assert str(failure.value).startswith(f"{folder}/data_batch_2: ")
     assert message in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+def test_a_disk_that_is_full_does_not_blame_the_archive(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cifar10.shutil, "copyfileobj", full)
+    (tmp_path / cifar10.ARCHIVE).write_bytes(ARCHIVE)
+    with pytest.raises(Failure) as failure:
+        load_cifar10(tmp_path)
+    assert str(failure.value) == (
+        f"cannot unpack {tmp_path / cifar10.ARCHIVE} into {tmp_path}: No space left on device"
+    )
+    assert names(tmp_path) == [cifar10.ARCHIVE]
 
 
 @pytest.mark.parametrize("name", [cifar10.TEST_FILE, "data_batch_5", cifar10.NAMES_FILE])

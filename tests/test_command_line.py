@@ -3,13 +3,10 @@ import inspect
 
 import pytest
 from fake_cifar10 import make_files, write_folder
+from test_scripts import SCRIPTS
 
-import SE_Inception_resnet_v2
-import SE_Inception_v4
 import SE_ResNeXt
 from senet.errors import HyperparameterError
-
-SCRIPTS = [SE_ResNeXt, SE_Inception_v4, SE_Inception_resnet_v2]
 
 
 @pytest.fixture

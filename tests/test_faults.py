@@ -118,6 +118,25 @@ class TestDamagedCheckpoints:
         assert "goes on at step 20 of 30" in output
         assert not aside.exists()
 
+    def test_half_of_a_first_save_is_none(self, two, capfd):
+        for path in (two / "model").iterdir():
+            path.unlink()
+        (two / "model" / "model.ckpt-1.data-00000-of-00001").write_bytes(b"half")
+        status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert (status, errors) == (0, "")
+        assert f"run: {two} (new)" in output
+
+    def test_a_checkpoint_of_another_network_is_refused(self, two, capfd, monkeypatch):
+        def another(self, x):
+            return self.conv_bn(x, x.shape[-1].value, 1, layer_name="another")
+
+        monkeypatch.setattr(SE_ResNeXt.SE_ResNeXt, "SE", another)
+        before = content(two)
+        status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
+        assert status == 1
+        one_line(errors, f"error: {two}/model/model.ckpt-20 is a checkpoint of another network")
+        assert content(two) == before
+
 
 class TestCheckpointsKept:
     def test_the_newest_three_and_the_best(self, tmp_path):
@@ -164,6 +183,14 @@ class TestRows:
         (two / "logs.txt").write_text(rows[:-9])
         assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
         assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
+
+    def test_rows_that_are_no_text_are_written_again(self, trained, two, capfd):
+        with (two / "logs.txt").open("r+b") as file:
+            file.seek(100)
+            file.write(b"\xff")
+        assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
+        last = (trained / "three" / "logs.txt").read_text().splitlines()[2]
+        assert (two / "logs.txt").read_text().splitlines()[-1] == last
 
     def test_without_its_rows_a_run_goes_on_where_it_was(self, trained, two, capfd):
         (two / "logs.txt").unlink()
@@ -313,25 +340,41 @@ class TestProcesses:
             check=False,
         )
         assert (result.returncode, result.stdout) == (1, "")
-        one_line(result.stderr, f"error: {folder}/run: Permission denied")
+        one_line(result.stderr, f"error: cannot write {folder}/run/model: Permission denied; ")
 
     def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two):
         """A limit on the size of files stands for the full disk: a checkpoint has 80 kB."""
         before = content(two / "model")
-        process = subprocess.run(
-            [sys.executable, *command(two.parent, "two", "--total_epochs=3")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
-        )
+        process = self.run_with_a_limit(40_000, two.parent, "two")
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
         assert "goes on from the last checkpoint" in process.stderr
         kept = content(two / "model")
         assert {path: kept[path] for path in before} == before
         self.check_goes_on(two.parent, "two", "--total_epochs=3")
+
+    def test_a_full_disk_under_the_events_of_tensorboard(self, tmp_path):
+        """The graph, the first large event, has over 100 kB."""
+        process = self.run_with_a_limit(20_000, tmp_path, "run")
+        assert process.returncode == 1
+        one_line(process.stderr, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
+
+    def test_a_full_disk_under_the_rows(self, two):
+        (two / "logs.txt.new").symlink_to("/dev/full")
+        process = self.run_with_a_limit(10**9, two.parent, "two")
+        assert process.returncode == 1
+        one_line(process.stderr, f"error: cannot write {two}/logs.txt: No space left on device; ")
+
+    def run_with_a_limit(self, size, folder, name):
+        """Train with files of `size` bytes at most."""
+        return subprocess.run(
+            [sys.executable, *command(folder, name, "--total_epochs=3")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )
 
     def check_goes_on(self, folder, name, *options):
         process = start_python(*command(folder, name, *(options or self.LONG)))

@@ -87,6 +87,25 @@ def test_smallest_padding_leaves_one_cell(graph, script):
 
 
 @pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
+def test_in_training_a_fifth_of_the_features_is_left_out(graph, script):
+    features = {}
+    for training in (True, False):
+        with tf.variable_scope(tf.get_variable_scope(), reuse=not training):
+            x = tf.zeros([20, 32, 32, 3])
+            model = network(script)(x, training, script.Hyperparameters(padding=22)).model
+        (matmul,) = (op for op in model.op.inputs if op.op.type == "MatMul")
+        features[training] = matmul.op.inputs[0]
+    assert features[True].op.name.startswith("dropout")
+    assert not features[False].op.name.startswith("dropout")
+    kept = features[True].op.inputs[0]
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        assert session.run(tf.reduce_mean(tf.cast(kept, tf.float32))) == pytest.approx(
+            0.8, abs=0.01
+        )
+
+
+@pytest.mark.parametrize("script", SIZES, ids=lambda script: script.__name__)
 def test_gradients_do_not_grow_on_their_way_back_to_the_stem(graph, rng, script):
     """With offsets of 0 in batch norm, Inception-v4's first gradient is 96 times its weights."""
     x = tf.constant(rng.normal(size=(16, 32, 32, 3)), tf.float32)

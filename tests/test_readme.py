@@ -3,7 +3,7 @@ import inspect
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 from PIL import Image, ImageChops
 from test_inceptions import PARAMETERS, network
 from test_scripts import SCRIPTS
@@ -27,6 +27,25 @@ def test_ci_runs_the_test_command():
 
 def test_the_block_shown_is_the_block_used():
     assert inspect.getsource(layers.Squeeze_excitation_layer).rstrip() in README
+
+
+def output_shown(name):
+    """The lines of the block marked `<!-- output: name -->`."""
+    return re.search(rf"<!-- output: {name} -->\n```\n(.*?)```", README, re.S).group(1).splitlines()
+
+
+def test_the_first_command_trains_to_95_percent_and_prints_what_is_shown(tmp_path):
+    (arguments,) = re.findall(r"python (SE_ResNeXt\.py --.*)", command("train"))
+    status, output, errors = run_python(*arguments.split(), f"--run_dir={tmp_path / 'run'}")
+    assert (status, errors) == (0, "")
+    lines, shown = output.splitlines(), output_shown("train")
+    assert float(lines[-2].rpartition("test_acc: ")[2]) >= 0.95
+    # Device and numbers differ between machines, the words do not.
+    assert lines[:2] == shown[:2]
+    digits = re.compile(r"\d+\.\d+")
+    assert [digits.sub("", line) for line in lines[4:12]] == [
+        digits.sub("", line) for line in shown[4:12]
+    ]
 
 
 def script_calls():

@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
 
 import SE_Inception_resnet_v2
@@ -27,7 +27,12 @@ def test_what_is_meant_to_be_the_same_is_the_same_text(script, name):
     assert "".join(text(script, name).split()) == "".join(text(SE_ResNeXt, name).split())
 
 
-@pytest.mark.parametrize("name", ["__init__", "Build_SEnet", "Stem", "SE"])
+def test_all_three_gate_in_the_same_way():
+    texts = {inspect.getsource(getattr(script, script.__name__).SE) for script in SCRIPTS}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("name", ["__init__", "Build_SEnet", "Stem"])
 def test_the_inceptions_share_their_frame_and_stem(name):
     one, other = (
         inspect.getsource(getattr(getattr(script, script.__name__), name)) for script in INCEPTIONS
@@ -53,7 +58,7 @@ def test_sections_come_in_the_same_order(script):
 
 @by_name
 def test_training_loop_fits_a_screen(script):
-    assert len(inspect.getsource(script.train).splitlines()) <= 38
+    assert len(inspect.getsource(script.train).splitlines()) <= 35
 
 
 @by_name
@@ -82,6 +87,17 @@ def test_padding_that_leaves_less_than_75_pixels_is_refused(script, capsys):
     assert "75" in errors
     assert errors.count("\n") == 1
     script.Hyperparameters(padding=22)
+
+
+@by_name
+def test_import_does_nothing(script, tmp_path):
+    code = (
+        f"import {script.__name__}; from senet.compat import tf;"
+        "assert not tf.get_default_graph().get_operations()"
+    )
+    outcome = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert outcome == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @by_name
