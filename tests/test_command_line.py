@@ -36,7 +36,10 @@ def call(capsys, tmp_path, monkeypatch):
         ("--allow_soft_placement=yes", "allow_soft_placement=yes: allow_soft_placement takes True"),
         ("--dataset=mnist", "dataset=mnist: dataset takes a text, cifar10 or shapes"),
         ("--reduction_ratio=257", "reduction_ratio=257: the first stage has 256 channels"),
-        ("--total_epochs=ten", "total_epochs=ten: total_epochs takes a whole number, 1 or more"),
+        (
+            "--total_epochs=ten",
+            "total_epochs=ten: total_epochs takes a whole number, from 1 up to, not",
+        ),
         ("-x", "'-x' is not understood: options are --name=value"),
         ("evalute", "unknown command 'evalute': it is one of train"),
     ],
