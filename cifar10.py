@@ -106,16 +106,12 @@ def unpack(archive, folder):
                     raise
     except Failure:
         raise
-    except OSError as error:
-        if error.errno is not None:  # of the disk; those of the archive have none
+    # A damaged archive can make the many decompressors raise nearly anything.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
                 f"cannot unpack {archive} into {folder.parent}: {error.strerror}"
             ) from None
-        raise Failure(
-            f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
-        ) from None
-    # A damaged archive can make the many decompressors raise nearly anything.
-    except Exception as error:
         raise Failure(
             f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
         ) from None
