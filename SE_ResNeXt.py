@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from senet.command_line import run_command
 from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
-from senet.devices import session_config
+from senet.devices import compute_type, session_config
 from senet.errors import HyperparameterError
 from senet.evaluation import EpochMeans, batch_sums, evaluate
 from senet.hyperparameters import above, at_least, between, check_fields, one_of, path
@@ -20,7 +20,9 @@ from senet.layers import (
     Relu,
     Squeeze_excitation_layer,
     conv_bn,
+    moving_averages,
 )
+from senet.micro_batches import sum_over_micro_batches
 from senet.run import Run
 
 # ---------------------------------------------------------------------------- hyperparameters
@@ -48,6 +50,8 @@ class Hyperparameters:
     data_dir: path = "data"  # where CIFAR-10 is, or is downloaded to
     run_dir: path = "runs/SE_ResNeXt"  # checkpoints and logs of the run
     save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
+    micro_batch_size: at_least(0) = 8  # pictures in memory at once; 0: all of a batch
+    mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
 
     def __post_init__(self):
@@ -74,6 +78,7 @@ class SE_ResNeXt:
 
     def Build_SEnet(self, x, classes):
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
+        x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
         # Map sizes for 96x96.
         x = Relu(self.conv_bn(x, 64, 3, layer_name="stem"))
@@ -132,25 +137,44 @@ def build_graph(data, epoch_steps, hyperparameters):
     """The Inputs, and what is fetched by a training step, at the end of an epoch, and by a batch
     of the test set."""
     hp, classes = hyperparameters, len(data.label_names)
+    network = functools.partial(SE_ResNeXt, hyperparameters=hp, classes=classes)
     tf.set_random_seed(hp.seed)
     global_step = tf.train.get_or_create_global_step()
     inputs = picture_inputs(data)
+    means = EpochMeans()
+
+    with tf.name_scope("test"):
+        logits = network(inputs.normalised, training=False).model
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
+        test_sums = batch_sums(cross_entropy, logits, inputs.labels)
+    trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
+
+    def tower(images, labels):
+        """What a micro-batch adds to the gradients, the moving averages and the sums of a batch."""
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            logits = network(images, training=True).model
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        share = tf.cast(tf.size(labels) / tf.size(inputs.labels), tf.float32)
+        gradients = tf.gradients(share * tf.reduce_mean(cross_entropy), trainable)
+        values = [share * value for value in moving_averages()]
+        return gradients, values, batch_sums(cross_entropy, logits, labels)
 
     x = augment(inputs.normalised, hp.seed, inputs.step)
-    logits = SE_ResNeXt(x, training=True, hyperparameters=hp, classes=classes).model
-    with tf.name_scope("loss"):
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
-        l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in tf.trainable_variables()])
-        loss = tf.reduce_mean(cross_entropy) + l2_loss
+    with tf.name_scope("train"):
+        gradients, values, sums = sum_over_micro_batches(
+            tower, x, inputs.labels, hp.micro_batch_size, like=(trainable, averages, means.total)
+        )
+    l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
+    gradients = map(tf.add, gradients, tf.gradients(l2_loss, trainable))
     learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
     optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
-    minimize = optimizer.minimize(loss, global_step)
-    batch_norm = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-    means = EpochMeans(batch_sums(cross_entropy, logits, inputs.labels), inputs.step, epoch_steps)
+    minimize = optimizer.apply_gradients(zip(gradients, trainable, strict=True), global_step)
+    move = [v.assign(value, read_value=False) for v, value in zip(averages, values, strict=True)]
+    add, (loss, accuracy) = means.add(sums, inputs.step, epoch_steps)
     train_step = {
-        "train": tf.group(minimize, batch_norm, means.update),
-        "loss": means.updated[0],
-        "accuracy": means.updated[1],
+        "train": tf.group(minimize, move, add),
+        "loss": loss,
+        "accuracy": accuracy,
         "learning_rate": learning_rate,
     }
     epoch_end = {
@@ -159,12 +183,6 @@ def build_graph(data, epoch_steps, hyperparameters):
         "l2_loss": l2_loss,
         "learning_rate": learning_rate,
     }
-
-    with tf.name_scope("test"), tf.variable_scope(tf.get_variable_scope(), reuse=True):
-        x = inputs.normalised
-        logits = SE_ResNeXt(x, training=False, hyperparameters=hp, classes=classes).model
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
-        test_sums = batch_sums(cross_entropy, logits, inputs.labels)
     return inputs, train_step, epoch_end, test_sums
 
 

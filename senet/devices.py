@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -34,6 +35,26 @@ def session_config(allow_soft_placement=True):
     return tf.ConfigProto(
         allow_soft_placement=allow_soft_placement, gpu_options=tf.GPUOptions(allow_growth=True)
     )
+
+
+@functools.cache
+def has_bfloat16():
+    """Whether the device has instructions for bfloat16: NVIDIA GPUs from Ampere on (compute
+    capability 8.0), x86 CPUs with AVX-512 BF16 or AMX."""
+    if visible_gpus():
+        details = map(tf.config.experimental.get_device_details, visible_gpus())
+        return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
+
+
+def compute_type(mixed_precision):
+    """The type in which a network computes. Variables, the statistics of batch norm, the gates and
+    the loss are float32 always: bfloat16 has float32's range, so gradients need no scaling."""
+    return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
 @functools.cache

@@ -19,21 +19,23 @@ def loss_and_accuracy(sums):
 
 
 class EpochMeans:
-    """Loss and accuracy over the batches of the running epoch, up to and including `step`'s, whose
-    own sums are `sums`. The sums are a variable: a checkpoint in the middle of an epoch has them.
+    """Loss and accuracy over the batches of the running epoch. Their sums, `total`, are a variable:
+    a checkpoint in the middle of an epoch has them. `kept` are the two means so far."""
 
-    `update` is the operation that adds a step, `updated` the two means after it, `kept` the two
-    means without another step."""
-
-    def __init__(self, sums, step, epoch_steps):
-        total = tf.get_variable(
+    def __init__(self):
+        self.total = tf.get_variable(
             "epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False
         )
         with tf.name_scope("epoch_sums/"):
+            self.kept = loss_and_accuracy(self.total)
+
+    def add(self, sums, step, epoch_steps):
+        """The operation that adds a step's batch sums, and the two means after it. The first step
+        of an epoch starts anew."""
+        with tf.name_scope("epoch_sums/"):
             goes_on = tf.cast(step % epoch_steps > 0, tf.float64)
-            self.update = total.assign(goes_on * total + sums)
-            self.updated = loss_and_accuracy(self.update)
-            self.kept = loss_and_accuracy(total)
+            update = self.total.assign(goes_on * self.total + sums)
+            return update, loss_and_accuracy(update)
 
 
 def evaluate(session, sums, inputs, todo):

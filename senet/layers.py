@@ -10,7 +10,10 @@ import zlib
 import numpy as np
 
 from senet.compat import global_avg_pool, tf
-from senet.devices import has_grouped_convolution
+from senet.convolution import convolution
+from senet.micro_batches import micro_batch_number
+
+MOVING_AVERAGES = "moving_averages"  # the graph collection of (variable's name, next value)
 
 
 def layer_seed():
@@ -39,43 +42,34 @@ def conv_layer(
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     group_channels = input_x.shape[-1].value // groups
     with tf.variable_scope(layer_name):
-        if (height, width) == (1, 1) and stride > 1:
-            # The same function. oneDNN's filter gradient of the strided one writes past its buffer
-            # for some sizes (TensorFlow 2.21: batch 7, 8 channels), which ends the process.
-            input_x, stride = input_x[:, ::stride, ::stride, :], 1
-        weights = he_weights(
-            [height, width, group_channels, filters], fan_in=height * width * group_channels
-        )
-        if groups == 1 or has_grouped_convolution():
-            x = tf.nn.conv2d(input_x, weights, stride, padding)
-        else:
-            paths = zip(
-                tf.split(input_x, groups, axis=-1), tf.split(weights, groups, axis=-1), strict=True
-            )
-            x = Concatenation([tf.nn.conv2d(path, w, stride, padding) for path, w in paths])
+        shape = [height, width, group_channels, filters]
+        weights = tf.cast(he_weights(shape, fan_in=height * width * group_channels), input_x.dtype)
+        x = convolution(input_x, weights, stride, padding, groups)
         if use_bias:
-            x += tf.get_variable("bias", [filters], initializer=tf.zeros_initializer())
+            bias = tf.get_variable("bias", [filters], initializer=tf.zeros_initializer())
+            x += tf.cast(bias, x.dtype)
         return x
 
 
 def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e-5):
     """Batch normalisation over all axes but the last (arXiv 1502.03167, algorithms 1 and 2).
 
-    In training it uses the statistics of the batch and adds to `tf.GraphKeys.UPDATE_OPS` the two
-    operations that move the averages: `moving = momentum * moving + (1 - momentum) * batch`, with
-    the unbiased batch variance. The train operation has to depend on them. Otherwise it uses the
-    moving averages. `training` is a Python bool: updates inside a `tf.cond` would be lost. `offset`
-    is where beta starts.
+    In training it uses the statistics of the batch, and what the moving averages become goes into
+    `moving_averages`: `momentum * moving + (1 - momentum) * batch`, with the unbiased variance.
+    Otherwise it uses the moving averages. `training` is a Python bool. `offset` is where beta
+    starts.
     """
     channels = [x.shape[-1].value]
     with tf.variable_scope(scope):
         gamma = tf.get_variable("gamma", channels, initializer=tf.ones_initializer())
         beta = tf.get_variable("beta", channels, initializer=tf.constant_initializer(offset))
-        moving_mean = tf.get_variable(
-            "moving_mean", channels, initializer=tf.zeros_initializer(), trainable=False
-        )
+        average = {
+            "trainable": False,
+            "collections": [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MOVING_AVERAGE_VARIABLES],
+        }
+        moving_mean = tf.get_variable("moving_mean", initializer=tf.zeros(channels), **average)
         moving_variance = tf.get_variable(
-            "moving_variance", channels, initializer=tf.ones_initializer(), trainable=False
+            "moving_variance", initializer=tf.ones(channels), **average
         )
         if not training:
             return tf.nn.fused_batch_norm(
@@ -83,9 +77,16 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
             )[0]
         x, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)
         for moving, batch in (moving_mean, mean), (moving_variance, variance):
-            update = moving.assign_sub((1 - momentum) * (moving - batch), read_value=False)
-            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+            value = moving - (1 - momentum) * (moving - batch)
+            tf.add_to_collection(MOVING_AVERAGES, (moving.op.name, value))
         return x
+
+
+def moving_averages():
+    """What the batch makes of each of `tf.moving_average_variables()`, in their order, from the
+    networks in training mode that were built last. The train operation has to assign it."""
+    values = dict(tf.get_collection(MOVING_AVERAGES))
+    return [values[variable.op.name] for variable in tf.moving_average_variables()]
 
 
 def conv_bn(
@@ -148,8 +149,8 @@ def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
 
 
 def Global_Average_Pooling(x):
-    """[batch, height, width, channels] to the mean of each channel, [batch, channels]."""
-    return global_avg_pool(x)
+    """[batch, height, width, channels] to the mean of each channel, float32 [batch, channels]."""
+    return global_avg_pool(tf.cast(x, tf.float32))
 
 
 def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
@@ -163,12 +164,14 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 
 def Dropout(x, rate, training, layer_name="dropout"):
     """In training, zero for a share `rate` of the values and the others over 1 - rate (arXiv
-    1207.0580); the random numbers are keyed by `layer_seed` and the global step. Otherwise `x`."""
+    1207.0580); the random numbers are keyed by `layer_seed`, the global step and the number of the
+    micro-batch. Otherwise `x`."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope(layer_name):
-        draw = tf.random.stateless_uniform(tf.shape(x), [layer_seed(), step])
+        seed = [layer_seed() + micro_batch_number() * 2**32, step]
+        draw = tf.random.stateless_uniform(tf.shape(x), seed)
         return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
@@ -188,4 +191,5 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
         # From weights of zero, all gates start at 1/2: what they tell apart they have to learn.
         excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2", gain=0.0)
         excitation = Sigmoid(excitation)
-        return input_x * tf.reshape(excitation, [-1, 1, 1, out_dim])
+        gate = tf.cast(tf.reshape(excitation, [-1, 1, 1, out_dim]), input_x.dtype)
+        return input_x * gate

@@ -6,7 +6,15 @@ from SE_ResNeXt import Hyperparameters, SE_ResNeXt, build_graph, learning_rate_s
 from senet.compat import tf
 from senet.datasets import Dataset, Split
 
-TINY = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0}
+TINY = {
+    "cardinality": 2,
+    "depth": 2,
+    "blocks": 1,
+    "reduction_ratio": 2,
+    "padding": 0,
+    "micro_batch_size": 0,
+    "mixed_precision": False,
+}
 
 
 @pytest.mark.parametrize("ratio, parameters", [(0, 34_426_698), (16, 34_948_506)])
@@ -121,7 +129,7 @@ def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data):
     softmax - one-hot, plus weight_decay times the bias itself."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, total_epochs=1, batch_size=4)
     inputs, train_step, _, _ = build_graph(data, 5, hp)
-    logits = graph.get_tensor_by_name("classifier/add:0")
+    logits = graph.get_tensor_by_name("train/classifier/add:0")
     (bias,) = (v for v in tf.trainable_variables() if v.op.name == "classifier/bias")
     value, momentum = np.zeros(3), np.zeros(3)
     with tf.Session() as session:
@@ -164,7 +172,7 @@ def test_means_of_an_epoch_start_anew_with_each_epoch(graph, data):
     """Three steps, two steps an epoch: the means are those of the first two, then of the third."""
     hp = Hyperparameters(**TINY, batch_size=10)
     inputs, train_step, epoch_end, _ = build_graph(data, 2, hp)
-    logits = graph.get_tensor_by_name("classifier/add:0")
+    logits = graph.get_tensor_by_name("train/classifier/add:0")
     parts = [Split(data.train.images[i : i + 7], data.train.labels[i : i + 7]) for i in (0, 7, 10)]
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())

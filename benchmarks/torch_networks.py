@@ -1,0 +1,239 @@
+"""The three networks in PyTorch, written for this comparison: the same layers, and as many
+parameters, as in the scripts. Pictures are [batch, 3, height, width] in channels_last memory."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ConvBn(nn.Sequential):
+    """Convolution, then batch norm. Padding "SAME" here is for odd kernels, as everywhere below."""
+
+    def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+        pad = tuple(side // 2 for side in kernel) if padding == "SAME" else 0
+        super().__init__(
+            nn.Conv2d(channels, filters, kernel, stride, pad, groups=groups, bias=False),
+            nn.BatchNorm2d(filters),
+        )
+
+
+class Chain(nn.Sequential):
+    """Convolutions one after the other, batch norm and ReLU behind each."""
+
+    def __init__(self, channels, *rows):
+        layers = []
+        for row in rows:
+            layers += [ConvBn(channels, *row), nn.ReLU(inplace=True)]
+            channels = row[0]
+        super().__init__(*layers)
+        self.filters = channels
+
+
+class SE(nn.Module):
+    """The squeeze-and-excitation block."""
+
+    def __init__(self, channels, ratio):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // ratio)
+        self.excite = nn.Linear(channels // ratio, channels)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class Branches(nn.Module):
+    """The outputs of several modules on the same input, side by side along the channels."""
+
+    def __init__(self, *branches):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+def average(channels, filters):
+    """The branch of an Inception-v4 module that pools first."""
+    return nn.Sequential(
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False), Chain(channels, (filters, 1))
+    )
+
+
+def largest():
+    return nn.MaxPool2d(3, 2)
+
+
+class Block(nn.Module):
+    """ResNeXt's bottleneck with an SE block on the branch."""
+
+    def __init__(self, channels, depth, stride, groups, ratio):
+        super().__init__()
+        width, filters = groups * depth, 4 * depth
+        self.reduce = ConvBn(channels, width, 1)
+        self.paths = ConvBn(width, width, 3, stride, groups=groups)
+        self.merge = ConvBn(width, filters, 1)
+        self.se = SE(filters, ratio) if ratio else nn.Identity()
+        changes = stride != 1 or channels != filters
+        self.shortcut = ConvBn(channels, filters, 1, stride) if changes else nn.Identity()
+
+    def forward(self, x):
+        branch = F.relu(self.paths(F.relu(self.reduce(x))))
+        return F.relu(self.shortcut(x) + self.se(self.merge(branch)))
+
+
+def se_resnext(hp, classes=10):
+    """SE_ResNeXt.py's network for its Hyperparameters."""
+    layers, channels = [ConvBn(3, 64, 3), nn.ReLU(inplace=True)], 64
+    for stage in range(3):
+        for number in range(hp.blocks):
+            depth, stride = hp.depth << stage, 2 if stage and not number else 1
+            layers.append(Block(channels, depth, stride, hp.cardinality, hp.reduction_ratio))
+            channels = 4 * depth
+    return nn.Sequential(nn.ZeroPad2d(hp.padding), *layers, Pool(), nn.Linear(channels, classes))
+
+
+class Pool(nn.Module):
+    """The mean of each channel."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def stem():
+    """Figure 3 of the Inception-v4 paper."""
+    return nn.Sequential(
+        Chain(3, (32, 3, 2, "VALID"), (32, 3, 1, "VALID"), (64, 3)),
+        Branches(largest(), Chain(64, (96, 3, 2, "VALID"))),
+        Branches(
+            Chain(160, (64, 1), (96, 3, 1, "VALID")),
+            Chain(160, (64, 1), (64, (7, 1)), (64, (1, 7)), (96, 3, 1, "VALID")),
+        ),
+        Branches(Chain(192, (192, 3, 2, "VALID")), largest()),
+    )
+
+
+class InceptionC(nn.Module):
+    """Figure 6: two of the branches fork at their ends."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.pooled = average(channels, 256)
+        self.plain = Chain(channels, (256, 1))
+        self.short = Chain(channels, (384, 1))
+        self.long = Chain(channels, (384, 1), (448, (1, 3)), (512, (3, 1)))
+        self.short_ends = Branches(Chain(384, (256, (1, 3))), Chain(384, (256, (3, 1))))
+        self.long_ends = Branches(Chain(512, (256, (1, 3))), Chain(512, (256, (3, 1))))
+
+    def forward(self, x):
+        short, long = self.short_ends(self.short(x)), self.long_ends(self.long(x))
+        return torch.cat([self.pooled(x), self.plain(x), short, long], 1)
+
+
+def se_inception_v4(hp, classes=10):
+    """SE_Inception_v4.py's network for its Hyperparameters."""
+
+    def gated(module, channels):
+        ratio = hp.reduction_ratio
+        return [module, SE(channels, ratio)] if ratio else [module]
+
+    layers = [nn.ZeroPad2d(hp.padding), stem()]
+    for _ in range(4):
+        layers += gated(
+            Branches(
+                average(384, 96),
+                Chain(384, (96, 1)),
+                Chain(384, (64, 1), (96, 3)),
+                Chain(384, (64, 1), (96, 3), (96, 3)),
+            ),
+            384,
+        )
+    layers += gated(
+        Branches(
+            largest(),
+            Chain(384, (384, 3, 2, "VALID")),
+            Chain(384, (192, 1), (224, 3), (256, 3, 2, "VALID")),
+        ),
+        1024,
+    )
+    for _ in range(7):
+        layers += gated(
+            Branches(
+                average(1024, 128),
+                Chain(1024, (384, 1)),
+                Chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
+                Chain(1024, (192, 1), (192, (1, 7)), (224, (7, 1)), (224, (1, 7)), (256, (7, 1))),
+            ),
+            1024,
+        )
+    layers += gated(
+        Branches(
+            largest(),
+            Chain(1024, (192, 1), (192, 3, 2, "VALID")),
+            Chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, "VALID")),
+        ),
+        1536,
+    )
+    for _ in range(3):
+        layers += gated(InceptionC(1536), 1536)
+    return nn.Sequential(*layers, Pool(), nn.Dropout(0.2), nn.Linear(1536, classes))
+
+
+class Residual(nn.Module):
+    """relu(x + SE(0.1 * branch)): branches, then a linear 1x1 convolution."""
+
+    def __init__(self, channels, ratio, *branches):
+        super().__init__()
+        self.branches = Branches(*branches)
+        filters = sum(branch.filters for branch in branches)
+        self.linear = nn.Conv2d(filters, channels, 1)
+        self.se = SE(channels, ratio) if ratio else nn.Identity()
+
+    def forward(self, x):
+        return F.relu(x + self.se(0.1 * self.linear(self.branches(x))))
+
+
+def se_inception_resnet_v2(hp, classes=10):
+    """SE_Inception_resnet_v2.py's network for its Hyperparameters."""
+    ratio = hp.reduction_ratio
+
+    def a(channels):
+        return (
+            Chain(channels, (32, 1)),
+            Chain(channels, (32, 1), (32, 3)),
+            Chain(channels, (32, 1), (48, 3), (64, 3)),
+        )
+
+    def b(channels):
+        return Chain(channels, (192, 1)), Chain(channels, (128, 1), (160, (1, 7)), (192, (7, 1)))
+
+    def c(channels):
+        return Chain(channels, (192, 1)), Chain(channels, (192, 1), (224, (1, 3)), (256, (3, 1)))
+
+    reduction_a = Branches(
+        largest(),
+        Chain(384, (384, 3, 2, "VALID")),
+        Chain(384, (256, 1), (256, 3), (384, 3, 2, "VALID")),
+    )
+    reduction_b = Branches(
+        largest(),
+        Chain(1152, (256, 1), (384, 3, 2, "VALID")),
+        Chain(1152, (256, 1), (288, 3, 2, "VALID")),
+        Chain(1152, (256, 1), (288, 3), (320, 3, 2, "VALID")),
+    )
+    gates = [SE(1152, ratio)] if ratio else [], [SE(2144, ratio)] if ratio else []
+    return nn.Sequential(
+        nn.ZeroPad2d(hp.padding),
+        stem(),
+        *(Residual(384, ratio, *a(384)) for _ in range(5)),
+        reduction_a,
+        *gates[0],
+        *(Residual(1152, ratio, *b(1152)) for _ in range(10)),
+        reduction_b,
+        *gates[1],
+        *(Residual(2144, ratio, *c(2144)) for _ in range(5)),
+        Pool(),
+        nn.Dropout(0.2),
+        nn.Linear(2144, classes),
+    )

@@ -1,0 +1,99 @@
+"""A batch in pieces: what adds up, and to what."""
+
+import numpy as np
+import pytest
+
+from SE_ResNeXt import Hyperparameters, build_graph
+from senet.compat import tf
+from senet.datasets import Dataset, Split
+from senet.layers import Dropout
+from senet.micro_batches import sum_over_micro_batches
+
+
+@pytest.mark.parametrize(
+    "size, pieces",
+    [
+        (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 pictures: as equal as they can be
+        (5, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
+        (16, [list(range(10))]),
+        (0, [list(range(10))]),
+    ],
+)
+def test_every_picture_is_in_one_piece(graph, size, pieces):
+    images, labels = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.int32, [None])
+    total = tf.get_variable("total", [10], trainable=False)
+
+    def tower(images, labels):
+        # For each picture, how many share its piece.
+        return tf.size(labels) * tf.reduce_sum(tf.one_hot(labels, 10, dtype=tf.int32), axis=0)
+
+    sums = sum_over_micro_batches(
+        lambda *batch: tf.cast(tower(*batch), tf.float32), images, labels, size, like=total
+    )
+    with tf.Session() as session:
+        result = session.run(sums, {images: np.zeros([10, 1]), labels: np.arange(10)})
+    expected = [len(piece) for piece in pieces for _ in piece]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_each_piece_has_dropout_of_its_own(graph):
+    images, labels = tf.ones([30, 20]), tf.zeros([30], tf.int32)
+    total = tf.get_variable("total", [20], trainable=False)
+    tf.train.get_or_create_global_step()
+
+    def tower(images, labels):
+        return tf.reduce_sum(Dropout(images, rate=0.5, training=True), axis=0)
+
+    sums = sum_over_micro_batches(tower, images, labels, 1, like=total)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        result = session.run(sums)
+    # Were the masks the same, all 30 values would be kept, as 2, or none.
+    assert ((result > 0) & (result < 60)).all()
+
+
+@pytest.fixture
+def data(rng):
+    pictures = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+    split = Split(pictures, rng.integers(0, 3, 8).astype(np.int32))
+    return Dataset("noise", split, split, ["a", "b", "c"])
+
+
+def first_step(data, pictures, micro_batch_size):
+    """The gradient and next value of every moving average, name to array, of a first step on the
+    `pictures` (a slice), without augmentation and weight decay."""
+    hp = Hyperparameters(
+        cardinality=2,
+        depth=2,
+        blocks=1,
+        reduction_ratio=2,
+        padding=0,
+        weight_decay=0.0,
+        mixed_precision=False,
+        micro_batch_size=micro_batch_size,
+    )
+    batch = Split(data.train.images[pictures], data.train.labels[pictures])
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        inputs, train_step, _, _ = build_graph(data, 1, hp)
+        session.run(tf.global_variables_initializer())
+        augmented = graph.get_tensor_by_name("augment/GatherV2:0")
+        normalised = session.run(inputs.normalised, inputs.feed(batch))
+        session.run(train_step, {**inputs.feed(batch), augmented: normalised})
+        # From zero, the momentum after one step is the gradient.
+        return {
+            v.op.name: session.run(v)
+            for v in tf.global_variables()
+            if "Momentum" in v.op.name or "moving_" in v.op.name
+        }
+
+
+def test_a_step_by_micro_batches_is_the_mean_of_their_own_steps(data):
+    parts = [first_step(data, slice(start, start + 4), micro_batch_size=0) for start in (0, 4)]
+    together = first_step(data, slice(0, 8), micro_batch_size=4)
+    whole = first_step(data, slice(0, 8), micro_batch_size=0)
+    for name, value in together.items():
+        mean = (parts[0][name] + parts[1][name]) / 2
+        np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6, err_msg=name)
+    # Batch norm's statistics are each micro-batch's own: this is not the whole batch's step.
+    weights = "stage3/block1/merge/conv/weights/Momentum"
+    assert np.abs(together[weights] - whole[weights]).max() > 1e-3
