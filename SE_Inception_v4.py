@@ -50,8 +50,11 @@ class Hyperparameters:
     data_dir: path = "data"  # where CIFAR-10 is, or is downloaded to
     run_dir: path = "runs/SE_Inception_v4"  # checkpoints and logs of the run
     save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
+
+    # memory and speed
     micro_batch_size: at_least(0) = 0  # pictures in memory at once; 0: all of a batch
     mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
+    xla: bool = False  # let XLA compile what it can: a slow start, not measured on a GPU yet
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
 
     def __post_init__(self):
@@ -272,7 +275,7 @@ def train(hyperparameters):
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     with tf.Graph().as_default(), Run(hp) as run:
         inputs, train_step, epoch_end, test_sums = build_graph(data, epoch_steps, hp)
-        with tf.Session(config=session_config(hp.allow_soft_placement)) as session:
+        with tf.Session(config=session_config(hp)) as session:
             step, epochs_done = run.start(session, "SE_Inception_v4", data)
             for epoch in range(epochs_done + 1, hp.total_epochs + 1):
                 # Of an epoch that was stopped in its middle, the first steps are done.
@@ -284,7 +287,7 @@ def train(hyperparameters):
                     step += 1
                     run.show(step, result)
                 values = session.run(epoch_end, {inputs.step: step - 1})
-                todo = run.test_batches(batches(data.test, hp.batch_size))
+                todo = run.test_batches(batches(data.test, hp.micro_batch_size or hp.batch_size))
                 test_loss, test_accuracy = evaluate(session, test_sums, inputs, todo)
                 values.update(test_loss=test_loss, test_accuracy=test_accuracy)
                 run.end_epoch(epoch, values)

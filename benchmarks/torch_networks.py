@@ -237,3 +237,10 @@ def se_inception_resnet_v2(hp, classes=10):
         nn.Dropout(0.2),
         nn.Linear(2144, classes),
     )
+
+
+NETWORKS = {
+    "SE_ResNeXt": se_resnext,
+    "SE_Inception_v4": se_inception_v4,
+    "SE_Inception_resnet_v2": se_inception_resnet_v2,
+}

@@ -28,13 +28,15 @@ def describe_devices():
     return f"GPU {names[0]}" + (f" ({len(names)} GPUs seen, one is used)" if names[1:] else "")
 
 
-def session_config(allow_soft_placement=True):
-    """The `tf.ConfigProto` of every session of this project."""
+def session_config(hyperparameters):
+    """The `tf.ConfigProto` of a session for a script's `Hyperparameters`."""
     visible_gpus()  # looks for them now, quietly, rather than when the session starts
-    # allow_growth: take GPU memory as it is needed, so that others can share the GPU.
-    return tf.ConfigProto(
-        allow_soft_placement=allow_soft_placement, gpu_options=tf.GPUOptions(allow_growth=True)
-    )
+    hp = hyperparameters
+    config = tf.ConfigProto(allow_soft_placement=hp.allow_soft_placement)
+    config.gpu_options.allow_growth = True  # take what is needed, so that others can share the GPU
+    if hp.xla:
+        config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
+    return config
 
 
 @functools.cache
@@ -57,6 +59,13 @@ def compute_type(mixed_precision):
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
+def describe_precision(hyperparameters):
+    """What `mixed_precision` comes to here, for the start-up lines."""
+    if compute_type(hyperparameters.mixed_precision) == tf.bfloat16:
+        return "mixed precision (bfloat16)"
+    return "float32" + " (it has no bfloat16)" * hyperparameters.mixed_precision
+
+
 @functools.cache
 def has_grouped_convolution():
     """Whether `tf.nn.conv2d` trains with grouped filters here.
@@ -71,7 +80,7 @@ def has_grouped_convolution():
         x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
         gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])
         try:
-            with tf.Session(config=session_config()) as session:
+            with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as session:
                 return all(np.all(np.isfinite(g)) for g in session.run(gradients))
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
             return False

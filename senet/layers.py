@@ -34,20 +34,30 @@ def he_weights(shape, fan_in, gain=2.0):
 
 
 def conv_layer(
-    input_x, filters, kernel, stride=1, padding="SAME", groups=1, use_bias=False, layer_name="conv"
+    input_x,
+    filters,
+    kernel,
+    stride=1,
+    padding="SAME",
+    groups=1,
+    use_bias=False,
+    scale=1.0,
+    layer_name="conv",
 ):
     """2-D convolution; `kernel` is a side or a pair [height, width]. With `groups`, channels fall
     into that many groups and each output group sees its own input group only (ResNeXt, arXiv
-    1611.05431, figure 3c). No bias by default: batch norm follows and has its own."""
+    1611.05431, figure 3c). No bias by default: batch norm follows and has its own. `scale` is a
+    factor of the output, applied where it costs least: to weights and bias."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     group_channels = input_x.shape[-1].value // groups
     with tf.variable_scope(layer_name):
         shape = [height, width, group_channels, filters]
-        weights = tf.cast(he_weights(shape, fan_in=height * width * group_channels), input_x.dtype)
-        x = convolution(input_x, weights, stride, padding, groups)
+        weights = scale * he_weights(shape, fan_in=height * width * group_channels)
+        x = convolution(input_x, tf.cast(weights, input_x.dtype), stride, padding, groups)
         if use_bias:
+            # Not tf.nn.bias_add: on the CPU, its gradient would be a sum in bfloat16's 8 bits.
             bias = tf.get_variable("bias", [filters], initializer=tf.zeros_initializer())
-            x += tf.cast(bias, x.dtype)
+            x += tf.cast(scale * bias, x.dtype)
         return x
 
 

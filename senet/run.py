@@ -22,7 +22,7 @@ from tqdm import tqdm
 from senet.checkpoints import Checkpoints
 from senet.compat import tf
 from senet.datasets import steps_per_epoch
-from senet.devices import describe_devices
+from senet.devices import describe_devices, describe_precision
 from senet.errors import Failure, first_line
 from senet.stopping import Stopped, StopSignals
 
@@ -31,7 +31,7 @@ ROW = (
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
 # Fields that say where a run finds things and when it saves, not what it computes.
-MAY_CHANGE = {"data_dir", "run_dir", "allow_soft_placement", "save_minutes"}
+MAY_CHANGE = {"data_dir", "run_dir", "save_minutes", "xla", "allow_soft_placement"}
 
 
 class Run:
@@ -131,7 +131,7 @@ class Run:
             f"network: {network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
-            f"device: {describe_devices()}\n"
+            f"device: {describe_devices()}, {describe_precision(self.hyperparameters)}\n"
             f"run: {self.folder} ({state if goes_on else 'new'}); "
             f"to watch it: tensorboard --logdir {self.folder}",
             flush=True,
@@ -160,7 +160,9 @@ class Run:
         text = f"epoch {epoch}/{self.hyperparameters.total_epochs}"
         self.images_per_second = None
         started, seen = time.perf_counter(), 0
-        for number, batch in enumerate(self._watched(todo, self.data.train, text, first)):
+        pictures = len(self.data.train.labels)
+        done = pictures * first // self.epoch_steps
+        for number, batch in enumerate(self._watched(todo, pictures, text, done)):
             yield batch
             seen += len(batch.labels)
             self.images_per_second = seen / (time.perf_counter() - started)
@@ -169,18 +171,16 @@ class Run:
 
     def test_batches(self, todo):
         """Yield the batches `todo`, all of the test set, and look after the run between them."""
-        return self._watched(todo, self.data.test, "testing")
+        return self._watched(todo, len(self.data.test.labels), "testing")
 
-    def _watched(self, todo, split, text, first=0):
-        """Yield batches of `split` with a progress line on a terminal. Between them, save if it is
-        due, and stop if it is asked for."""
-        steps = steps_per_epoch(split, self.hyperparameters.batch_size)
+    def _watched(self, todo, pictures, text, done=0):
+        """Yield batches with a progress line on a terminal, from `done` to `pictures`. Between
+        them, save if it is due, and stop if it is asked for."""
         with tqdm(
-            total=steps,
-            initial=first,
+            total=pictures,
+            initial=done,
             desc=text,
             unit=" images",
-            unit_scale=len(split.labels) / steps,
             leave=False,
             disable=None,
             ncols=100,
@@ -189,7 +189,7 @@ class Run:
             self._between_steps()
             for batch in todo:
                 yield batch
-                self.bar.update()
+                self.bar.update(len(batch.labels))
                 self._between_steps()
 
     def _between_steps(self):

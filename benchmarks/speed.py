@@ -1,0 +1,291 @@
+"""The training step of the three scripts beside the same networks in PyTorch.
+
+    python benchmarks/speed.py                    images/s, side by side, on made-up pictures
+    python benchmarks/speed.py --steps=1          a quick look
+    python benchmarks/speed.py growth             cost against batch and picture size, ours alone
+
+Each candidate is a process of its own. They take turns, a few steps each, so that whatever else
+the machine does meets all of them; the medians over all steps are compared. First steps, which
+include building, compiling and warming up, are timed apart.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What a script's defaults are, but for SE_ResNeXt 32x32 pictures and a batch that PyTorch, which
+# has the whole of it in memory at once, can hold.
+SETTINGS = {
+    "SE_ResNeXt": {"padding": 0, "batch_size": 32, "micro_batch_size": 0},
+    "SE_Inception_v4": {},
+    "SE_Inception_resnet_v2": {},
+}
+CANDIDATES = ("ours", "ours, float32", "PyTorch eager", "PyTorch compile")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=["compare", "growth"], default="compare")
+    parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    for network in arguments.networks:
+        if arguments.what == "compare":
+            compare(network, SETTINGS[network], arguments.steps, arguments.turns)
+        else:
+            growth(network, arguments.steps)
+
+
+def compare(network, settings, steps, turns):
+    """Print a table of all candidates on one network, and how near ours comes to its limit."""
+    workers = [Worker(network, candidate, settings) for candidate in CANDIDATES]
+    for _ in range(turns):
+        for worker in workers:
+            worker.run(steps)
+    ours, *others = results = [worker.end() for worker in workers]
+    limit = Worker(network, "limit", settings).end()
+    batch, flop = limit["batch"], limit["flop"]
+    print(
+        f"\n{network}, {ours['parameters']:,} parameters, {settings or 'defaults'}, batch {batch}"
+    )
+    print("|  | images/s | TFLOP/s | ours is | first step | peak memory |\n" + "|---" * 6 + "|")
+    for candidate, result in zip(CANDIDATES, results, strict=True):
+        assert result["parameters"] == ours["parameters"], candidate
+        print(
+            f"| {candidate} | {batch / result['seconds']:.1f}"
+            f" | {flop / result['seconds'] / 1e12:.2f}"
+            f" | {result['seconds'] / ours['seconds']:.2f} x | {result['first']:.0f} s"
+            f" | {result['peak_bytes'] / 1e9:.1f} GB |"
+        )
+    best = min(result["seconds"] for result in others[1:])
+    print(
+        f"against the better of PyTorch's: {best / ours['seconds']:.2f} x; "
+        f"all convolutions, each alone in its best form: {limit['seconds']:.3f} s of {ours['seconds']:.3f} s, "
+        f"{limit['seconds'] / ours['seconds']:.0%}",
+        flush=True,
+    )
+
+
+def growth(network, steps):
+    """Print how time and memory grow with the batch and with the size of the pictures."""
+    smallest = 0 if network == "SE_ResNeXt" else 24
+    print(f"\n{network}\n| picture | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
+    cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
+    cases += [(padding, 16) for padding in (16, 32) if padding > smallest]
+    for padding, batch in cases:
+        settings = {"padding": padding, "batch_size": batch, "micro_batch_size": 0}
+        worker = Worker(network, "ours", settings)
+        worker.run(steps)
+        result, side = worker.end(), 32 + 2 * padding
+        print(
+            f"| {side}x{side} | {batch} | {batch / result['seconds']:.1f}"
+            f" | {result['peak_bytes'] / 1e9:.1f} GB |",
+            flush=True,
+        )
+
+
+class Worker:
+    """A candidate in a process of its own, idle but for its turns."""
+
+    def __init__(self, network, candidate, settings):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.result = self.answer()
+        self.seconds = []
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a candidate ended before its time: {self.process.args[-1]}")
+        return json.loads(line)
+
+    def run(self, steps):
+        print(steps, file=self.process.stdin, flush=True)
+        self.seconds += self.answer()
+
+    def end(self):
+        """What was measured: `seconds` is the median over all steps."""
+        self.process.stdin.close()
+        if self.seconds:
+            self.result["seconds"] = statistics.median(self.seconds)
+        self.result |= self.answer()
+        self.process.wait()
+        return self.result
+
+
+# ------------------------------------------------------------------- inside a worker
+
+
+def work(network, candidate, settings):
+    """Set up a candidate, then run steps as standard input asks for them."""
+    sys.path[:0] = [str(ROOT)]
+    script = importlib.import_module(network)
+    settings = settings | {"mixed_precision": candidate != "ours, float32"}
+    hyperparameters = script.Hyperparameters(**settings)
+    if candidate == "limit":
+        print(json.dumps(convolution_limit(script, hyperparameters)))
+    else:
+        prepare = prepare_torch if candidate.startswith("PyTorch") else prepare_ours
+        started = time.perf_counter()
+        step, parameters = prepare(script, hyperparameters, candidate)
+        step()
+        first = time.perf_counter() - started
+        step()  # the second still finds buffers to allocate
+        print(json.dumps({"first": first, "parameters": parameters}), flush=True)
+        for steps in sys.stdin:
+            seconds = []
+            for _ in range(int(steps)):
+                started = time.perf_counter()
+                step()
+                seconds.append(time.perf_counter() - started)
+            print(json.dumps(seconds), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_bytes": peak * 1024}), flush=True)
+
+
+def made_up_batch(hyperparameters):
+    """A Dataset of one batch of noise in ten classes."""
+    import numpy as np
+
+    from senet.datasets import Dataset, Split
+
+    rng, batch = np.random.default_rng(0), hyperparameters.batch_size
+    images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    split = Split(images, rng.integers(0, 10, batch).astype(np.int32))
+    return Dataset("noise", split, split, [str(label) for label in range(10)])
+
+
+def prepare_ours(script, hyperparameters, candidate):
+    """The script's own training step, augmentation and epoch means included."""
+    from senet.compat import tf
+    from senet.devices import session_config
+
+    data = made_up_batch(hyperparameters)
+    inputs, train_step, _, _ = script.build_graph(data, 10**6, hyperparameters)
+    session = tf.Session(config=session_config(hyperparameters))
+    session.run(tf.global_variables_initializer())
+    numbers = iter(range(10**6))
+
+    def step():
+        session.run(train_step, inputs.feed(data.train, next(numbers)))
+
+    return step, sum(v.shape.num_elements() for v in tf.trainable_variables())
+
+
+def prepare_torch(script, hyperparameters, candidate):
+    """The same network, loss and update in PyTorch: bfloat16 autocast, channels_last."""
+    import torch
+    import torch_networks
+
+    data = made_up_batch(hyperparameters)
+    network = torch_networks.NETWORKS[script.__name__](hyperparameters)
+    network = network.to(memory_format=torch.channels_last)
+    parameters = sum(p.numel() for p in network.parameters())
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=hyperparameters.init_learning_rate,
+        momentum=hyperparameters.momentum,
+        weight_decay=hyperparameters.weight_decay,
+        nesterov=True,
+        fused=True,
+    )
+    pictures = torch.tensor(data.train.images).permute(0, 3, 1, 2).float() / 64 - 2
+    pictures = pictures.to(memory_format=torch.channels_last)
+    labels = torch.tensor(data.train.labels).long()
+    forward = torch.compile(network) if candidate == "PyTorch compile" else network
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(pictures)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    return step, parameters
+
+
+def convolution_limit(script, hyperparameters):
+    """The seconds that all convolutions of a step take, forward and both gradients, if each is
+    alone and in the faster of its plain form and ours; and a step's multiplications and additions.
+    """
+    from senet import layers
+    from senet.compat import tf
+    from senet.convolution import convolution
+
+    calls = {}
+
+    def note(x, weights, *arguments):
+        key = (*x.shape[1:].as_list(), x.dtype, tuple(weights.shape.as_list()), *arguments)
+        calls[key] = calls.get(key, 0) + 1
+        return convolution(x, weights, *arguments)
+
+    def plain(x, weights, stride, padding, groups):
+        return tf.nn.conv2d(x, weights, stride, padding)
+
+    layers.convolution = note
+    batch = hyperparameters.micro_batch_size or hyperparameters.batch_size
+    with tf.Graph().as_default():
+        x = tf.placeholder(tf.float32, [batch, 32, 32, 3])
+        script.__dict__[script.__name__](x, True, hyperparameters)
+    seconds = flop = 0
+    for (*size, dtype, weights, stride, padding, groups), count in calls.items():
+        best = [float("inf")] * 3
+        for form in plain, convolution:
+            with tf.Graph().as_default():
+                times = time_alone(
+                    form, [batch, *size], weights, dtype, stride, padding, groups, flops := []
+                )
+            best = list(map(min, best, times))
+        seconds += count * sum(best)
+        flop += count * 3 * flops[0]
+    pieces = hyperparameters.batch_size / batch
+    return {"seconds": seconds * pieces, "flop": flop * pieces, "batch": hyperparameters.batch_size}
+
+
+def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
+    """The seconds of a convolution, of its input's and of its weights' gradient, each alone: the
+    median of 9 after 3 to warm up."""
+    from senet.compat import tf
+
+    def variable(name, shape):
+        noise = tf.cast(tf.random.stateless_normal(shape, [0, 0]), dtype)
+        return tf.get_variable(name, initializer=noise).read_value()
+
+    x, weights = variable("x", x_shape), variable("weights", weights_shape)
+    y = form(x, weights, stride, padding, groups)
+    upstream = variable("upstream", y.shape.as_list())
+    height, width, channels, _ = weights_shape
+    flops.append(2 * y.shape.num_elements() * height * width * channels)
+    operations = [y.op, *(g.op for g in tf.gradients(y, [x, weights], upstream))]
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        times = []
+        for operation in operations:
+            seconds = []
+            for _ in range(12):
+                started = time.perf_counter()
+                session.run(operation)
+                seconds.append(time.perf_counter() - started)
+            times.append(statistics.median(seconds[3:]))
+    return times
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        work(*json.loads(sys.argv[2]))
+    else:
+        main()

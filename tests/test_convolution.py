@@ -1,0 +1,67 @@
+"""The forms of a convolution are one function, with one gradient."""
+
+import numpy as np
+import numpy_layers as nl
+import pytest
+
+from senet.compat import tf
+from senet.convolution import SMALL_MAP, convolution
+
+# Map, kernel, stride, padding, groups: each form, with what is beyond the edge on either side.
+FORMS = {
+    "1x1": (5, (1, 1), 1, "SAME", 1),
+    "strided 1x1": (7, (1, 1), 2, "SAME", 1),
+    "1x7 on a small map": (4, (1, 7), 1, "SAME", 1),
+    "7x1 on a large map": (12, (7, 1), 1, "SAME", 1),
+    "3x3 of which only the middle sees anything": (1, (3, 3), 1, "SAME", 1),
+    "1x7 of which three taps see something": (2, (1, 7), 1, "SAME", 1),
+    "strided, small, even": (8, (3, 3), 2, "SAME", 1),
+    "strided, small, odd": (9, (3, 3), 2, "VALID", 1),
+    "strided, large": (24, (3, 3), 2, "SAME", 1),
+    "in groups, small": (6, (3, 3), 1, "SAME", 2),
+    "in groups, strided": (8, (3, 3), 2, "SAME", 2),
+    "in groups, large": (12, (3, 3), 1, "SAME", 2),
+}
+
+
+@pytest.mark.parametrize("size, kernel, stride, padding, groups", FORMS.values(), ids=FORMS)
+def test_every_form_is_the_convolution_and_its_gradients(
+    graph, rng, size, kernel, stride, padding, groups
+):
+    x = rng.normal(size=(3, size, size, 4))
+    weights = rng.normal(size=(*kernel, 4 // groups, 6))
+    expected = nl.convolution(x, weights, stride, padding)
+    upstream = rng.normal(size=expected.shape)
+    x_input = tf.placeholder(tf.float32, [None, size, size, 4])
+    weights_input = tf.constant(weights, tf.float32)
+    y = convolution(x_input, weights_input, stride, padding, groups)
+    gradients = tf.gradients(y, [x_input, weights_input], upstream.astype(np.float32))
+    with tf.Session() as session:
+        result, x_gradient, weights_gradient = session.run([y, *gradients], {x_input: x})
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    # A convolution is linear in both: its gradients are what makes these products equal.
+    for _ in range(5):
+        d_x, d_weights = rng.normal(size=x.shape), rng.normal(size=weights.shape)
+        for gradient, direction, change in (
+            (x_gradient, d_x, nl.convolution(d_x, weights, stride, padding)),
+            (weights_gradient, d_weights, nl.convolution(x, d_weights, stride, padding)),
+        ):
+            np.testing.assert_allclose(
+                np.vdot(gradient, direction), np.vdot(upstream, change), rtol=1e-4, atol=1e-3
+            )
+
+
+def filter_gradient_operations(graph, size):
+    x = tf.placeholder(tf.float32, [None, size, size, 4])
+    weights = tf.zeros([3, 3, 4, 6])
+    tf.gradients(convolution(x, weights), weights)
+    return {op.type for op in graph.get_operations()} & {"Conv2DBackpropFilter", "MatMul"}
+
+
+def test_the_filter_gradient_is_a_product_on_small_maps_only(graph):
+    assert filter_gradient_operations(graph, 10) == {"MatMul"}
+    assert SMALL_MAP == 10 * 10
+
+
+def test_the_filter_gradient_is_a_convolution_on_large_maps(graph):
+    assert filter_gradient_operations(graph, 11) == {"Conv2DBackpropFilter"}
