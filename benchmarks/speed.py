@@ -70,8 +70,8 @@ def compare(network, settings, steps, turns):
     best = min(result["seconds"] for result in others[1:])
     print(
         f"against the better of PyTorch's: {best / ours['seconds']:.2f} x; "
-        f"all convolutions, each alone in its best form: {limit['seconds']:.3f} s of {ours['seconds']:.3f} s, "
-        f"{limit['seconds'] / ours['seconds']:.0%}",
+        f"all convolutions, each alone in its best form: {limit['seconds']:.3f} s "
+        f"of {ours['seconds']:.3f} s, {limit['seconds'] / ours['seconds']:.0%}",
         flush=True,
     )
 

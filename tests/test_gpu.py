@@ -82,18 +82,19 @@ ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}  # they show 
 
 def live_tensor_peak(operations, pictures):
     """The most bytes that the outputs of `operations`, run in the order in which they were made,
-    take at once, if each is given back after its last use. An unknown length is the `pictures`."""
+    take at once, if each is given back after its last use. An unknown length is the `pictures`; the
+    one output of unknown rank, what batch norm reserves for cuDNN, does not count."""
     order = sorted(operations, key=lambda op: op._id)
     owner, last_use = {}, {}
     for op in order:
-        sources = [owner[tensor.op] for tensor in op.inputs]
+        sources = [owner.get(tensor.op, tensor.op) for tensor in op.inputs]
         owner[op] = sources[0] if op.type in ALIASES and sources else op
         last_use |= dict.fromkeys(sources, op)
     sizes = {
         op: sum(
             math.prod(length or pictures for length in tensor.shape.as_list()) * tensor.dtype.size
             for tensor in op.outputs
-            if tensor.dtype != tf.resource
+            if tensor.dtype != tf.resource and tensor.shape.rank is not None
         )
         for op in last_use
     }
@@ -102,7 +103,9 @@ def live_tensor_peak(operations, pictures):
         live += sizes.get(op, 0)
         peak = max(peak, live)
         live -= sum(
-            sizes[source] for source in {owner[t.op] for t in op.inputs} if last_use[source] is op
+            sizes[source]
+            for source in {owner.get(t.op, t.op) for t in op.inputs}
+            if last_use[source] is op
         )
     return peak
 
@@ -111,7 +114,7 @@ def test_live_tensor_peak_by_hand(graph):
     x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two pictures
     y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu, then a sum: 80 each, and a constant
     z = tf.reduce_sum(y)
-    # At the sum: relu's output, the constant of 4 bytes and the sum's own; x and the shape are gone.
+    # At the sum: relu's output, the constant of 4 bytes and its own; x and the shape are gone.
     assert live_tensor_peak(ancestors([z]), pictures=2) == 80 + 4 + 80
 
 
