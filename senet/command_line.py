@@ -36,7 +36,9 @@ def run_command(commands, Hyperparameters, argv=None):
     except OSError as error:
         return _fail(1, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except tf.errors.ResourceExhaustedError:
-        return _fail(1, "out of memory: try again with a smaller --batch_size")
+        return _fail(
+            1, "out of memory: try again with a smaller --micro_batch_size (0 is the whole batch)"
+        )
     except KeyboardInterrupt:
         return _fail(130, "interrupted before training began: the same command starts again")
 

@@ -1,11 +1,14 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 from fake_cifar10 import make_files, write_folder
 from test_scripts import SCRIPTS
 
 import SE_ResNeXt
+from senet.command_line import run_command
+from senet.compat import tf
 from senet.errors import HyperparameterError
 
 
@@ -86,3 +89,16 @@ def test_a_broken_data_file_is_one_line_and_exit_1(call, tmp_path):
     assert (status, output) == (1, "")
     assert errors.startswith("error: data/cifar-10-batches-py/test_batch: damaged or cut short")
     assert errors.count("\n") == 1
+
+
+def test_out_of_memory_names_the_cure(capfd):
+    def allocate_a_petabyte(hyperparameters):
+        with tf.Graph().as_default(), tf.Session() as session:
+            size = tf.placeholder_with_default(np.int64(2**48), [])
+            session.run(tf.fill([size], 0.0))
+
+    status = run_command({"train": allocate_a_petabyte}, SE_ResNeXt.Hyperparameters, [])
+    assert status == 1
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "error: out of memory: try again with a smaller --micro_batch_size (0 is the whole batch)"
+    )
