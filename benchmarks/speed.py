@@ -12,6 +12,7 @@ include building, compiling and warming up, are timed apart.
 import argparse
 import importlib
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -100,6 +101,8 @@ class Worker:
     def __init__(self, network, candidate, settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
+            # Compiling is part of PyTorch's first step, not something kept from an earlier run.
+            env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -160,7 +160,8 @@ def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
 
 def Global_Average_Pooling(x):
     """[batch, height, width, channels] to the mean of each channel, float32 [batch, channels]."""
-    return global_avg_pool(tf.cast(x, tf.float32))
+    # TensorFlow adds up in float32: of bfloat16 only the mean itself is rounded.
+    return tf.cast(global_avg_pool(x), tf.float32)
 
 
 def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
