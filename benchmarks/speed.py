@@ -3,6 +3,7 @@
     python benchmarks/speed.py                    images/s, side by side, on made-up pictures
     python benchmarks/speed.py --steps=1          a quick look
     python benchmarks/speed.py growth             cost against batch and picture size, ours alone
+    python benchmarks/speed.py input              the input path alone, augmentation included
 
 Each candidate is a process of its own. They take turns, a few steps each, so that whatever else
 the machine does meets all of them; the medians over all steps are compared. First steps, which
@@ -35,11 +36,15 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=["compare", "growth"], default="compare")
+    parser.add_argument(
+        "what", nargs="?", choices=["compare", "growth", "input"], default="compare"
+    )
     parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.what == "input":
+        return input_path()
     for network in arguments.networks:
         if arguments.what == "compare":
             compare(network, SETTINGS[network], arguments.steps, arguments.turns)
@@ -93,6 +98,29 @@ def growth(network, steps):
             f" | {result['peak_bytes'] / 1e9:.1f} GB |",
             flush=True,
         )
+
+
+def input_path(pictures=50_000, batch_size=128, epochs=5):
+    """Print the images/s of all that lies before the network: order, batches, feeding,
+    normalising and augmentation of made-up pictures; the median of some epochs."""
+    sys.path[:0] = [str(ROOT)]
+    from senet.compat import tf
+    from senet.datasets import batches, epoch_order
+    from senet.input import augment, picture_inputs
+
+    data = noise(pictures)
+    with tf.Graph().as_default(), tf.Session() as session:
+        inputs = picture_inputs(data)
+        augmented = augment(inputs.normalised, 0, inputs.step).op
+        session.run(tf.global_variables_initializer())
+        seconds = []
+        for epoch in range(epochs + 1):
+            started = time.perf_counter()
+            order = epoch_order(data.train, 0, epoch)
+            for step, batch in enumerate(batches(data.train, batch_size, order)):
+                session.run(augmented, inputs.feed(batch, step))
+            seconds.append(time.perf_counter() - started)
+    print(f"input path alone: {pictures / statistics.median(seconds[1:]):,.0f} images/s")
 
 
 class Worker:
@@ -160,15 +188,15 @@ def work(network, candidate, settings):
     print(json.dumps({"peak_bytes": peak * 1024}), flush=True)
 
 
-def made_up_batch(hyperparameters):
-    """A Dataset of one batch of noise in ten classes."""
+def noise(pictures):
+    """A Dataset of noise in ten classes."""
     import numpy as np
 
     from senet.datasets import Dataset, Split
 
-    rng, batch = np.random.default_rng(0), hyperparameters.batch_size
-    images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
-    split = Split(images, rng.integers(0, 10, batch).astype(np.int32))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (pictures, 32, 32, 3), np.uint8)
+    split = Split(images, rng.integers(0, 10, pictures).astype(np.int32))
     return Dataset("noise", split, split, [str(label) for label in range(10)])
 
 
@@ -177,7 +205,7 @@ def prepare_ours(script, hyperparameters, candidate):
     from senet.compat import tf
     from senet.devices import session_config
 
-    data = made_up_batch(hyperparameters)
+    data = noise(hyperparameters.batch_size)
     inputs, train_step, _, _ = script.build_graph(data, 10**6, hyperparameters)
     session = tf.Session(config=session_config(hyperparameters))
     session.run(tf.global_variables_initializer())
@@ -194,7 +222,7 @@ def prepare_torch(script, hyperparameters, candidate):
     import torch
     import torch_networks
 
-    data = made_up_batch(hyperparameters)
+    data = noise(hyperparameters.batch_size)
     network = torch_networks.NETWORKS[script.__name__](hyperparameters)
     network = network.to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in network.parameters())

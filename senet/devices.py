@@ -9,6 +9,8 @@ import numpy as np
 
 from senet.compat import tf, without_chatter
 
+CPU_FLAGS = pathlib.Path("/proc/cpuinfo")  # on Linux
+
 
 @functools.cache
 def visible_gpus():
@@ -46,10 +48,7 @@ def has_bfloat16():
     if visible_gpus():
         details = map(tf.config.experimental.get_device_details, visible_gpus())
         return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
-    try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    flags = CPU_FLAGS.read_text() if CPU_FLAGS.exists() else ""
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
@@ -59,11 +58,11 @@ def compute_type(mixed_precision):
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
-def describe_precision(hyperparameters):
+def describe_precision(mixed_precision):
     """What `mixed_precision` comes to here, for the start-up lines."""
-    if compute_type(hyperparameters.mixed_precision) == tf.bfloat16:
+    if compute_type(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
-    return "float32" + " (it has no bfloat16)" * hyperparameters.mixed_precision
+    return "float32" + " (it has no bfloat16)" * mixed_precision
 
 
 @functools.cache

@@ -131,7 +131,7 @@ class Run:
             f"network: {network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
-            f"device: {describe_devices()}, {describe_precision(self.hyperparameters)}\n"
+            f"device: {describe_devices()}, {describe_precision(self.hyperparameters.mixed_precision)}\n"
             f"run: {self.folder} ({state if goes_on else 'new'}); "
             f"to watch it: tensorboard --logdir {self.folder}",
             flush=True,

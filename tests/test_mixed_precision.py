@@ -1,0 +1,85 @@
+"""Which type computes what, and when bfloat16 is chosen."""
+
+import numpy as np
+import pytest
+from test_scripts import by_name
+
+from senet import devices
+from senet.compat import tf
+
+NETWORKS = {"SE_ResNeXt": {"depth": 4, "blocks": 1, "reduction_ratio": 4, "padding": 0}}
+
+
+def logits(script, images, mixed_precision):
+    """The logits of a network in training mode, as built, and as computed."""
+    hp = script.Hyperparameters(
+        mixed_precision=mixed_precision, **NETWORKS.get(script.__name__, {"padding": 22})
+    )
+    tf.set_random_seed(0)
+    output = getattr(script, script.__name__)(tf.constant(images), True, hp).model
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        return output, session.run(output)
+
+
+@by_name
+def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, monkeypatch):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
+    images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)
+    output, values = logits(script, images, mixed_precision=True)
+    assert output.dtype == tf.float32
+    floating = {v.dtype.base_dtype for v in tf.global_variables() if v.dtype.is_floating}
+    assert floating == {tf.float32}
+    operations = graph.get_operations()
+    assert {op.get_attr("T") for op in operations if op.type == "Conv2D"} == {tf.bfloat16}
+    norms = [op for op in operations if op.type == "FusedBatchNormV3"]
+    assert {op.get_attr("U") for op in norms} == {tf.float32}
+    gates = [op for op in operations if op.type == "Sigmoid"]
+    assert gates
+    assert {op.get_attr("T") for op in gates} == {tf.float32}
+
+    with tf.Graph().as_default():
+        _, in_float32 = logits(script, images, mixed_precision=False)
+    # bfloat16 keeps 8 bits, and the last module of an Inception sees one number a channel.
+    assert np.corrcoef(values.ravel(), in_float32.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(
+    "flags, has_it",
+    [
+        ("flags : fpu avx512f avx512_bf16 avx512_fp16", True),
+        ("flags : fpu avx512f amx_bf16 amx_tile", True),
+        ("flags : fpu avx2 avx512f", False),
+        (None, False),  # not Linux
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
+    tmp_path, monkeypatch, flags, has_it
+):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ())
+    assert devices.has_bfloat16.__wrapped__() is has_it
+
+
+@pytest.mark.parametrize("capability, has_it", [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, has_it):
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ("GPU:0",))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert devices.has_bfloat16.__wrapped__() is has_it
+
+
+@pytest.mark.parametrize(
+    "asked, has_it, dtype, words",
+    [
+        (True, True, tf.bfloat16, "mixed precision (bfloat16)"),
+        (True, False, tf.float32, "float32 (it has no bfloat16)"),
+        (False, True, tf.float32, "float32"),
+    ],
+)
+def test_what_mixed_precision_comes_to_is_said(monkeypatch, asked, has_it, dtype, words):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: has_it)
+    assert devices.compute_type(asked) == dtype
+    assert devices.describe_precision(asked) == words
