@@ -44,7 +44,8 @@ def main():
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.what == "input":
-        return input_path()
+        input_path()
+        arguments.networks = []
     for network in arguments.networks:
         if arguments.what == "compare":
             compare(network, SETTINGS[network], arguments.steps, arguments.turns)

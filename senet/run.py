@@ -126,12 +126,13 @@ class Run:
 
         total_epochs = self.hyperparameters.total_epochs
         parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
+        precision = describe_precision(self.hyperparameters.mixed_precision)
         state = f"goes on at step {step:,} of {total_epochs * self.epoch_steps:,}"
         print(
             f"network: {network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
-            f"device: {describe_devices()}, {describe_precision(self.hyperparameters.mixed_precision)}\n"
+            f"device: {describe_devices()}, {precision}\n"
             f"run: {self.folder} ({state if goes_on else 'new'}); "
             f"to watch it: tensorboard --logdir {self.folder}",
             flush=True,
