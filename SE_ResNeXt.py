@@ -152,6 +152,9 @@ def build_graph(data, epoch_steps, hyperparameters):
         test_sums = batch_sums(cross_entropy, logits, inputs.labels)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
 
+    def l2_loss():
+        return hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
+
     def tower(images, labels):
         """What a micro-batch adds to the gradients, the moving averages and the sums of a batch."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
@@ -163,19 +166,28 @@ def build_graph(data, epoch_steps, hyperparameters):
         return gradients, values, batch_sums(cross_entropy, logits, labels)
 
     x = augment(inputs.normalised, hp.seed, inputs.step)
-    with tf.name_scope("train"):
-        gradients, values, sums = sum_over_micro_batches(
-            tower, x, inputs.labels, hp.micro_batch_size, like=(trainable, averages, means.total)
-        )
-    l2_loss = hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
-    gradients = map(tf.add, gradients, tf.gradients(l2_loss, trainable))
     learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
     optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
-    minimize = optimizer.apply_gradients(zip(gradients, trainable, strict=True), global_step)
-    move = [v.assign(value, read_value=False) for v, value in zip(averages, values, strict=True)]
+
+    def replica_step():
+        """A device's part of a step. Gradients and moving averages are summed over all devices."""
+        like = trainable, averages, means.total
+        gradients, values, sums = sum_over_micro_batches(
+            tower, x, inputs.labels, hp.micro_batch_size, like
+        )
+        share = tf.cast(sums[2], tf.float32) / tf.cast(tf.size(inputs.labels), tf.float32)
+        gradients = map(tf.add, gradients, tf.gradients(l2_loss(), trainable, grad_ys=share))
+        minimize = optimizer.apply_gradients(zip(gradients, trainable, strict=True), global_step)
+        move = [v.assign(value) for v, value in zip(averages, values, strict=True)]
+        with tf.control_dependencies([minimize, *move]):
+            return tf.identity(sums)
+
+    strategy = tf.distribute.get_strategy()
+    with tf.name_scope("train"):
+        sums = strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_step), axis=None)
     add, (loss, accuracy) = means.add(sums, inputs.step, epoch_steps)
     train_step = {
-        "train": tf.group(minimize, move, add),
+        "train": add,
         "loss": loss,
         "accuracy": accuracy,
         "learning_rate": learning_rate,
@@ -183,7 +195,7 @@ def build_graph(data, epoch_steps, hyperparameters):
     epoch_end = {
         "train_loss": means.kept[0],
         "train_accuracy": means.kept[1],
-        "l2_loss": l2_loss,
+        "l2_loss": l2_loss(),
         "learning_rate": learning_rate,
     }
     return inputs, train_step, epoch_end, test_sums

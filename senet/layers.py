@@ -11,7 +11,7 @@ import numpy as np
 
 from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
-from senet.micro_batches import micro_batch_number
+from senet.micro_batches import piece_number
 
 MOVING_AVERAGES = "moving_averages"  # the graph collection of (variable's name, next value)
 
@@ -76,6 +76,7 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
         average = {
             "trainable": False,
             "collections": [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MOVING_AVERAGE_VARIABLES],
+            "aggregation": tf.VariableAggregation.SUM,  # each replica assigns its share
         }
         moving_mean = tf.get_variable("moving_mean", initializer=tf.zeros(channels), **average)
         moving_variance = tf.get_variable(
@@ -176,12 +177,12 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 def Dropout(x, rate, training, layer_name="dropout"):
     """In training, zero for a share `rate` of the values and the others over 1 - rate (arXiv
     1207.0580); the random numbers are keyed by `layer_seed`, the global step and the number of the
-    micro-batch. Otherwise `x`."""
+    piece of the batch. Otherwise `x`."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope(layer_name):
-        seed = [layer_seed() + micro_batch_number() * 2**32, step]
+        seed = [layer_seed() + piece_number() * 2**32, step]
         draw = tf.random.stateless_uniform(tf.shape(x), seed)
         return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 

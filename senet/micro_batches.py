@@ -1,33 +1,37 @@
-"""A training step in pieces, so that memory is needed for one piece only."""
+"""A training step in pieces: each device has a part of the batch, and can take it in micro-batches,
+so that memory is needed for one of these only."""
+
+import contextlib
 
 from senet.compat import tf
 
-MICRO_BATCH = "micro_batch"  # the graph collection with the number of the piece being built
+PIECE = "piece"  # the graph collection with the number of the piece whose tower is being built
 
 
 def sum_over_micro_batches(tower, images, labels, size, like):
-    """The sum of `tower(images, labels)` over micro-batches of at most `size` pictures, one after
-    the other; with a size of 0, of the whole batch at once.
+    """The sum of `tower(images, labels)` over this replica's part of the batch, in micro-batches of
+    at most `size` pictures, one after the other; with a size of 0, of the part at once.
 
     `tower` gives a nest of tensors, `like` the same nest of variables of the same shapes and types.
     All variables have to be there already: a loop cannot make any."""
+    replica = tf.distribute.get_replica_context()
+    replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
+    count = -(-batch // (replicas * size)) if size else 1  # micro-batches of each replica
+    first = replica.replica_id_in_sync_group * count
+
+    def piece(number):
+        # Of as equal pieces as there can be, all replicas' together.
+        start, stop = (batch * n // (count * replicas) for n in (number, number + 1))
+        with _building(number):
+            return tower(images[start:stop], labels[start:stop])
+
     if not size:
-        return tower(images, labels)
-    batch = tf.shape(images)[0]
-    count = (batch + size - 1) // size
-
-    def add_one(number, sums):
-        part = slice(batch * number // count, batch * (number + 1) // count)
-        tf.add_to_collection(MICRO_BATCH, tf.cast(number, tf.int64))
-        more = tower(images[part], labels[part])
-        tf.get_default_graph().clear_collection(MICRO_BATCH)
-        return number + 1, tf.nest.map_structure(tf.add, sums, more)
-
+        return piece(first)
     zeros = tf.nest.map_structure(lambda v: tf.zeros(v.shape, v.dtype.base_dtype), like)
     _, sums = tf.while_loop(
-        lambda number, sums: number < count,
-        add_one,
-        (0, zeros),
+        lambda number, sums: number < first + count,
+        lambda number, sums: (number + 1, tf.nest.map_structure(tf.add, sums, piece(number))),
+        (first, zeros),
         parallel_iterations=1,
         back_prop=False,
         name="micro_batches",
@@ -35,6 +39,14 @@ def sum_over_micro_batches(tower, images, labels, size, like):
     return sums
 
 
-def micro_batch_number():
-    """The number of the micro-batch whose tower is being built, int64: 0 if there is one only."""
-    return tf.get_collection(MICRO_BATCH)[0] if tf.get_collection(MICRO_BATCH) else 0
+@contextlib.contextmanager
+def _building(number):
+    graph = tf.get_default_graph()
+    graph.add_to_collection(PIECE, tf.cast(number, tf.int64))
+    yield
+    graph.clear_collection(PIECE)
+
+
+def piece_number():
+    """The number, int64, of the piece of the batch whose tower is being built; 0 outside of one."""
+    return (tf.get_collection(PIECE) or [0])[0]

@@ -11,12 +11,12 @@ NETWORKS = {"SE_ResNeXt": {"depth": 4, "blocks": 1, "reduction_ratio": 4, "paddi
 
 
 def logits(script, images, mixed_precision):
-    """The logits of a network in training mode, as built, and as computed."""
+    """The logits of a network, as built, and as computed."""
     hp = script.Hyperparameters(
         mixed_precision=mixed_precision, **NETWORKS.get(script.__name__, {"padding": 22})
     )
     tf.set_random_seed(0)
-    output = getattr(script, script.__name__)(tf.constant(images), True, hp).model
+    output = getattr(script, script.__name__)(tf.constant(images), False, hp).model
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         return output, session.run(output)
@@ -40,8 +40,8 @@ def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, m
 
     with tf.Graph().as_default():
         _, in_float32 = logits(script, images, mixed_precision=False)
-    # bfloat16 keeps 8 bits, and the last module of an Inception sees one number a channel.
-    assert np.corrcoef(values.ravel(), in_float32.ravel())[0, 1] > 0.97
+    # bfloat16 keeps 8 bits.
+    assert np.corrcoef(values.ravel(), in_float32.ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
