@@ -6,13 +6,14 @@ import math
 import sys
 from dataclasses import dataclass
 
+from senet.cluster import Cluster
 from senet.command_line import run_command
 from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
-from senet.devices import compute_type, session_config
+from senet.devices import compute_type
 from senet.errors import HyperparameterError
 from senet.evaluation import EpochMeans, batch_sums, evaluate
-from senet.hyperparameters import above, at_least, between, check_fields, one_of, path
+from senet.hyperparameters import above, at_least, between, check_fields, device_names, one_of, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
     Fully_connected,
@@ -51,7 +52,8 @@ class Hyperparameters:
     run_dir: path = "runs/SE_ResNeXt"  # checkpoints and logs of the run
     save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
 
-    # memory and speed
+    # devices, memory and speed
+    devices: device_names = "all"  # GPUs, or some: "0,1"; without any, "cpu:0,cpu:1" makes two
     micro_batch_size: at_least(0) = 8  # pictures in memory at once; 0: all of a batch
     mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
     xla: bool = False  # let XLA compile what it can: a slow start, not measured on a GPU yet
@@ -209,9 +211,9 @@ def train(hyperparameters):
     hp = hyperparameters
     data = load_dataset(hp.dataset, hp.data_dir)
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    with tf.Graph().as_default(), Run(hp) as run:
+    with tf.Graph().as_default(), Cluster(hp) as cluster, Run(hp, cluster) as run:
         inputs, train_step, epoch_end, test_sums = build_graph(data, epoch_steps, hp)
-        with tf.Session(config=session_config(hp)) as session:
+        with cluster.session() as session:
             step, epochs_done = run.start(session, "SE_ResNeXt", data)
             for epoch in range(epochs_done + 1, hp.total_epochs + 1):
                 # Of an epoch that was stopped in its middle, the first steps are done.

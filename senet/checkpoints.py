@@ -71,6 +71,19 @@ class Checkpoints:
             )
         return False
 
+    def same(self, session, step):
+        """Give the variables the values of the checkpoint of `step`, which the chief has read
+        already. Returns a text that only the same checkpoint has: its index, in which each value
+        has a checksum. If it cannot be read here, the text says so."""
+        path = self.folder / f"model.ckpt-{step}"
+        if step != self.current:
+            try:
+                with without_chatter():
+                    self.saver.restore(session, str(path))
+            except (tf.errors.OpError, ValueError) as error:
+                return f"cannot be read: {first_line(error)}"
+        return path.with_name(path.name + ".index").read_bytes().hex()
+
     def save(self, session, step, best_step=None):
         """Write a checkpoint; keep it, the two before it and the one of `best_step`.
 

@@ -12,8 +12,9 @@ import re
 import sys
 import tempfile
 
-# Information lines of TensorFlow's C++ part; warnings and errors still get through.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+# Information lines of TensorFlow's C++ part; warnings and errors still get through. Not with
+# several hosts, where it warns of every session that ends, and each error is raised as well.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "1")
 
 # Written before TensorFlow's log level takes effect, said on every machine without a GPU, or said
 # once more by the exception that follows.

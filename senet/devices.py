@@ -19,15 +19,17 @@ def visible_gpus():
         return tuple(tf.config.list_physical_devices("GPU"))
 
 
-def describe_devices():
+def describe_devices(strategy):
     """What training runs on, for the start-up lines."""
-    if not visible_gpus():
-        return f"{os.cpu_count()} CPU cores (TensorFlow sees no GPU)"
-    names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in visible_gpus()
-    ]
-    return f"GPU {names[0]}" + (f" ({len(names)} GPUs seen, one is used)" if names[1:] else "")
+    count = strategy.num_replicas_in_sync
+    if visible_gpus():
+        names = [
+            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+            for gpu in visible_gpus()
+        ]
+        return f"{count} GPUs, {names[0]}" if count > 1 else f"GPU {names[0]}"
+    shared = f", shared out as {count} devices" if count > 1 else ""
+    return f"{os.cpu_count()} CPU cores (TensorFlow sees no GPU){shared}"
 
 
 def session_config(hyperparameters):

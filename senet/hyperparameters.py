@@ -10,6 +10,7 @@ class Hyperparameters:
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from senet.errors import HyperparameterError
@@ -45,7 +46,16 @@ def one_of(*choices):
     return Annotated[str, Range(" or ".join(choices), lambda value: value in choices)]
 
 
+def written(words, pattern):
+    """A text that the regular expression `pattern` fits; `words` say so to people."""
+    return Annotated[str, Range(words, lambda value: re.fullmatch(pattern, value))]
+
+
 path = Annotated[str, Range("not empty", bool)]
+device_names = written(
+    "all, numbers of GPUs like 0,1 or CPU devices like cpu:0,cpu:1",
+    r"all|\d+(,\d+)*|cpu:\d+(,cpu:\d+)*",
+)
 
 WORDS = {int: "a whole number,", float: "a number,", bool: "True or False", str: "a text,"}
 

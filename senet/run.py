@@ -13,7 +13,9 @@ import json
 import math
 import pathlib
 import re
+import signal
 import time
+import zlib
 
 import filelock
 import numpy as np
@@ -31,17 +33,19 @@ ROW = (
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
 # Fields that say where a run finds things and when it saves, not what it computes.
-MAY_CHANGE = {"data_dir", "run_dir", "save_minutes", "xla", "allow_soft_placement"}
+MAY_CHANGE = {"data_dir", "run_dir", "save_minutes", "devices", "xla", "allow_soft_placement"}
 
 
 class Run:
-    """One run in its `run_dir`, new or going on; use it in a `with` statement.
+    """One run in its `run_dir`, new or going on; use it in a `with` statement. Of several hosts,
+    only the chief of the `cluster` writes and prints; the others follow it.
 
     Raises Failure if another process has the run, or if the run was started with hyperparameters
     that compute something else."""
 
-    def __init__(self, hyperparameters):
+    def __init__(self, hyperparameters, cluster):
         self.hyperparameters = hyperparameters
+        self.cluster = cluster
         self.folder = pathlib.Path(hyperparameters.run_dir)
         self.model_folder = self.folder / "model"
         self.log_folder = self.folder / "logs"
@@ -51,20 +55,24 @@ class Run:
         self.stop_signals = StopSignals()
 
     def __enter__(self):
-        with _writing(self.model_folder):
-            self.model_folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(self.lock)
-            except filelock.Timeout:
-                raise Failure(
-                    f"{self.folder} is being trained by another process: "
-                    f"wait for it, or give another --run_dir"
-                ) from None
-            self._compare_hyperparameters()
+            if self.cluster.chief:
+                self._take_folder(stack)
             stack.enter_context(self.stop_signals)
             self._open = stack.pop_all()
         return self
+
+    def _take_folder(self, stack):
+        with _writing(self.model_folder):
+            self.model_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(self.lock)
+        except filelock.Timeout:
+            raise Failure(
+                f"{self.folder} is being trained by another process: "
+                f"wait for it, or give another --run_dir"
+            ) from None
+        self._compare_hyperparameters()
 
     def __exit__(self, *_):
         self._open.close()
@@ -100,17 +108,37 @@ class Run:
         epochs done."""
         self.session, self.data = session, data
         self.checkpoints = Checkpoints(self.model_folder)
+        self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         session.run(tf.global_variables_initializer())
+        self.cluster.check_same(
+            hyperparameters=json.dumps(self._what_matters()),
+            code=_source_code(network),
+            pictures=repr([zlib.crc32(array) for split in data[1:3] for array in split]),
+        )
+        goes_on, epochs_done = self._open_folder(session) if self.cluster.chief else (False, 0)
+        goes_on, step, epochs_done = self.cluster.from_chief(goes_on, self._step(), epochs_done)
+        fingerprint = self.checkpoints.same(session, step) if goes_on else ""
+        self.cluster.check_same(checkpoint=fingerprint)
+        self.saved_at = time.monotonic()
+        if self.cluster.chief:
+            self._say_what_will_be_trained(network, goes_on, step, epochs_done)
+        return step, epochs_done
+
+    def _what_matters(self):
+        fields = dataclasses.asdict(self.hyperparameters)
+        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+
+    def _open_folder(self, session):
+        """Restore what is there and open the logs; returns whether the run goes on, and the number
+        of epochs done."""
         if goes_on := self.checkpoints.restore(session):
             self._compare_data()
         settings = json.dumps(dataclasses.asdict(self.hyperparameters), indent=2)
         _replace_text(self.settings, settings + "\n")
-        self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
-        step = self._step()
 
         # An epoch is done when its row is written; a row without its checkpoint is computed again.
         self.rows = _read_rows(self.row_file)
-        epochs_done, steps_beyond = divmod(step, self.epoch_steps)
+        epochs_done, steps_beyond = divmod(self._step(), self.epoch_steps)
         if epochs_done and not steps_beyond and epochs_done not in self.rows:
             epochs_done -= 1
         self.rows = {epoch: row for epoch, row in self.rows.items() if epoch <= epochs_done}
@@ -123,7 +151,10 @@ class Run:
         if not goes_on:
             graph = session.graph.as_graph_def(add_shapes=True)
             self.events.write(graph_def=graph.SerializeToString())
+        return goes_on, epochs_done
 
+    def _say_what_will_be_trained(self, network, goes_on, step, epochs_done):
+        data = self.data
         total_epochs = self.hyperparameters.total_epochs
         parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
         precision = describe_precision(self.hyperparameters.mixed_precision)
@@ -132,15 +163,13 @@ class Run:
             f"network: {network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
-            f"device: {describe_devices()}, {precision}\n"
+            f"device: {describe_devices(self.cluster.strategy)}, {precision}\n"
             f"run: {self.folder} ({state if goes_on else 'new'}); "
             f"to watch it: tensorboard --logdir {self.folder}",
             flush=True,
         )
         if epochs_done == total_epochs:
             print("finished already; to go on, give a larger --total_epochs")
-        self.saved_at = time.monotonic()
-        return step, epochs_done
 
     def _compare_data(self):
         """Refuse to go on with other training pictures than those of the checkpoint."""
@@ -183,7 +212,7 @@ class Run:
             desc=text,
             unit=" images",
             leave=False,
-            disable=None,
+            disable=None if self.cluster.chief else True,
             ncols=100,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}",
         ) as self.bar:
@@ -195,9 +224,11 @@ class Run:
 
     def _between_steps(self):
         received = self.stop_signals.received
-        if received or time.monotonic() - self.saved_at > 60 * self.hyperparameters.save_minutes:
+        stop = self.cluster.any(received)
+        if stop or time.monotonic() - self.saved_at > 60 * self.hyperparameters.save_minutes:
             self._save()
-        if received:
+        if stop:
+            received = received or signal.SIGTERM  # another worker got one
             raise Stopped(
                 received,
                 f"stopped by {received.name} and saved after step {self._step():,}: "
@@ -219,6 +250,8 @@ class Run:
     def end_epoch(self, epoch, values):
         """Print the row of an epoch, keep it in logs.txt and, with what else is in the dict
         `values`, for TensorBoard; save."""
+        if not self.cluster.chief:
+            return
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
         self.rows[epoch] = row + "\n"
@@ -237,18 +270,30 @@ class Run:
         return max(accuracies, key=accuracies.get, default=None)
 
     def _save(self):
+        self.saved_at = time.monotonic()
+        if not self.cluster.chief:
+            return
         best = self._best_epoch()
         self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
-        self.saved_at = time.monotonic()
 
     def finish(self):
         """Say where the result is."""
+        self.cluster.wait_for_all()
+        if not self.cluster.chief:
+            return
         best = self._best_epoch()
         print(f"done: checkpoints in {self.model_folder}", end="")
         if best:
             step = best * self.epoch_steps
             print(f", the best by test accuracy is model.ckpt-{step} (epoch {best})", end="")
         print()
+
+
+def _source_code(network):
+    """The text of all that decides what is computed: the script of `network` and `senet/`."""
+    folder = pathlib.Path(__file__).parent
+    files = [folder.parent / f"{network}.py", *sorted(folder.glob("*.py"))]
+    return "".join(file.read_text() for file in files)
 
 
 def _read_rows(path):

@@ -26,10 +26,12 @@ def rng():
 
 def start_python(*arguments, cwd=ROOT, **environment):
     """Start `python arguments...` in the folder `cwd`, its output and errors to be read as text."""
+    # What senet.compat has set in this process, the other sets for itself.
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

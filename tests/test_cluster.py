@@ -1,0 +1,211 @@
+"""One device, two devices and two hosts: the same run. The hosts are processes on localhost."""
+
+import json
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from conftest import run_python, start_python
+from fake_cifar10 import make_files, write_folder
+from tiny_run import TINY
+
+import SE_ResNeXt
+from senet.compat import tf
+
+# An epoch is one step on all 50 pictures, so that the 20 rows are a curve of 20 steps; every piece
+# of the batch is 25 pictures, on whatever device: batch norm sees the same ones.
+OPTIONS = ["--total_epochs=20", "--micro_batch_size=25", "--init_learning_rate=0.02"]
+PRECISION = "--mixed_precision=False"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    write_folder(folder / "data", make_files(count=10))
+    return folder
+
+
+def command(folder, name, *options):
+    places = [f"--data_dir={folder / 'data'}", f"--run_dir={folder / name}"]
+    return ["SE_ResNeXt.py", *TINY, *OPTIONS, PRECISION, *places, *options]
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    return addresses
+
+
+def start_workers(*commands):
+    """Start one worker for each command line; (processes, addresses)."""
+    addresses = free_addresses(len(commands))
+    cluster = {"worker": addresses}
+    processes = [
+        start_python(
+            *command,
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": number}}),
+        )
+        for number, command in enumerate(commands)
+    ]
+    return processes, addresses
+
+
+def finish(processes):
+    """[(exit status, standard output, standard error)]"""
+    outputs = [process.communicate(timeout=120) for process in processes]
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def numbers(folder, name):
+    """The losses and accuracies of logs.txt, [epochs, 4]."""
+    rows = (folder / name / "logs.txt").read_text().splitlines()
+    return np.array([re.findall(r": (\d+\.\d+)", row) for row in rows], float)
+
+
+def checkpoint(folder, name):
+    """{name: value} of the newest checkpoint."""
+    reader = tf.train.load_checkpoint(str(folder / name / "model"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def wait_for_step(folder, name, step, processes):
+    while not (folder / name / "model" / f"model.ckpt-{step}.index").exists():
+        time.sleep(0.02)
+        assert all(process.poll() is None for process in processes)
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    """The run on one device, which all others have to match."""
+    assert run_python(*command(folder, "one"))[0] == 0
+    assert numbers(folder, "one").shape == (20, 4)
+    return "one"
+
+
+def assert_same_run(folder, name, other):
+    np.testing.assert_allclose(numbers(folder, name), numbers(folder, other), atol=1.1e-4)
+    values, others = checkpoint(folder, name), checkpoint(folder, other)
+    assert values.keys() == others.keys()
+    for key, value in values.items():
+        np.testing.assert_allclose(value, others[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_two_devices_are_the_same_run(folder, one):
+    status, output, errors = run_python(*command(folder, "two", "--devices=cpu:0,cpu:1"))
+    assert (status, errors) == (0, "")
+    assert "shared out as 2 devices" in output
+    assert_same_run(folder, "two", one)
+
+
+@pytest.fixture(scope="module")
+def two_hosts(folder):
+    """An undisturbed run on two hosts, and what the two processes left and said."""
+    processes, _ = start_workers(command(folder, "hosts"), command(folder, "hosts"))
+    return "hosts", finish(processes)
+
+
+def test_two_hosts_are_the_same_run(folder, one, two_hosts):
+    name, results = two_hosts
+    (status, output, errors), (other_status, other_output, other_errors) = results
+    assert (status, errors, other_status, other_errors) == (0, "", 0, "")
+    assert output.splitlines()[0] == "worker 0 of 2: waiting for the others"
+    assert other_output == "worker 1 of 2: waiting for the others\n"
+    assert_same_run(folder, name, one)
+
+
+def test_two_hosts_stop_together_and_one_goes_on(folder, one):
+    processes, _ = start_workers(command(folder, "fewer"), command(folder, "fewer"))
+    wait_for_step(folder, "fewer", 5, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (status, _, errors), (other_status, _, other_errors) = finish(processes)
+    assert (status, other_status) == (143, 143)
+    assert errors.startswith("stopped by SIGTERM and saved after step ")
+    assert other_errors == errors
+    assert run_python(*command(folder, "fewer"))[0] == 0
+    assert_same_run(folder, "fewer", one)
+
+
+def test_one_host_stops_and_two_go_on(folder, one):
+    process = start_python(*command(folder, "more"))
+    wait_for_step(folder, "more", 5, [process])
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    processes, _ = start_workers(command(folder, "more"), command(folder, "more"))
+    assert [status for status, *_ in finish(processes)] == [0, 0]
+    assert_same_run(folder, "more", one)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_worker_is_killed_the_other_ends_and_both_go_on(folder, two_hosts, victim):
+    name = f"killed{victim}"
+    processes, addresses = start_workers(command(folder, name), command(folder, name))
+    wait_for_step(folder, name, 5, processes)
+    processes[victim].kill()
+    killed = time.monotonic()
+    results = finish(processes)
+    assert time.monotonic() - killed < 60
+    status, _, errors = results[1 - victim]
+    assert status == 1
+    assert errors == (
+        f"error: worker {victim} at {addresses[victim]} does not answer; "
+        f"start all workers again to go on from the last checkpoint\n"
+    )
+    processes, _ = start_workers(command(folder, name), command(folder, name))
+    assert [status for status, *_ in finish(processes)] == [0, 0]
+    # Down to the last bit, as on one host.
+    undisturbed = checkpoint(folder, two_hosts[0])
+    for key, value in checkpoint(folder, name).items():
+        np.testing.assert_array_equal(value, undisturbed[key], err_msg=key)
+    rows = (folder / name / "logs.txt").read_text()
+    assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
+
+
+def test_a_worker_with_other_hyperparameters_is_refused(folder):
+    processes, addresses = start_workers(
+        command(folder, "other"), command(folder, "other", "--weight_decay=0.1")
+    )
+    for status, _, errors in finish(processes):
+        assert status == 1
+        assert errors == (
+            f"error: worker 1 at {addresses[1]} has other hyperparameters than the chief: "
+            f"give all workers the same\n"
+        )
+
+
+def test_a_worker_without_the_chiefs_checkpoint_is_refused(folder, one):
+    processes, addresses = start_workers(
+        command(folder, "one", "--total_epochs=21"), command(folder, "away", "--total_epochs=21")
+    )
+    for status, _, errors in finish(processes):
+        assert status == 1
+        assert errors == (
+            f"error: worker 1 at {addresses[1]} has other checkpoint than the chief: "
+            f"give all workers the same\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "options, environment, status, message",
+    [
+        (["--devices=cpu:0,cpu:1,cpu:2"], {}, 2, "batch_size=50: does not divide among 3 devices"),
+        (["--devices=gpu1"], {}, 2, "devices=gpu1: devices takes a text, all, numbers"),
+        (["--devices=0,1"], {"CUDA_VISIBLE_DEVICES": ""}, 1, "devices=0,1: TensorFlow sees 0 GPUs"),
+        ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not understood: {worker: 1}; it takes"),
+    ],
+)
+def test_devices_that_cannot_be_had(folder, options, environment, status, message):
+    outcome = run_python(*command(folder, "refused", *options), **environment)
+    assert outcome[0] == status
+    assert outcome[2].startswith(f"error: {message}")
+    assert outcome[2].count("\n") == 1
+    assert not (folder / "refused").exists()
+
+
+def test_the_default_is_one_device_without_a_gpu():
+    assert SE_ResNeXt.Hyperparameters().devices == "all"
