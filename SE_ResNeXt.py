@@ -209,9 +209,10 @@ def build_graph(data, epoch_steps, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
+    cluster = Cluster(hp)
     data = load_dataset(hp.dataset, hp.data_dir)
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    with tf.Graph().as_default(), Cluster(hp) as cluster, Run(hp, cluster) as run:
+    with tf.Graph().as_default(), cluster, Run(hp, cluster) as run:
         inputs, train_step, epoch_end, test_sums = build_graph(data, epoch_steps, hp)
         with cluster.session() as session:
             step, epochs_done = run.start(session, "SE_ResNeXt", data)

@@ -53,8 +53,8 @@ class Cluster:
         cpus = [name for name in names if "cpu" in name]
         self.config.device_count["CPU"] = max(1, len(cpus))
         self.target = ""
-        if names == ["/cpu:0"]:
-            return tf.distribute.get_strategy()
+        if names == _device_names("all")[:1]:
+            return tf.distribute.get_strategy()  # what TensorFlow takes by itself
         if len(names) == 1:
             return tf.distribute.OneDeviceStrategy(names[0])
         return tf.distribute.MirroredStrategy(names)

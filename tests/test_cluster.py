@@ -200,6 +200,8 @@ def test_a_worker_without_the_chiefs_checkpoint_is_refused(folder, one):
     ],
 )
 def test_devices_that_cannot_be_had(folder, options, environment, status, message):
+    # Before any data is read: there is none.
+    options = [*options, f"--data_dir={folder / 'nowhere'}"]
     outcome = run_python(*command(folder, "refused", *options), **environment)
     assert outcome[0] == status
     assert outcome[2].startswith(f"error: {message}")
