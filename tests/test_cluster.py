@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import time
 
 import numpy as np
 import pytest
-from conftest import run_python, start_python
+from conftest import ROOT, run_python, start_python
 from fake_cifar10 import make_files, write_folder
 from tiny_run import TINY
 
@@ -166,14 +167,26 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_go_on(folder, two_hosts
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 
-def test_a_worker_with_other_hyperparameters_is_refused(folder):
-    processes, addresses = start_workers(
-        command(folder, "other"), command(folder, "other", "--weight_decay=0.1")
-    )
+@pytest.mark.parametrize("what", ["hyperparameters", "pictures", "code"])
+def test_a_worker_with_something_else_is_refused(folder, tmp_path, what):
+    other = command(folder, "other")
+    if what == "hyperparameters":
+        other += ["--weight_decay=0.1"]
+    elif what == "pictures":
+        write_folder(tmp_path / "data", make_files(count=11))
+        other += [f"--data_dir={tmp_path / 'data'}"]
+    else:
+        for name in ("SE_ResNeXt.py", "cifar10.py"):
+            shutil.copy(ROOT / name, tmp_path)
+        shutil.copytree(ROOT / "senet", tmp_path / "senet")
+        with (tmp_path / "senet" / "layers.py").open("a") as file:
+            file.write("# changed\n")
+        other[0] = tmp_path / other[0]
+    processes, addresses = start_workers(command(folder, "other"), other)
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
-            f"error: worker 1 at {addresses[1]} has other hyperparameters than the chief: "
+            f"error: worker 1 at {addresses[1]} has other {what} than the chief: "
             f"give all workers the same\n"
         )
 
