@@ -58,7 +58,7 @@ class Hyperparameters:
     devices: device_names = "all"  # GPUs, or some: "0,1"; without any, "cpu:0,cpu:1" makes two
     micro_batch_size: at_least(0) = 0  # pictures in memory at once; 0: all of a batch
     mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
-    xla: bool = False  # let XLA compile what it can: a slow start, not measured on a GPU yet
+    xla: bool = False  # on a GPU, let XLA compile what it can: a slow start; not measured yet
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
 
     def __post_init__(self):
@@ -251,6 +251,7 @@ def build_graph(data, epoch_steps, hyperparameters):
     x = augment(inputs.normalised, hp.seed, inputs.step)
     learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
     optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
+    strategy = tf.distribute.get_strategy()
 
     def replica_step():
         """A device's part of a step. Gradients and moving averages are summed over all devices."""
@@ -258,14 +259,13 @@ def build_graph(data, epoch_steps, hyperparameters):
         gradients, values, sums = sum_over_micro_batches(
             tower, x, inputs.labels, hp.micro_batch_size, like
         )
-        share = tf.cast(sums[2], tf.float32) / tf.cast(tf.size(inputs.labels), tf.float32)
-        gradients = map(tf.add, gradients, tf.gradients(l2_loss(), trainable, grad_ys=share))
+        l2_gradients = tf.gradients(l2_loss() / strategy.num_replicas_in_sync, trainable)
+        gradients = map(tf.add, gradients, l2_gradients)
         minimize = optimizer.apply_gradients(zip(gradients, trainable, strict=True), global_step)
         move = [v.assign(value) for v, value in zip(averages, values, strict=True)]
         with tf.control_dependencies([minimize, *move]):
             return tf.identity(sums)
 
-    strategy = tf.distribute.get_strategy()
     with tf.name_scope("train"):
         sums = strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_step), axis=None)
     add, (loss, accuracy) = means.add(sums, inputs.step, epoch_steps)

@@ -91,9 +91,8 @@ class Run:
             ) from None
         changes = [
             f"{name} was {before[name]}, now {value}"
-            for name, value in dataclasses.asdict(self.hyperparameters).items()
-            if name not in MAY_CHANGE
-            and value != before.setdefault(name, value)
+            for name, value in self._what_matters().items()
+            if value != before.setdefault(name, value)
             and not (name == "total_epochs" and value > before[name])
         ]
         if changes:
@@ -101,6 +100,11 @@ class Run:
                 f"{self.folder} was started with other hyperparameters ({'; '.join(changes)}): "
                 f"give the earlier ones to go on with it, or another --run_dir to start afresh"
             )
+
+    def _what_matters(self):
+        """The hyperparameters that decide what is computed, {name: value}."""
+        fields = dataclasses.asdict(self.hyperparameters)
+        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
 
     def start(self, session, network, data):
         """Give the variables of `session` the values of the newest checkpoint, or their first
@@ -123,10 +127,6 @@ class Run:
         if self.cluster.chief:
             self._say_what_will_be_trained(network, goes_on, step, epochs_done)
         return step, epochs_done
-
-    def _what_matters(self):
-        fields = dataclasses.asdict(self.hyperparameters)
-        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
 
     def _open_folder(self, session):
         """Restore what is there and open the logs; returns whether the run goes on, and the number

@@ -1,10 +1,14 @@
+import re
 import signal
 import time
 
+import numpy as np
 from conftest import run_python, start_python
 from tiny_run import command
 
+from SE_ResNeXt import Hyperparameters
 from senet.compat import tf
+from senet.devices import session_config
 
 
 def scalars(run_dir):
@@ -89,3 +93,26 @@ def test_graph_in_tensorboard_has_one_scope_a_block(tmp_path):
     ]
     scopes = {"/".join(node.name.split("/")[:2]) for node in graph.node}
     assert {f"stage{s}/block{b}" for s in (1, 2, 3) for b in (1, 2)} <= scopes
+
+
+def test_xla_computes_the_same_as_without(tmp_path):
+    for name, xla in ("with", True), ("without", False):
+        options = ["--total_epochs=1", "--mixed_precision=False", f"--xla={xla}"]
+        # By itself, TensorFlow has XLA compile for GPUs only; the flag is for the CPU.
+        flag = {"TF_XLA_FLAGS": "--tf_xla_cpu_global_jit"}
+        status, _, errors = run_python(*command(tmp_path, name, *options), **flag)
+        assert (status, errors) == (0, "")
+    with_xla, without = (
+        [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
+        for path in (tmp_path / "with", tmp_path / "without")
+    )
+    # Ten steps at full learning rate let differences of rounding grow: losses, then accuracies.
+    np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.02)
+
+
+def test_xla_is_used_only_if_asked_for():
+    levels = [
+        session_config(Hyperparameters(xla=xla)).graph_options.optimizer_options.global_jit_level
+        for xla in (False, True)
+    ]
+    assert levels == [tf.OptimizerOptions.DEFAULT, tf.OptimizerOptions.ON_1]
