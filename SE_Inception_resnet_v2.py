@@ -6,15 +6,17 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 from senet.cluster import Cluster
 from senet.command_line import run_command
+from senet.commands import commands_for
 from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
-from senet.evaluation import EpochMeans, batch_sums, evaluate
-from senet.hyperparameters import above, at_least, between, check_fields, device_names, one_of, path
+from senet.evaluation import EpochMeans, batch_sums, evaluate, test_outputs
+from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
     Concatenation,
@@ -49,7 +51,8 @@ class Hyperparameters:
     seed: between(0, 2**32) = 0  # of weights, order of the pictures, augmentation and dropout
 
     # surroundings
-    dataset: one_of("cifar10", "shapes") = "cifar10"  # shapes: drawn here, no download
+    dataset: path = "cifar10"  # or shapes, drawn here; or a folder of train/<class>/, test/<class>/
+    image_size: at_least(8) = 32  # side of a picture; a folder's pictures are resized to it
     data_dir: path = "data"  # where CIFAR-10 is, or is downloaded to
     run_dir: path = "runs/SE_Inception_resnet_v2"  # checkpoints and logs of the run
     save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
@@ -60,6 +63,9 @@ class Hyperparameters:
     mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
     xla: bool = False  # on a GPU, let XLA compile what it can: a slow start; not measured yet
     allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
+
+    # for a first run without a GPU
+    SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
         check_fields(self)
@@ -73,10 +79,11 @@ class Hyperparameters:
                 f"micro_batch_size={self.micro_batch_size}: batch norm of 1x1 maps needs two "
                 f"pictures; micro_batch_size takes 0, or 3 or more"
             )
-        if 32 + 2 * self.padding < 75:
+        side = self.image_size + 2 * self.padding
+        if side < 75:
             raise HyperparameterError(
-                f"padding={self.padding}: makes pictures of {32 + 2 * self.padding} pixels a side, "
-                f"this network needs 75 at least; padding takes 22 or more"
+                f"padding={self.padding}: makes pictures of {side} pixels a side, this network "
+                f"needs 75 at least; padding takes {(76 - self.image_size) // 2} or more"
             )
 
 
@@ -221,7 +228,7 @@ def learning_rate_schedule(step, epoch_steps, hyperparameters):
 
 def build_graph(data, epoch_steps, hyperparameters):
     """The Inputs, and what is fetched by a training step, at the end of an epoch, and by a batch
-    of the test set."""
+    of the test set: three dicts."""
     hp, classes = hyperparameters, len(data.label_names)
     network = functools.partial(SE_Inception_resnet_v2, hyperparameters=hp, classes=classes)
     tf.set_random_seed(hp.seed)
@@ -230,9 +237,7 @@ def build_graph(data, epoch_steps, hyperparameters):
     means = EpochMeans()
 
     with tf.name_scope("test"):
-        logits = network(inputs.normalised, training=False).model
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(inputs.labels, logits)
-        test_sums = batch_sums(cross_entropy, logits, inputs.labels)
+        test_batch = test_outputs(network(inputs.normalised, training=False).model, inputs.labels)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
 
     def l2_loss():
@@ -275,13 +280,17 @@ def build_graph(data, epoch_steps, hyperparameters):
         "accuracy": accuracy,
         "learning_rate": learning_rate,
     }
+    momenta = [optimizer.get_slot(variable, "momentum") for variable in trainable]
     epoch_end = {
         "train_loss": means.kept[0],
         "train_accuracy": means.kept[1],
         "l2_loss": l2_loss(),
         "learning_rate": learning_rate,
+        # Of the gradients' running mean, which the optimizer keeps anyway.
+        "gradient_norm": (1 - hp.momentum) * tf.linalg.global_norm(momenta),
+        "augmented": inputs.pictures(x),
     }
-    return inputs, train_step, epoch_end, test_sums
+    return inputs, train_step, epoch_end, test_batch
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -291,12 +300,12 @@ def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
     cluster = Cluster(hp)
-    data = load_dataset(hp.dataset, hp.data_dir)
+    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     with tf.Graph().as_default(), cluster, Run(hp, cluster) as run:
-        inputs, train_step, epoch_end, test_sums = build_graph(data, epoch_steps, hp)
+        inputs, train_step, epoch_end, test = build_graph(data, epoch_steps, hp)
         with cluster.session() as session:
-            step, epochs_done = run.start(session, "SE_Inception_resnet_v2", data)
+            step, epochs_done = run.start(session, "SE_Inception_resnet_v2", data, inputs, test)
             for epoch in range(epochs_done + 1, hp.total_epochs + 1):
                 # Of an epoch that was stopped in its middle, the first steps are done.
                 first = step - (epoch - 1) * epoch_steps
@@ -306,17 +315,16 @@ def train(hyperparameters):
                     result = session.run(train_step, inputs.feed(batch, step))
                     step += 1
                     run.show(step, result)
-                values = session.run(epoch_end, {inputs.step: step - 1})
+                values = session.run(epoch_end, inputs.feed(data.train.first(64), step - 1))
                 todo = run.test_batches(batches(data.test, hp.micro_batch_size or hp.batch_size))
-                test_loss, test_accuracy = evaluate(session, test_sums, inputs, todo)
-                values.update(test_loss=test_loss, test_accuracy=test_accuracy)
-                run.end_epoch(epoch, values)
+                run.end_epoch(epoch, values, evaluate(session, test, inputs, todo))
             run.finish()
 
 
 def main(argv=None):
     """Run the command line `argv` and return the exit status."""
-    return run_command({"train": train}, Hyperparameters, argv)
+    commands = {"train": train, **commands_for(SE_Inception_resnet_v2)}
+    return run_command(commands, Hyperparameters, argv)
 
 
 if __name__ == "__main__":

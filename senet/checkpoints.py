@@ -26,50 +26,35 @@ class Checkpoints:
             self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in values])
         self.current = None  # the step of the checkpoint that holds the session's values
 
-    def files(self):
-        """{step: its files}, whole or not, in the order of the steps; of its files the index is
-        first, since a checkpoint without it does not exist."""
-        found = {}
-        for path in self.folder.iterdir():
-            if name := re.fullmatch(r"model\.ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
-                found.setdefault(int(name.group(1)), []).append(path)
-        return {step: sorted(found[step], reverse=True) for step in sorted(found)}
-
     def restore(self, session):
         """Give the variables the values of the newest checkpoint that can be read, and return
         whether there is one. Those that cannot are named in a warning and renamed *.damaged.
 
         Raises Failure, with everything left as it is, if there are some and none can be read, or
         if the newest is one of another network."""
-        damaged, files = [], self.files()
-        for step in reversed(files):
-            path = self.folder / f"model.ckpt-{step}"
-            try:
-                _read_through(path)
-            except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-                damaged.append((step, f"{path}: cannot be read ({first_line(error)})"))
-                continue
-            for other, message in damaged:
-                print(f"warning: {message}; {path} is used instead", file=sys.stderr)
-                for file in files[other]:
-                    file.rename(file.with_name(file.name + ".damaged"))
-            try:
-                with without_chatter():
-                    self.saver.restore(session, str(path))
-            except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
+        path, damaged = newest_readable(self.folder)
+        if path is None:
+            # Without an index there is only what a killed first save left.
+            if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
-                    f"{path} is a checkpoint of another network: undo what changed the network to "
-                    f"go on with it, or give another --run_dir to start afresh"
-                ) from None
-            self.current = step
-            return True
-        # Without an index there is only what a killed first save left.
-        if any(file.suffix == ".index" for step, _ in damaged for file in files[step]):
+                    f"{damaged[0][1]}, and no other checkpoint in {self.folder} can: "
+                    f"move that folder away to start afresh, or give another --run_dir"
+                )
+            return False
+        for files, message in damaged:
+            print(f"warning: {message}; {path} is used instead", file=sys.stderr)
+            for file in files:
+                file.rename(file.with_name(file.name + ".damaged"))
+        try:
+            with without_chatter():
+                self.saver.restore(session, str(path))
+        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
             raise Failure(
-                f"{damaged[0][1]}, and no other checkpoint in {self.folder} can: "
-                f"move that folder away to start afresh, or give another --run_dir"
-            )
-        return False
+                f"{path} is a checkpoint of another network: undo what changed the network to "
+                f"go on with it, or give another --run_dir to start afresh"
+            ) from None
+        self.current = int(path.name.rpartition("-")[2])
+        return True
 
     def same(self, session, step):
         """Give the variables the values of the checkpoint of `step`, which the chief has read
@@ -105,7 +90,7 @@ class Checkpoints:
                     f"once that is mended, the same command goes on from the last checkpoint"
                 ) from None
             self.current = step
-        files = self.files()
+        files = checkpoint_files(self.folder)
         for old in list(files)[:-NEWEST_KEPT]:
             if old != best_step:
                 for file in files[old]:
@@ -127,6 +112,31 @@ class Checkpoints:
         aside.rmdir()
         # For tf.train.latest_checkpoint and other tools; this class does not read it.
         tf.train.update_checkpoint_state(str(self.folder), f"model.ckpt-{step}")
+
+
+def checkpoint_files(folder):
+    """{step: its files}, whole or not, in the order of the steps; of its files the index is first,
+    since a checkpoint without it does not exist."""
+    found = {}
+    for path in folder.iterdir():
+        if name := re.fullmatch(r"model\.ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
+            found.setdefault(int(name.group(1)), []).append(path)
+    return {step: sorted(found[step], reverse=True) for step in sorted(found)}
+
+
+def newest_readable(folder):
+    """The path of the newest checkpoint in `folder` that can be read, None if none can, and those
+    newer than it: a list of (their files, why they cannot be read)."""
+    damaged, found = [], checkpoint_files(folder)
+    for step in reversed(found):
+        path = folder / f"model.ckpt-{step}"
+        try:
+            _read_through(path)
+        except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+            damaged.append((found[step], f"{path}: cannot be read ({first_line(error)})"))
+        else:
+            return path, damaged
+    return None, damaged
 
 
 def _read_through(path):

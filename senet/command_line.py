@@ -3,12 +3,13 @@ an exit status."""
 
 import dataclasses
 import inspect
+import json
 import pathlib
 import sys
 
 from senet.compat import tf
-from senet.errors import Failure, HyperparameterError
-from senet.hyperparameters import parse_field
+from senet.errors import Failure, HyperparameterError, first_line
+from senet.hyperparameters import field_type, parse_field
 from senet.stopping import Stopped
 
 
@@ -16,16 +17,27 @@ def run_command(commands, Hyperparameters, argv=None):
     """Run one of `commands`, a dict of functions that take a Hyperparameters, and return the exit
     status: 0 done, 1 a failure at run time, 2 a wrong command line, 130 or 143 stopped by a signal.
 
-    `argv` is `[command] [--name=value ...]` without the program; without a command the first of
-    `commands` is run.
+    `argv` is `[command] [argument ...] [--name=value ...]` without the program; without a command
+    the first of `commands` is run, which trains. The others start from the hyperparameters of the
+    run in `run_dir`. What a command takes besides hyperparameters stands in its signature.
     """
     try:
-        command, values = _parse(sys.argv[1:] if argv is None else argv, commands, Hyperparameters)
-        if command == "help":
+        argv = sys.argv[1:] if argv is None else argv
+        train = next(iter(commands))
+        name, *rest = argv if argv and not argv[0].startswith("-") else [train, *argv]
+        if {"-h", "--help"} & set(argv):
             print(_help(commands, Hyperparameters))
-        else:
-            commands[command](Hyperparameters(**values))
-        return 0
+            return 0
+        if name not in commands:
+            raise HyperparameterError(
+                f"unknown command {name!r}: it is one of {', '.join(commands)}"
+            )
+        arguments, options, values = _parse(rest, name, commands[name], Hyperparameters)
+        if name != train:
+            values = (
+                _of_run(values.get("run_dir", Hyperparameters.run_dir), Hyperparameters) | values
+            )
+        return commands[name](Hyperparameters(**values), *arguments, **options) or 0
     except HyperparameterError as error:
         return _fail(2, error)
     except Failure as error:
@@ -48,31 +60,64 @@ def _fail(status, message):
     return status
 
 
-def _parse(argv, commands, Hyperparameters):
-    """The command's name and a dict of the field values given."""
-    command, *options = (
-        argv if argv and not argv[0].startswith("-") else [next(iter(commands)), *argv]
-    )
-    if command not in commands:
-        raise HyperparameterError(
-            f"unknown command {command!r}: it is one of {', '.join(commands)}"
-        )
-    names = [field.name for field in dataclasses.fields(Hyperparameters)]
-    values = {}
-    for option in options:
-        if option in ("-h", "--help"):
-            return "help", {}
-        name, equals, text = option.removeprefix("--").partition("=")
-        if not option.startswith("--"):
-            raise HyperparameterError(f"{option!r} is not understood: options are --name=value")
-        if name not in names:
+def _parse(argv, name, command, Hyperparameters):
+    """What the command `name` is given: its arguments, its options, and values of fields."""
+    parameters = list(inspect.signature(command).parameters.values())[1:]
+    named = [p for p in parameters if p.default is p.empty]
+    own = [(p.name, type(p.default), p.default) for p in parameters if p not in named]
+    Options = dataclasses.make_dataclass("Options", own)
+    kinds = dict.fromkeys([option for option, *_ in own], Options)
+    kinds |= dict.fromkeys([f.name for f in dataclasses.fields(Hyperparameters)], Hyperparameters)
+
+    arguments, given = [], {Options: {}, Hyperparameters: {}}
+    for text in argv:
+        if not text.startswith("-"):
+            arguments.append(text)
+            continue
+        if not text.startswith("--"):
+            raise HyperparameterError(f"{text!r} is not understood: options are --name=value")
+        option, equals, value = text.removeprefix("--").partition("=")
+        if option not in kinds:
             raise HyperparameterError(
-                f"unknown hyperparameter {name!r}: it is one of {', '.join(names)}"
+                f"unknown hyperparameter {option!r}: it is one of {', '.join(kinds)}"
             )
-        if not equals:
-            raise HyperparameterError(f"{name} has no value: write --{name}=VALUE")
-        values[name] = parse_field(Hyperparameters, name, text)
-    return command, values
+        kind = kinds[option]
+        if not equals and field_type(kind, option)[0] is not bool:
+            raise HyperparameterError(f"{option} has no value: write --{option}=VALUE")
+        given[kind][option] = parse_field(kind, option, value if equals else "True")
+
+    several = any(p.kind is p.VAR_POSITIONAL for p in named)
+    if not (len(arguments) == len(named) or (several and len(arguments) >= len(named))):
+        usage = _arguments(command) or "no arguments"
+        raise HyperparameterError(f"{name} takes {usage}, not {' '.join(arguments) or 'none'}")
+    return arguments, given[Options], given[Hyperparameters]
+
+
+def _arguments(command):
+    """How a command is called, without the hyperparameters: like PICTURES... [--json=False]."""
+    words = []
+    for parameter in list(inspect.signature(command).parameters.values())[1:]:
+        if parameter.default is not parameter.empty:
+            words.append(f"[--{parameter.name}={parameter.default}]")
+        else:
+            several = parameter.kind is parameter.VAR_POSITIONAL
+            words.append(parameter.name.upper() + several * "...")
+    return " ".join(words)
+
+
+def _of_run(run_dir, Hyperparameters):
+    """The hyperparameters with which the run in `run_dir` was started, without such as the script
+    has not any more."""
+    path = pathlib.Path(run_dir) / "hyperparameters.json"
+    names = {field.name for field in dataclasses.fields(Hyperparameters)}
+    try:
+        kept = dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise Failure(f"{path}: cannot be read: {first_line(error)}") from None
+    # Where the run is now, not where it was when it started.
+    return {name: kept[name] for name in names & kept.keys()} | {"run_dir": run_dir}
 
 
 def _help(commands, Hyperparameters):
@@ -81,5 +126,10 @@ def _help(commands, Hyperparameters):
     source = inspect.getsource(Hyperparameters)
     declaration = source.partition("class Hyperparameters:\n")[2].partition("    def ")[0]
     script = pathlib.Path(module.__file__).name
-    usage = f"usage: python {script} [{'|'.join(commands)}] [--name=value ...]"
+    train, *others = commands
+    calls = [
+        f"python {script}",
+        *(f"python {script} {n} {_arguments(commands[n])}" for n in others),
+    ]
+    usage = "\n".join(f"{call.rstrip()} [--name=value ...]" for call in calls)
     return f"{usage}\n\n{inspect.cleandoc(module.__doc__)}\n\n{declaration.rstrip()}"

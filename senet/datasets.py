@@ -5,14 +5,20 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar10 import load_cifar10
+from senet.errors import HyperparameterError
+from senet.pictures import load_folder
 from senet.shapes import load_shapes
 
 
 class Split(NamedTuple):
     """Pictures with their classes."""
 
-    images: np.ndarray  # uint8 [N, 32, 32, 3]
+    images: np.ndarray  # uint8 [N, image_size, image_size, 3]
     labels: np.ndarray  # int32 [N], from 0 up to the number of classes
+
+    def first(self, count):
+        """The first `count` pictures, or all if there are fewer."""
+        return Split(self.images[:count], self.labels[:count])
 
 
 class Dataset(NamedTuple):
@@ -34,11 +40,20 @@ class Dataset(NamedTuple):
         return np.float32(mean), np.float32(np.maximum(std, 1))
 
 
-def load_dataset(name, data_dir):
-    """The Dataset `name`: "cifar10" or "shapes"; `data_dir` is where CIFAR-10 is kept.
+def load_dataset(name, data_dir, image_size=32):
+    """The Dataset `name`: "cifar10", "shapes" or a folder with pictures in train/<class>/ and
+    test/<class>/. `data_dir` is where CIFAR-10 is kept, `image_size` the side of the pictures.
 
-    Raises Failure if it cannot be had."""
-    *arrays, label_names = load_shapes() if name == "shapes" else load_cifar10(data_dir)
+    Raises Failure if it cannot be had, HyperparameterError if there is no such data set."""
+    if name not in ("cifar10", "shapes"):
+        *arrays, label_names = load_folder(name, image_size)
+    elif image_size != 32:
+        raise HyperparameterError(
+            f"image_size={image_size}: the pictures of {name} have 32 pixels a side; image_size is "
+            f"for a folder of your own pictures, with larger pictures use --padding"
+        )
+    else:
+        *arrays, label_names = load_shapes() if name == "shapes" else load_cifar10(data_dir)
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(
         name, Split(train_images, train_labels), Split(test_images, test_labels), label_names

@@ -1,6 +1,11 @@
-"""Sums over batches, from which come the loss and accuracy of a whole split."""
+"""Loss, accuracy and what else is to be said of a whole split, from its batches."""
+
+from typing import NamedTuple
+
+import numpy as np
 
 from senet.compat import tf
+from senet.layers import GATES
 
 
 def batch_sums(cross_entropy, logits, labels):
@@ -38,7 +43,59 @@ class EpochMeans:
             return update, loss_and_accuracy(update)
 
 
-def evaluate(session, sums, inputs, todo):
-    """The loss and accuracy over the batches `todo`; `sums` is the tensor of batch sums for what
-    `inputs` (a `senet.input.Inputs`) is fed."""
-    return loss_and_accuracy(sum(session.run(sums, inputs.feed(batch)) for batch in todo))
+class Evaluation(NamedTuple):
+    """What a network makes of N pictures."""
+
+    loss: float  # mean cross-entropy
+    accuracy: float  # share of correct answers
+    labels: np.ndarray  # [N], the true classes
+    predicted: np.ndarray  # [N], the most probable ones
+    probability: np.ndarray  # [N], their probabilities
+    gates: dict  # {SE block: the mean gate of each class and channel, [classes, channels]}
+
+    def confusion_matrix(self, classes):
+        """How many pictures of a class (row) are taken for each (column), int [classes, classes].
+        Summed over a row: the pictures of the class."""
+        pairs = self.labels * classes + self.predicted
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def test_outputs(logits, labels):
+    """What `evaluate` fetches for a batch of pictures, by name: to be called in the name scope in
+    which the network was built. `logits` is [batch, classes], `labels` int32 [batch]."""
+    classes = logits.shape[-1].value
+    scope = tf.get_default_graph().get_name_scope()
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    with tf.name_scope("outputs"):
+        return {
+            "sums": batch_sums(cross_entropy, logits, labels),
+            "predicted": tf.argmax(logits, axis=-1, output_type=labels.dtype),
+            "probability": tf.reduce_max(tf.nn.softmax(logits), axis=-1),
+            "gates": {
+                gate.op.name.removeprefix(f"{scope}/").rpartition("/SE/")[0]: (
+                    tf.math.unsorted_segment_sum(gate, labels, classes)
+                )
+                for gate in tf.get_collection(GATES, scope)
+            },
+        }
+
+
+def evaluate(session, outputs, inputs, todo):
+    """The Evaluation of the batches `todo`; `outputs` are the `test_outputs` of what `inputs` (a
+    `senet.input.Inputs`) is fed."""
+    results, labels = [], []
+    for batch in todo:
+        results.append(session.run(outputs, inputs.feed(batch)))
+        labels.append(batch.labels)
+    labels = np.concatenate(labels)
+    predicted, probability = (
+        np.concatenate([result[name] for result in results])
+        for name in ("predicted", "probability")
+    )
+    gates = {}
+    for block in outputs["gates"]:
+        total = sum(result["gates"][block].astype(np.float64) for result in results)
+        pictures = np.bincount(labels, minlength=len(total))
+        gates[block] = total / np.maximum(pictures, 1)[:, None]
+    loss, accuracy = loss_and_accuracy(sum(result["sums"] for result in results))
+    return Evaluation(loss, accuracy, labels, predicted, probability, gates)

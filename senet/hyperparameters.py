@@ -41,11 +41,6 @@ def between(least, bound):
     ]
 
 
-def one_of(*choices):
-    """One of some texts."""
-    return Annotated[str, Range(" or ".join(choices), lambda value: value in choices)]
-
-
 def written(words, pattern):
     """A text that the regular expression `pattern` fits; `words` say so to people."""
     return Annotated[str, Range(words, lambda value: re.fullmatch(pattern, value))]

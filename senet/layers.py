@@ -13,7 +13,9 @@ from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
 from senet.micro_batches import piece_number
 
-MOVING_AVERAGES = "moving_averages"  # the graph collection of (variable's name, next value)
+# Graph collections:
+MOVING_AVERAGES = "moving_averages"  # (variable's name, next value)
+GATES = "gates"  # what each SE block multiplies its channels by, float32 [batch, channels]
 
 
 def layer_seed():
@@ -203,5 +205,6 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
         # From weights of zero, all gates start at 1/2: what they tell apart they have to learn.
         excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2", gain=0.0)
         excitation = Sigmoid(excitation)
+        tf.add_to_collection(GATES, excitation)
         gate = tf.cast(tf.reshape(excitation, [-1, 1, 1, out_dim]), input_x.dtype)
         return input_x * gate

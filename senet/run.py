@@ -24,14 +24,18 @@ from tqdm import tqdm
 from senet.checkpoints import Checkpoints
 from senet.compat import tf
 from senet.datasets import steps_per_epoch
-from senet.devices import describe_devices, describe_precision
-from senet.errors import Failure, first_line
+from senet.devices import describe_devices, describe_precision, visible_gpus
+from senet.errors import Failure
+from senet.events import EventFile, add_histogram, add_picture, add_text, chart_layout, writing
+from senet.input import names_as_bytes
+from senet.pages import confusion_page, contact_sheet, mistakes_page
 from senet.stopping import Stopped, StopSignals
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
+MISTAKES_SHOWN = 30
 # Fields that say where a run finds things and when it saves, not what it computes.
 MAY_CHANGE = {"data_dir", "run_dir", "save_minutes", "devices", "xla", "allow_soft_placement"}
 
@@ -63,7 +67,7 @@ class Run:
         return self
 
     def _take_folder(self, stack):
-        with _writing(self.model_folder):
+        with writing(self.model_folder):
             self.model_folder.mkdir(parents=True, exist_ok=True)
         try:
             stack.enter_context(self.lock)
@@ -106,11 +110,12 @@ class Run:
         fields = dataclasses.asdict(self.hyperparameters)
         return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
 
-    def start(self, session, network, data):
+    def start(self, session, network, data, inputs, test_batch):
         """Give the variables of `session` the values of the newest checkpoint, or their first
-        ones; say what will be trained, and where to watch it. Returns the number of steps and of
-        epochs done."""
-        self.session, self.data = session, data
+        ones; say what will be trained, how long that takes without a GPU, and where to watch it.
+        `test_batch` is what tests a batch of `inputs`. Returns the number of steps and of epochs
+        done."""
+        self.session, self.network, self.data = session, network, data
         self.checkpoints = Checkpoints(self.model_folder)
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         session.run(tf.global_variables_initializer())
@@ -125,7 +130,10 @@ class Run:
         self.cluster.check_same(checkpoint=fingerprint)
         self.saved_at = time.monotonic()
         if self.cluster.chief:
-            self._say_what_will_be_trained(network, goes_on, step, epochs_done)
+            self._say_what_will_be_trained(goes_on, step, epochs_done)
+            self._say_if_it_takes_days(
+                lambda batch: session.run(test_batch, inputs.feed(batch)), epochs_done
+            )
         return step, epochs_done
 
     def _open_folder(self, session):
@@ -151,30 +159,61 @@ class Run:
         if not goes_on:
             graph = session.graph.as_graph_def(add_shapes=True)
             self.events.write(graph_def=graph.SerializeToString())
+            self.events.write(summary=chart_layout())
+            summary = tf.Summary()
+            add_text(summary, "hyperparameters", self._hyperparameter_page())
+            self.events.write(summary=summary)
         return goes_on, epochs_done
 
-    def _say_what_will_be_trained(self, network, goes_on, step, epochs_done):
+    def _say_what_will_be_trained(self, goes_on, step, epochs_done):
         data = self.data
         total_epochs = self.hyperparameters.total_epochs
         parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
         precision = describe_precision(self.hyperparameters.mixed_precision)
         state = f"goes on at step {step:,} of {total_epochs * self.epoch_steps:,}"
         print(
-            f"network: {network}, {parameters:,} trainable parameters\n"
+            f"network: {self.network}, {parameters:,} trainable parameters\n"
             f"data: {data.name}, {len(data.train.labels):,} training and "
             f"{len(data.test.labels):,} test pictures in {len(data.label_names)} classes\n"
             f"device: {describe_devices(self.cluster.strategy)}, {precision}\n"
-            f"run: {self.folder} ({state if goes_on else 'new'}); "
-            f"to watch it: tensorboard --logdir {self.folder}",
+            f"run: {self.folder} ({state if goes_on else 'new'})\n"
+            f"watch it: tensorboard --logdir {self.folder}",
             flush=True,
         )
         if epochs_done == total_epochs:
             print("finished already; to go on, give a larger --total_epochs")
 
+    def _say_if_it_takes_days(self, test, epochs_done):
+        """Estimate the time to the last epoch, from a batch that is tested, if there is no GPU."""
+        hp = self.hyperparameters
+        if visible_gpus() or self.cluster.strategy.num_replicas_in_sync > 1:
+            return
+        batch = self.data.train.first(min(hp.micro_batch_size or hp.batch_size, 32))
+        test(batch)  # which includes set-up
+        started = time.perf_counter()
+        test(batch)
+        a_picture = (time.perf_counter() - started) / len(batch.labels)
+        pictures = (hp.total_epochs - epochs_done) * len(self.data.train.labels)
+        # The way back is twice the work of the way there.
+        days = 3 * a_picture * pictures / (24 * 60 * 60)
+        if days > 1:
+            print(
+                f"note: without a GPU this takes about {float(f'{days:.1g}'):,.0f} days; smaller: "
+                f"{hp.SMALLER}",
+                flush=True,
+            )
+
+    def _hyperparameter_page(self):
+        """The hyperparameters as a table in Markdown."""
+        fields = dataclasses.asdict(self.hyperparameters).items()
+        rows = "".join(f"\n| {name} | {value} |" for name, value in fields)
+        return f"**{self.network}**\n\n| hyperparameter | value |\n|---|---|{rows}"
+
     def _compare_data(self):
         """Refuse to go on with other training pictures than those of the checkpoint."""
-        kept = [v for v in tf.global_variables() if v.op.name in ("input/mean", "input/std")]
-        now = self.data.channel_statistics()
+        variables = {v.op.name: v for v in tf.global_variables()}
+        kept = [variables[f"input/{name}"] for name in ("mean", "std", "label_names")]
+        now = *self.data.channel_statistics(), names_as_bytes(self.data.label_names)
         if not all(map(np.array_equal, self.session.run(kept), now)):
             raise Failure(
                 f"the training pictures are not those with which {self.folder} was started: "
@@ -247,22 +286,43 @@ class Run:
         text = f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.4f}"
         self.bar.set_postfix_str(text, refresh=False)
 
-    def end_epoch(self, epoch, values):
+    def end_epoch(self, epoch, values, tested):
         """Print the row of an epoch, keep it in logs.txt and, with what else is in the dict
-        `values`, for TensorBoard; save."""
+        `values` and in `tested`, the Evaluation of the test set, for TensorBoard; save."""
         if not self.cluster.chief:
             return
+        augmented = values.pop("augmented")
+        values.update(test_loss=tested.loss, test_accuracy=tested.accuracy)
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
         self.rows[epoch] = row + "\n"
-        with _writing(self.row_file), self.row_file.open("a") as file:
+        with writing(self.row_file), self.row_file.open("a") as file:
             file.write(self.rows[epoch])
         summary = tf.Summary()
         for tag, value in {**values, "images_per_second": self.images_per_second}.items():
             if value is not None:
                 summary.value.add(tag=tag, simple_value=value)
+        for block, gates in tested.gates.items():
+            add_histogram(summary, f"gates/{block}", gates)
+        add_picture(summary, "training_pictures/augmented", contact_sheet(augmented))
+        names = self.data.label_names
+        matrix = tested.confusion_matrix(len(names))
+        add_picture(summary, "test_pictures/confusion_matrix", confusion_page(matrix, names))
+        add_picture(summary, "test_pictures/misclassified", self._mistakes(tested))
         self.events.write(step=epoch, summary=summary)
         self._save()
+
+    def _mistakes(self, tested):
+        """A page of the test pictures of whose wrong class the network is most sure."""
+        wrong = np.flatnonzero(tested.predicted != tested.labels)
+        worst = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
+        return mistakes_page(
+            self.data.test.images[worst],
+            tested.labels[worst],
+            tested.predicted[worst],
+            tested.probability[worst],
+            self.data.label_names,
+        )
 
     def _best_epoch(self):
         """The epoch with the best test accuracy, the first one of them; None without any row."""
@@ -281,12 +341,11 @@ class Run:
         self.cluster.wait_for_all()
         if not self.cluster.chief:
             return
-        best = self._best_epoch()
-        print(f"done: checkpoints in {self.model_folder}", end="")
-        if best:
+        print(f"done: checkpoints in {self.model_folder}")
+        if best := self._best_epoch():
             step = best * self.epoch_steps
-            print(f", the best by test accuracy is model.ckpt-{step} (epoch {best})", end="")
-        print()
+            print(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
+        print(f"next: python {self.network}.py evaluate --run_dir={self.folder}")
 
 
 def _source_code(network):
@@ -303,47 +362,9 @@ def _read_rows(path):
     return {int(row.group(1)): row.group() for row in found if row}
 
 
-class EventFile:
-    """A file of TensorBoard's in `folder`. `tf.summary.FileWriter` writes from a thread of its own
-    and after a while; this one has written when `write` returns, or raises Failure."""
-
-    def __init__(self, folder):
-        self.path = folder / f"events.out.tfevents.{time.time_ns()}"
-
-    def __enter__(self):
-        with _writing(self.path):
-            self.path.parent.mkdir(exist_ok=True)
-            self.writer = tf.io.TFRecordWriter(str(self.path))
-        self.write(file_version="brain.Event:2")
-        return self
-
-    def write(self, **event):
-        """Append a `tf.Event` with these fields."""
-        with _writing(self.path):
-            self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
-            self.writer.flush()
-
-    def __exit__(self, *_):
-        # All is written; closing what could not be would only hide the first error.
-        with contextlib.suppress(tf.errors.OpError, OSError):
-            self.writer.close()
-
-
-@contextlib.contextmanager
-def _writing(path):
-    """Make a Failure of what goes wrong in writing the file `path`."""
-    try:
-        yield
-    except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
-        raise Failure(
-            f"cannot write {path}: {first_line(error)}; "
-            f"once that is mended, the same command goes on from the last checkpoint"
-        ) from None
-
-
 def _replace_text(path, text):
     """Write a text file so that it is either as before or complete."""
     aside = path.with_name(path.name + ".new")
-    with _writing(path):
+    with writing(path):
         aside.write_text(text)
         aside.replace(path)

@@ -1,0 +1,184 @@
+"""What one does with a trained network: evaluate, predict, export, excitation.
+
+Each command takes the hyperparameters, which are those of the run in `run_dir` but for what the
+command line says; its other positional arguments are what the command line names, and its keywords
+are options.
+"""
+
+import functools
+import json as json_format
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from senet.compat import tf, without_chatter
+from senet.datasets import batches, load_dataset
+from senet.errors import Failure, first_line
+from senet.evaluation import evaluate as evaluate_batches
+from senet.pages import confusion_page
+from senet.pictures import PictureError, read_picture
+from senet.trained import TrainedNetwork
+
+TOP = 3  # classes named for a picture
+AT_ONCE = 64  # pictures predicted together, at most
+
+
+def commands_for(network):
+    """{name: command} for a network, the class."""
+    commands = evaluate, predict, export, excitation
+    return {command.__name__: functools.partial(command, network) for command in commands}
+
+
+def _evaluation(trained):
+    """The Evaluation of the test set, and its Dataset."""
+    hp = trained.hyperparameters
+    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
+    if data.label_names != trained.label_names:
+        raise Failure(
+            f"{trained.checkpoint} tells apart {', '.join(trained.label_names)}, but {hp.dataset} "
+            f"has {', '.join(data.label_names)}: give the --dataset it was trained on"
+        )
+    # Pieces of the size that training takes them in: the same numbers, to the last bit.
+    todo = batches(data.test, hp.micro_batch_size or hp.batch_size)
+    return evaluate_batches(trained.session, trained.outputs, trained.inputs, todo), data
+
+
+def evaluate(network, hyperparameters, checkpoint=""):
+    """Print loss, accuracy, accuracy of each class and the confusion matrix of the test set."""
+    with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
+        tested, data = _evaluation(trained)
+        matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
+        print(f"checkpoint: {trained.checkpoint}")
+        print(f"data: {data.name}, {len(tested.labels):,} test pictures")
+        print(f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}\n")
+        for line in _class_table(matrix, names):
+            print(line)
+        picture = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
+        Image.fromarray(confusion_page(matrix, names)).save(picture)
+        print(f"\nas a picture: {picture}")
+
+
+def _class_table(matrix, names):
+    """Accuracy and pictures of each class and, where it fits into 100 columns, what they were taken
+    for; else, the class they were most often mistaken for."""
+    width = min(20, max(map(len, names), default=0))
+    cell = max(4, len(str(matrix.max())) + 1)
+    whole = width + 20 + cell * len(names) <= 100
+    heads = [f"{number}".rjust(cell) for number in range(len(names))]
+    last = "".join(heads) if whole else "  most often mistaken for"
+    yield f"{'class':{width + 4}}accuracy  of{'':4}{last}".rstrip()
+    for number, (name, row) in enumerate(zip(names, matrix, strict=True)):
+        pictures = row.sum()
+        share = f"{row[number] / pictures:.4f}" if pictures else "   -  "
+        wrong = np.where(np.arange(len(row)) == number, 0, row)
+        if whole:
+            last = "".join(f"{count or '.'}".rjust(cell) for count in row)
+        else:
+            last = f"  {names[wrong.argmax()]} ({wrong.max():,})" if wrong.max() else "  -"
+        yield f"{number:2}  {name[:width]:{width}}{share:>8}{pictures:>6,}{last}"
+
+
+def predict(network, hyperparameters, *pictures, checkpoint="", json=False):
+    """Print the three most probable classes of each picture file, or with --json an object of them
+    each line. Returns 1 if one could not be read."""
+    status = 0
+    with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
+        for first in range(0, len(pictures), AT_ONCE):
+            paths = pictures[first : first + AT_ONCE]
+            read = [_picture_or_error(path, hyperparameters.image_size) for path in paths]
+            good = [image for image in read if image is not None]
+            status |= len(good) < len(read)
+            answers = iter(trained.probabilities(np.stack(good)) if good else [])
+            for path, image in zip(paths, read, strict=True):
+                if image is not None:
+                    print(_answer(path, next(answers), trained.label_names, json), flush=True)
+    return int(status)
+
+
+def _picture_or_error(path, side):
+    """The picture in a file; None if there is none, after a line that says so."""
+    try:
+        return read_picture(path, side)
+    except PictureError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def _answer(path, probabilities, names, as_json):
+    order = np.argsort(-probabilities, kind="stable")[:TOP]
+    if as_json:
+        top = [{"label": names[c], "probability": float(probabilities[c])} for c in order]
+        return json_format.dumps({"picture": path, "top": top})
+    return f"{path}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
+
+
+def export(network, hyperparameters, folder, checkpoint=""):
+    """Write a SavedModel into a new `folder`: from `images`, uint8 [batch, side, side, 3], to the
+    classes of each picture, the most probable one first: `labels`, texts [batch, classes], and
+    `probabilities`, float32 of the same shape."""
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise Failure(f"{folder} is there already: remove it, or name another folder")
+    with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
+        names = trained.label_names
+        with tf.name_scope("answer"):
+            probabilities, order = tf.math.top_k(trained.answer, k=len(names))
+            labels = tf.gather(tf.constant(names), order)
+        signature = tf.saved_model.predict_signature_def(
+            {"images": trained.inputs.images}, {"probabilities": probabilities, "labels": labels}
+        )
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # It appears when it is whole: a server may be looking.
+            with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+                aside = pathlib.Path(aside) / "model"
+                builder = tf.saved_model.Builder(str(aside))
+                builder.add_meta_graph_and_variables(
+                    trained.session,
+                    [tf.saved_model.tag_constants.SERVING],
+                    {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
+                    strip_default_attrs=True,
+                )
+                with without_chatter():
+                    builder.save()
+                aside.rename(folder)
+        except (tf.errors.OpError, OSError) as error:
+            raise Failure(f"cannot write {folder}: {first_line(error)}") from None
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"checkpoint: {trained.checkpoint}")
+        print(
+            f"exported: {folder} ({size / 1e6:.1f} MB), {len(names)} classes, pictures of "
+            f"{hyperparameters.image_size}x{hyperparameters.image_size}"
+        )
+        print(f"next: saved_model_cli show --all --dir {folder}")
+
+
+def excitation(network, hyperparameters, checkpoint=""):
+    """Draw the mean gate of each channel for each class of the test set, at every SE block, into
+    run_dir/excitation.png, and print how far they are apart (SENet, arXiv 1709.01507, the section
+    on the role of excitation)."""
+    # Here, since Matplotlib takes longer to import than most commands run.
+    from senet.excitation import draw_excitation
+
+    with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
+        if not trained.outputs["gates"]:
+            raise Failure(
+                f"{trained.checkpoint} is of a network without SE blocks (reduction_ratio=0): "
+                f"train one that has them"
+            )
+        tested, data = _evaluation(trained)
+        print(f"checkpoint: {trained.checkpoint}")
+        width = max(map(len, tested.gates))
+        print(f"{'SE block':{width}}  channels  mean gate  std of channels  std of classes")
+        for block, gates in tested.gates.items():
+            between_classes = gates.std(axis=0).mean()
+            print(
+                f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
+                f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
+            )
+        picture = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
+        draw_excitation(tested.gates, data.label_names, picture)
+        print(f"as a picture: {picture}")

@@ -1,0 +1,34 @@
+"""The figure of what the SE blocks do: SENet, arXiv 1709.01507, the section on the role of
+excitation, draws the same for its ImageNet network."""
+
+import math
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+
+def draw_excitation(gates, label_names, path):
+    """Draw `gates`, {SE block: mean gate, [classes, channels]}, into the PNG file `path`: a panel
+    for each block, in it a line for each class over the channels, in the order of their mean gate.
+    """
+    columns = min(len(gates), 3)
+    rows = math.ceil(len(gates) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    colours = colormaps["tab10" if len(label_names) <= 10 else "viridis"]
+    for panel, (block, values) in zip(panels, gates.items(), strict=False):
+        values = values[:, values.mean(axis=0).argsort()]
+        for number, name in enumerate(label_names):
+            colour = colours(number if len(label_names) <= 10 else number / len(label_names))
+            panel.plot(values[number], color=colour, linewidth=0.8, label=name)
+        panel.set_title(f"{block}: {values.shape[1]} channels", fontsize=9)
+        panel.set_ylim(0, 1)
+        panel.grid(alpha=0.3)
+    for panel in list(panels):
+        panel.remove()
+    figure.supxlabel("channel, in the order of the mean gate", fontsize=9)
+    figure.supylabel("mean gate", fontsize=9)
+    if len(label_names) <= 20:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=10, fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,92 @@
+"""Pictures of pictures, for TensorBoard and `evaluate`: drawn with Pillow in milliseconds, as uint8
+arrays [height, width, 3]."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (110, 110, 110)
+BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
+
+
+def contact_sheet(images, columns=8, scale=3):
+    """Pictures, uint8 [N, side, side, 3], in rows of `columns`, each pixel `scale` pixels wide."""
+    return _sheet(images, columns, scale, caption_height=0)[0]
+
+
+def mistakes_page(images, true, predicted, probability, label_names, columns=6):
+    """Pictures, each above its true class and the one it was taken for, with the probability of
+    that; the lengths of all four lists are the same."""
+    if not len(images):
+        page = Image.new("RGB", (360, 40), PAPER)
+        ImageDraw.Draw(page).text((10, 12), "no test picture is misclassified", INK, _font(13))
+        return np.array(page)
+    # Pixels large enough to leave some 120 for a caption.
+    scale = math.ceil(120 / images.shape[1])
+    sheet, places = _sheet(images, columns, scale, caption_height=36)
+    page = Image.fromarray(sheet)
+    draw, width = ImageDraw.Draw(page), scale * images.shape[1]
+    for (x, y), is_class, taken, share in zip(places, true, predicted, probability, strict=True):
+        lines = (label_names[is_class], INK), (f"{label_names[taken]} {share:.0%}", tuple(RED))
+        for number, (text, colour) in enumerate(lines):
+            text = _shortened(text, _font(12), width)
+            draw.text((x, y + 3 + 15 * number), text, colour, _font(12))
+    return np.array(page)
+
+
+def confusion_page(matrix, label_names):
+    """A confusion matrix, int [classes, classes], rows the true classes: each cell as dark as its
+    share of the row, what is right in blue, what is wrong in red."""
+    classes = len(matrix)
+    cell = 44 if classes <= 12 else max(12, 520 // classes)
+    font = _font(min(13, cell - 2))
+    names = [_shortened(name, font, 140) for name in label_names]
+    margin = 40 + math.ceil(max(font.getlength(name) for name in names))
+    page = Image.new("RGB", (margin + classes * cell + 12,) * 2, PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((8, 8), "true, from top", GREY, _font(11))
+    draw.text((8, 22), "predicted, across", GREY, _font(11))
+    for number, name in enumerate(names):
+        middle = margin + cell * number + cell // 2
+        draw.text((margin - 6, middle), name, INK, font, anchor="rm")
+        upright = Image.new("RGB", (margin - 40, cell), PAPER)
+        ImageDraw.Draw(upright).text((4, cell // 2), name, INK, font, anchor="lm")
+        page.paste(upright.rotate(90, expand=True), (middle - cell // 2, 36))
+    for row, counts in enumerate(matrix):
+        for column, count in enumerate(counts):
+            x, y = margin + cell * column, margin + cell * row
+            # Its root, so that a few mistakes are seen as well.
+            weight = math.sqrt(count / max(1, counts.sum()))
+            colour = 255 + weight * ((BLUE if row == column else RED) - 255)
+            draw.rectangle((x, y, x + cell - 2, y + cell - 2), tuple(colour.astype(int)))
+            if count and cell >= 30:
+                middle = x + cell // 2 - 1, y + cell // 2 - 1
+                draw.text(middle, str(count), PAPER if weight > 0.6 else INK, font, anchor="mm")
+    return np.array(page)
+
+
+def _sheet(images, columns, scale, caption_height):
+    """The page, and where on it each picture's caption begins."""
+    side, gap = images.shape[1] * scale, 6
+    rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
+    step = np.array([side + gap, side + gap + caption_height])
+    page = np.full([gap + rows * step[1], gap + columns * step[0], 3], 255, np.uint8)
+    places = []
+    for number, image in enumerate(images):
+        x, y = gap + step * (number % columns, number // columns)
+        page[y : y + side, x : x + side] = image.repeat(scale, 0).repeat(scale, 1)
+        places.append((x, y + side))
+    return page, places
+
+
+def _font(size):
+    return ImageFont.load_default(size)
+
+
+def _shortened(text, font, width):
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,92 @@
+"""A network as a checkpoint has it."""
+
+import contextlib
+import pathlib
+import sys
+
+import numpy as np
+
+from senet.checkpoints import newest_readable
+from senet.compat import tf, without_chatter
+from senet.devices import session_config
+from senet.errors import Failure, first_line
+from senet.evaluation import test_outputs
+from senet.input import inputs_of, names_from_bytes
+
+
+class TrainedNetwork:
+    """A network, the class `network`, with the values of a checkpoint, in a graph and a session of
+    its own; use it in a `with` statement. It writes nothing, and a run may go on beside it.
+
+    `checkpoint` is a path, or a name like model.ckpt-189 in the run's folder; "" is the newest of
+    `run_dir`. `label_names` are those it was trained on, whatever the data set is now. Raises
+    Failure if there is no such checkpoint, or one of another network."""
+
+    def __init__(self, network, hyperparameters, checkpoint=""):
+        self.network, self.hyperparameters = network, hyperparameters
+        model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
+        self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
+        try:
+            reader = tf.train.NewCheckpointReader(str(self.checkpoint))
+            self.mean, self.std, label_names = (
+                reader.get_tensor(f"input/{name}") for name in ("mean", "std", "label_names")
+            )
+        except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+            raise Failure(
+                f"{self.checkpoint}: cannot be read ({first_line(error)}); "
+                f"name another --checkpoint"
+            ) from None
+        self.label_names = names_from_bytes(label_names)
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tf.Graph().as_default())
+            hp = self.hyperparameters
+            self.inputs = inputs_of(hp.image_size, self.mean, self.std, self.label_names)
+            # The scope in which training has it too.
+            with tf.name_scope("test"):
+                network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
+                self.outputs = test_outputs(network.model, self.inputs.labels)
+            self.answer = tf.nn.softmax(network.model, name="answer")
+            self.session = stack.enter_context(tf.Session(config=session_config(hp)))
+            try:
+                with without_chatter():
+                    tf.train.Saver().restore(self.session, str(self.checkpoint))
+            except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
+                raise Failure(
+                    f"{self.checkpoint} is a checkpoint of another network than "
+                    f"{self.network.__name__} with these hyperparameters: give the --run_dir, and "
+                    f"the hyperparameters, that it was trained with"
+                ) from None
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._open.close()
+
+    def probabilities(self, images):
+        """float32 [batch, classes] for pictures, uint8 [batch, side, side, 3]."""
+        hp = self.hyperparameters
+        pieces = np.array_split(images, -(-len(images) // (hp.micro_batch_size or len(images))))
+        answers = [self.session.run(self.answer, {self.inputs.images: piece}) for piece in pieces]
+        return np.concatenate(answers)
+
+
+def _named(checkpoint, model_folder):
+    path = pathlib.Path(checkpoint.removesuffix(".index"))
+    if path.name == str(path):
+        path = model_folder / path
+    if not path.with_name(path.name + ".index").exists():
+        raise Failure(f"checkpoint={checkpoint}: there is no {path}.index")
+    return path
+
+
+def _newest(model_folder):
+    path, damaged = newest_readable(model_folder) if model_folder.exists() else (None, [])
+    for _, message in damaged:
+        print(f"warning: {message}", file=sys.stderr)
+    if not path:
+        raise Failure(
+            f"no checkpoint in {model_folder}: train first, or give the --run_dir of a run"
+        )
+    return path
