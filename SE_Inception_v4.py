@@ -236,7 +236,8 @@ def build_graph(data, epoch_steps, hyperparameters):
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
 
     def l2_loss():
-        return hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
+        with tf.name_scope("l2_loss"):
+            return hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
 
     def tower(images, labels):
         """What a micro-batch adds to the gradients, the moving averages and the sums of a batch."""
@@ -275,16 +276,17 @@ def build_graph(data, epoch_steps, hyperparameters):
         "accuracy": accuracy,
         "learning_rate": learning_rate,
     }
-    momenta = [optimizer.get_slot(variable, "momentum") for variable in trainable]
-    epoch_end = {
-        "train_loss": means.kept[0],
-        "train_accuracy": means.kept[1],
-        "l2_loss": l2_loss(),
-        "learning_rate": learning_rate,
-        # Of the gradients' running mean, which the optimizer keeps anyway.
-        "gradient_norm": (1 - hp.momentum) * tf.linalg.global_norm(momenta),
-        "augmented": inputs.pictures(x),
-    }
+    with tf.name_scope("epoch_end"):
+        momenta = [optimizer.get_slot(variable, "momentum") for variable in trainable]
+        epoch_end = {
+            "train_loss": means.kept[0],
+            "train_accuracy": means.kept[1],
+            "l2_loss": l2_loss(),
+            "learning_rate": learning_rate,
+            # Of the gradients' running mean, which the optimizer keeps anyway.
+            "gradient_norm": (1 - hp.momentum) * tf.linalg.global_norm(momenta),
+            "augmented": inputs.pictures(x),
+        }
     return inputs, train_step, epoch_end, test_batch
 
 

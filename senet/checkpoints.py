@@ -131,7 +131,7 @@ def newest_readable(folder):
     for step in reversed(found):
         path = folder / f"model.ckpt-{step}"
         try:
-            _read_through(path)
+            read_through(path)
         except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
             damaged.append((found[step], f"{path}: cannot be read ({first_line(error)})"))
         else:
@@ -139,7 +139,7 @@ def newest_readable(folder):
     return None, damaged
 
 
-def _read_through(path):
+def read_through(path):
     """Read every tensor of a checkpoint; each has a checksum. Raises one of several errors, as
     TensorFlow's reader does."""
     reader = tf.train.NewCheckpointReader(str(path))

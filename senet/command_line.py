@@ -101,7 +101,7 @@ def _arguments(command):
             words.append(f"[--{parameter.name}={parameter.default}]")
         else:
             several = parameter.kind is parameter.VAR_POSITIONAL
-            words.append(parameter.name.upper() + several * "...")
+            words.append(parameter.name.upper().removesuffix("S") + several * "...")
     return " ".join(words)
 
 

@@ -59,6 +59,15 @@ class EventFile:
             self.writer.close()
 
 
+def graph_to_show(graph):
+    """The tf.GraphDef of a graph without what saves and restores: that hangs on every variable,
+    and would be the largest thing on the page."""
+    shown = tf.GraphDef()
+    nodes = graph.as_graph_def(add_shapes=True).node
+    shown.node.extend(node for node in nodes if not node.name.startswith("save/"))
+    return shown
+
+
 def chart_layout():
     """The tf.Summary that arranges the scalars as CHARTS says."""
     categories = [

@@ -30,5 +30,5 @@ def draw_excitation(gates, label_names, path):
     figure.supylabel("mean gate", fontsize=9)
     if len(label_names) <= 20:
         handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=10, fontsize=8)
+        figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8)
     figure.savefig(path, dpi=110)

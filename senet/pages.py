@@ -42,7 +42,8 @@ def confusion_page(matrix, label_names):
     cell = 44 if classes <= 12 else max(12, 520 // classes)
     font = _font(min(13, cell - 2))
     names = [_shortened(name, font, 140) for name in label_names]
-    margin = 40 + math.ceil(max(font.getlength(name) for name in names))
+    length = 8 + math.ceil(max(font.getlength(name) for name in names))
+    margin = 36 + length
     page = Image.new("RGB", (margin + classes * cell + 12,) * 2, PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((8, 8), "true, from top", GREY, _font(11))
@@ -50,9 +51,9 @@ def confusion_page(matrix, label_names):
     for number, name in enumerate(names):
         middle = margin + cell * number + cell // 2
         draw.text((margin - 6, middle), name, INK, font, anchor="rm")
-        upright = Image.new("RGB", (margin - 40, cell), PAPER)
+        upright = Image.new("RGB", (length, cell), PAPER)
         ImageDraw.Draw(upright).text((4, cell // 2), name, INK, font, anchor="lm")
-        page.paste(upright.rotate(90, expand=True), (middle - cell // 2, 36))
+        page.paste(upright.rotate(90, expand=True), (middle - cell // 2, 34))
     for row, counts in enumerate(matrix):
         for column, count in enumerate(counts):
             x, y = margin + cell * column, margin + cell * row

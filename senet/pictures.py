@@ -65,15 +65,10 @@ def load_folder(folder, side):
     if len(label_names) < 2:
         raise Failure(f"{train}: needs a folder for each of two classes or more")
     for name in sorted(set(_classes(test)) ^ set(label_names)):
-        there, missing = (train, test) if name in label_names else (test, train)
-        raise Failure(
-            f"{there / name} is there, but {missing / name} is not: each class needs both"
-        )
-    return (
-        *_read_split(train, label_names, side),
-        *_read_split(test, label_names, side),
-        label_names,
-    )
+        missing = (test if name in label_names else train) / name
+        raise Failure(f"{missing}: is missing; each class needs pictures to train and to test")
+    splits = *_read_split(train, label_names, side), *_read_split(test, label_names, side)
+    return *splits, label_names
 
 
 def _visible(folder):

@@ -26,7 +26,15 @@ from senet.compat import tf
 from senet.datasets import steps_per_epoch
 from senet.devices import describe_devices, describe_precision, visible_gpus
 from senet.errors import Failure
-from senet.events import EventFile, add_histogram, add_picture, add_text, chart_layout, writing
+from senet.events import (
+    EventFile,
+    add_histogram,
+    add_picture,
+    add_text,
+    chart_layout,
+    graph_to_show,
+    writing,
+)
 from senet.input import names_as_bytes
 from senet.pages import confusion_page, contact_sheet, mistakes_page
 from senet.stopping import Stopped, StopSignals
@@ -157,8 +165,7 @@ class Run:
             step=epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
         )
         if not goes_on:
-            graph = session.graph.as_graph_def(add_shapes=True)
-            self.events.write(graph_def=graph.SerializeToString())
+            self.events.write(graph_def=graph_to_show(session.graph).SerializeToString())
             self.events.write(summary=chart_layout())
             summary = tf.Summary()
             add_text(summary, "hyperparameters", self._hyperparameter_page())

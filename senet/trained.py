@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from senet.checkpoints import newest_readable
+from senet.checkpoints import newest_readable, read_through
 from senet.compat import tf, without_chatter
 from senet.devices import session_config
 from senet.errors import Failure, first_line
@@ -27,6 +27,7 @@ class TrainedNetwork:
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
         try:
+            read_through(self.checkpoint)
             reader = tf.train.NewCheckpointReader(str(self.checkpoint))
             self.mean, self.std, label_names = (
                 reader.get_tensor(f"input/{name}") for name in ("mean", "std", "label_names")
@@ -49,20 +50,25 @@ class TrainedNetwork:
                 self.outputs = test_outputs(network.model, self.inputs.labels)
             self.answer = tf.nn.softmax(network.model, name="answer")
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
-            try:
-                with without_chatter():
-                    tf.train.Saver().restore(self.session, str(self.checkpoint))
-            except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
-                raise Failure(
-                    f"{self.checkpoint} is a checkpoint of another network than "
-                    f"{self.network.__name__} with these hyperparameters: give the --run_dir, and "
-                    f"the hyperparameters, that it was trained with"
-                ) from None
+            self._restore()
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_):
         self._open.close()
+
+    def _restore(self):
+        kept = tf.train.NewCheckpointReader(str(self.checkpoint)).get_variable_to_shape_map()
+        here = {v.op.name: v.shape.as_list() for v in tf.global_variables()}
+        others = [name for name in kept if f"{name}/Momentum" in kept and name not in here]
+        if others or any(kept.get(name) != shape for name, shape in here.items()):
+            raise Failure(
+                f"{self.checkpoint} is a checkpoint of another network than "
+                f"{self.network.__name__} with these hyperparameters: give the --run_dir, and the "
+                f"hyperparameters, that it was trained with"
+            )
+        with without_chatter():
+            tf.train.Saver().restore(self.session, str(self.checkpoint))
 
     def probabilities(self, images):
         """float32 [batch, classes] for pictures, uint8 [batch, side, side, 3]."""

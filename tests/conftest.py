@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_run
 
+import SE_ResNeXt
 from senet.compat import tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -43,3 +45,11 @@ def run_python(*arguments, cwd=ROOT, **environment):
     process = start_python(*arguments, cwd=cwd, **environment)
     output, errors = process.communicate()
     return process.returncode, output, errors
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run of two epochs; its network has SE blocks in its three stages."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert SE_ResNeXt.main(tiny_run.arguments(folder, "run", "--total_epochs=2")) == 0
+    return folder / "run"

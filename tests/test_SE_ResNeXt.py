@@ -155,13 +155,13 @@ def test_l2_is_over_all_trainable_variables(graph, data):
 
 
 def test_a_training_step_moves_every_moving_average(graph, data):
-    inputs, train_step, _, test_sums = build_graph(data, 5, Hyperparameters(**TINY))
+    inputs, train_step, _, test_batch = build_graph(data, 5, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
     assert len(moving) == 2 * (1 + 3 * 4)  # the stem; three and a shortcut in each of three blocks
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         before = session.run(moving)
-        session.run(test_sums, inputs.feed(data.test))
+        session.run(test_batch, inputs.feed(data.test))
         for a, b in zip(before, session.run(moving), strict=True):
             np.testing.assert_array_equal(a, b)
         session.run(train_step, inputs.feed(data.train))
@@ -183,7 +183,7 @@ def test_means_of_an_epoch_start_anew_with_each_epoch(graph, data):
             losses.append(-np.log(shares[np.arange(7), batch.labels]))
             correct.append(output.argmax(axis=1) == batch.labels)
             means.append((result["loss"], result["accuracy"]))
-            kept = session.run(epoch_end, {inputs.step: step})
+            kept = session.run(epoch_end, inputs.feed(batch, step))
             assert (kept["train_loss"], kept["train_accuracy"]) == means[-1]
     for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
         expected = np.mean(losses[epoch]), np.mean(correct[epoch])

@@ -37,14 +37,20 @@ def call(capsys, tmp_path, monkeypatch):
         ("--init_learning_rate=inf", "init_learning_rate=inf: init_learning_rate takes a number"),
         ("--weight_decay=nan", "weight_decay=nan: weight_decay takes a number, 0.0 or more"),
         ("--allow_soft_placement=yes", "allow_soft_placement=yes: allow_soft_placement takes True"),
-        ("--dataset=mnist", "dataset=mnist: dataset takes a text, cifar10 or shapes"),
+        (
+            "--dataset=mnist",
+            "dataset=mnist: takes cifar10, shapes or a folder with pictures in train/<",
+        ),
         ("--reduction_ratio=257", "reduction_ratio=257: the first stage has 256 channels"),
         (
             "--total_epochs=ten",
             "total_epochs=ten: total_epochs takes a whole number, from 1 up to, not",
         ),
         ("-x", "'-x' is not understood: options are --name=value"),
-        ("evalute", "unknown command 'evalute': it is one of train"),
+        (
+            "evalute",
+            "unknown command 'evalute': it is one of train, evaluate, predict, export, excit",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(call, tmp_path, argument, message):

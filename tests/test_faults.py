@@ -17,7 +17,7 @@ from kill_and_resume import kill_and_resume
 from tiny_run import STEPS, arguments, command
 
 import SE_ResNeXt
-from senet.checkpoints import Checkpoints
+from senet.checkpoints import Checkpoints, checkpoint_files
 from senet.compat import tf
 from senet.errors import Failure
 
@@ -146,7 +146,7 @@ class TestCheckpointsKept:
             session.run(tf.global_variables_initializer())
             for step in range(1, 9):
                 checkpoints.save(session, step, best_step=2 if step > 1 else None)
-        assert list(checkpoints.files()) == [2, 6, 7, 8]
+        assert list(checkpoint_files(tmp_path)) == [2, 6, 7, 8]
         assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-8")
 
     def test_the_best_is_the_first_row_with_the_highest_test_accuracy(self, two, capfd):
@@ -345,7 +345,8 @@ class TestProcesses:
     def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two):
         """A limit on the size of files stands for the full disk: a checkpoint has 80 kB."""
         before = content(two / "model")
-        process = self.run_with_a_limit(40_000, two.parent, "two")
+        # Saved at each step, before there is an epoch's event to write.
+        process = self.run_with_a_limit(40_000, two.parent, "two", "--save_minutes=1e-9")
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
         assert "goes on from the last checkpoint" in process.stderr
@@ -365,10 +366,10 @@ class TestProcesses:
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write {two}/logs.txt: No space left on device; ")
 
-    def run_with_a_limit(self, size, folder, name):
+    def run_with_a_limit(self, size, folder, name, *options):
         """Train with files of `size` bytes at most."""
         return subprocess.run(
-            [sys.executable, *command(folder, name, "--total_epochs=3")],
+            [sys.executable, *command(folder, name, "--total_epochs=3", *options)],
             cwd=ROOT,
             capture_output=True,
             text=True,

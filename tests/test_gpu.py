@@ -58,8 +58,8 @@ def test_every_operation_of_a_step_has_a_gpu_kernel(graph, script, mixed_precisi
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow was built without GPU kernels")
     hp = script.Hyperparameters(mixed_precision=mixed_precision, micro_batch_size=4)
-    _, train_step, epoch_end, test_sums = script.build_graph(noise(), 1, hp)
-    operations = ancestors([*train_step.values(), *epoch_end.values(), test_sums])
+    _, train_step, epoch_end, test_batch = script.build_graph(noise(), 1, hp)
+    operations = ancestors(tf.nest.flatten([train_step, epoch_end, test_batch]))
     convolutions = [op for op in operations if op.type == "Conv2D"]
     assert {op.get_attr("T") for op in convolutions} == {
         tf.bfloat16 if mixed_precision else tf.float32

@@ -19,7 +19,11 @@ def test_pictures_are_normalised_by_the_training_set(graph, rng):
 def test_statistics_are_variables_that_a_checkpoint_holds(graph, rng):
     split = Split(rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.zeros(9, np.int32))
     picture_inputs(Dataset("noise", split, split, ["a", "b"]))
-    assert [v.op.name for v in tf.global_variables()] == ["input/mean", "input/std"]
+    assert [v.op.name for v in tf.global_variables()] == [
+        "input/mean",
+        "input/std",
+        "input/label_names",
+    ]
     assert tf.trainable_variables() == []
 
 
@@ -50,7 +54,7 @@ def draws(images, output):
 
 
 def test_each_picture_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
-    images = rng.normal(size=(2000, 6, 5, 3)).astype(np.float32)
+    images = rng.normal(size=(2000, 32, 5, 1)).astype(np.float32)
     found = draws(images, Augmentation(images)(step=3))
     assert None not in found
     down, right, flipped = np.array(found).T
@@ -65,7 +69,7 @@ def test_each_picture_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng)
 
 
 def test_augmentation_depends_on_seed_and_step_alone(graph, rng):
-    images = rng.normal(size=(50, 6, 6, 3)).astype(np.float32)
+    images = rng.normal(size=(50, 32, 6, 3)).astype(np.float32)
     one, same, other_seed = (Augmentation(images, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one(7), same(7))
     np.testing.assert_array_equal(one(7), one(7))
@@ -74,6 +78,20 @@ def test_augmentation_depends_on_seed_and_step_alone(graph, rng):
 
 
 def test_augmentation_moves_in_zeros(graph):
-    output = Augmentation(np.ones((200, 6, 6, 1), np.float32))(step=0)
+    output = Augmentation(np.ones((200, 32, 6, 1), np.float32))(step=0)
     assert set(np.unique(output)) == {0, 1}
-    assert output.sum((1, 2, 3)).min() == 4  # shifted by 4 both ways: 2x2 of 6x6 are left
+    assert output.sum((1, 2, 3)).min() == 56  # shifted by 4 both ways: 28x2 of 32x6 are left
+
+
+def test_pictures_shift_in_proportion_to_their_size(graph):
+    output = Augmentation(np.ones((500, 48, 48, 1), np.float32))(step=0)
+    assert output.sum((1, 2, 3)).min() == 42 * 42  # by 6 of 48 both ways
+
+
+def test_what_was_normalised_becomes_the_picture_again(graph, rng):
+    train = Split(rng.integers(0, 256, (9, 8, 8, 3), np.uint8), np.zeros(9, np.int32))
+    inputs = picture_inputs(Dataset("noise", train, train, ["a", "b"]))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        output = session.run(inputs.pictures(inputs.normalised), inputs.feed(train))
+    np.testing.assert_array_equal(output, train.images)

@@ -21,7 +21,8 @@ def scalars(run_dir):
                     for step in [step for step in values if step >= event.step]:
                         del values[step]
             for value in event.summary.value:
-                shown.setdefault(value.tag, {})[event.step] = value.simple_value
+                if value.HasField("simple_value"):
+                    shown.setdefault(value.tag, {})[event.step] = value.simple_value
     return shown
 
 
@@ -54,17 +55,18 @@ def test_a_killed_and_resumed_run_leaves_the_same_rows_and_learning_rates(tmp_pa
 def test_what_a_run_leaves_and_says(tmp_path):
     status, output, errors = run_python(*command(tmp_path, "run", "--total_epochs=1"))
     assert (status, errors) == (0, "")
-    network, data, device, run, row, done = output.splitlines()
+    network, data, device, run, watch, row, done, best, after = output.splitlines()
     # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
     assert data == "data: cifar10, 500 training and 100 test pictures in 10 classes"
     assert device.startswith("device: ")
     folder = tmp_path / "run"
-    assert run == f"run: {folder} (new); to watch it: tensorboard --logdir {folder}"
+    assert run == f"run: {folder} (new)"
+    assert watch == f"watch it: tensorboard --logdir {folder}"
     assert row == (folder / "logs.txt").read_text().strip()
-    assert done == (
-        f"done: checkpoints in {folder}/model, the best by test accuracy is model.ckpt-10 (epoch 1)"
-    )
+    assert done == f"done: checkpoints in {folder}/model"
+    assert best == "best by test accuracy: model.ckpt-10 (epoch 1)"
+    assert after == f"next: python SE_ResNeXt.py evaluate --run_dir={folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "hyperparameters.json",
         "lock",
@@ -72,27 +74,6 @@ def test_what_a_run_leaves_and_says(tmp_path):
         "logs.txt",
         "model",
     ]
-    assert set(scalars(folder)) == {
-        "train_loss",
-        "train_accuracy",
-        "test_loss",
-        "test_accuracy",
-        "l2_loss",
-        "learning_rate",
-        "images_per_second",
-    }
-
-
-def test_graph_in_tensorboard_has_one_scope_a_block(tmp_path):
-    assert run_python(*command(tmp_path, "run", "--total_epochs=1", "--blocks=2"))[0] == 0
-    (file,) = (tmp_path / "run" / "logs").iterdir()
-    (graph,) = [
-        tf.GraphDef.FromString(event.graph_def)
-        for event in tf.train.summary_iterator(str(file))
-        if event.graph_def
-    ]
-    scopes = {"/".join(node.name.split("/")[:2]) for node in graph.node}
-    assert {f"stage{s}/block{b}" for s in (1, 2, 3) for b in (1, 2)} <= scopes
 
 
 def test_xla_computes_the_same_as_without(tmp_path):

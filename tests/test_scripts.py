@@ -113,7 +113,8 @@ def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
         *(["--depth=4"] if script is SE_ResNeXt else []),
     )
     assert (status, errors) == (0, "")
-    network, *_, row, _ = output.splitlines()
+    network, *_, row, done, best, after = output.splitlines()
     assert network.startswith(f"network: {script.__name__}, ")
     assert row.startswith("epoch: 1/1, train_loss: ")
     assert row == (tmp_path / "run" / "logs.txt").read_text().strip()
+    assert after == f"next: python {script.__name__}.py evaluate --run_dir={tmp_path / 'run'}"

@@ -1,0 +1,300 @@
+"""The commands that use a trained network, on the tiny run `trained`."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_python
+from PIL import Image
+from test_pictures import write_classes
+
+import SE_ResNeXt
+from cifar10 import load_cifar10
+from senet.compat import tf
+
+
+@pytest.fixture
+def call(capsys, trained):
+    """Run a command on the tiny run: (exit status, standard output, standard error)."""
+
+    def call(command, *arguments, run_dir=trained):
+        status = SE_ResNeXt.main([command, *map(str, arguments), f"--run_dir={run_dir}"])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def test_set(trained):
+    """(images, labels) of the 100 test pictures."""
+    return load_cifar10(trained.parent / "data")[2:4]
+
+
+@pytest.fixture
+def files(tmp_path, test_set):
+    """The test pictures as PNG files."""
+    paths = [tmp_path / f"{number}.png" for number in range(100)]
+    for path, image in zip(paths, test_set[0], strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def rows(run_dir):
+    """[(test_loss, test_acc)] of the epochs, as the texts of logs.txt."""
+    return re.findall(r"test_loss: (\S+), test_acc: (\S+)", (run_dir / "logs.txt").read_text())
+
+
+def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
+    (first, second) = rows(trained)
+    for options, (loss, accuracy) in ([], second), (["--checkpoint=model.ckpt-10"], first):
+        status, output, errors = call("evaluate", *options)
+        assert (status, errors) == (0, "")
+        step = 10 if options else 20
+        checkpoint, data, numbers, _, head, *classes, _, picture = output.splitlines()
+        assert checkpoint == f"checkpoint: {trained}/model/model.ckpt-{step}"
+        assert data == "data: cifar10, 100 test pictures"
+        assert numbers == f"test_loss: {loss}, test_acc: {accuracy}"
+        assert head.split() == ["class", "accuracy", "of", *map(str, range(10))]
+        table = [line.replace(" .", " 0").split()[3:] for line in classes]
+        matrix = np.array([row[2:] for row in table], int)
+        counts = np.bincount(test_set[1], minlength=10)
+        np.testing.assert_array_equal(matrix.sum(axis=1), counts)
+        np.testing.assert_array_equal([int(row[1]) for row in table], counts)
+        assert matrix.trace() == round(100 * float(accuracy))
+        shares = [float(row[0]) for row in table]
+        np.testing.assert_allclose(shares, matrix.diagonal() / counts, atol=5e-5)
+        assert picture == f"as a picture: {trained}/confusion_matrix.png"
+        assert all(len(line) <= 100 for line in output.splitlines()[1:-1])
+        Image.open(trained / "confusion_matrix.png").verify()
+
+
+def test_a_checkpoint_is_named_by_path_or_name(call, trained):
+    path = trained / "model" / "model.ckpt-10"
+    outputs = {call("evaluate", f"--checkpoint={p}") for p in (path, path.name, f"{path}.index")}
+    assert len(outputs) == 1
+
+
+def test_predict_answers_as_the_row_says(call, trained, files, test_set):
+    status, output, errors = call("predict", *files)
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(path) for path in files]
+    answers = [re.findall(r"class (\d) (0\.\d{4})", line) for line in lines]
+    assert {len(answer) for answer in answers} == {3}
+    for answer in answers:
+        shares = [float(share) for _, share in answer]
+        assert shares == sorted(shares, reverse=True)
+    right = [int(answer[0][0]) == label for answer, label in zip(answers, test_set[1], strict=True)]
+    assert f"{np.mean(right):.4f}" == rows(trained)[-1][1]
+
+
+def test_predict_for_programs(call, files):
+    _, plain, _ = call("predict", files[0], files[1])
+    status, output, errors = call("predict", files[0], files[1], "--json")
+    assert (status, errors) == (0, "")
+    for line, as_text in zip(output.splitlines(), plain.splitlines(), strict=True):
+        answer = json.loads(line)
+        top = ", ".join(f"{part['label']} {part['probability']:.4f}" for part in answer["top"])
+        assert f"{answer['picture']}: {top}" == as_text
+
+
+def test_predict_answers_the_rest_if_some_pictures_are_broken(call, files):
+    files[1].write_text("broken")
+    status, output, errors = call("predict", *files[:3], "nowhere.png")
+    assert status == 1
+    _, whole, _ = call("predict", files[0], files[2])
+    assert output == whole
+    assert errors.splitlines() == [
+        f"error: {files[1]}: cannot be read as a picture: cannot identify image file",
+        "error: nowhere.png: cannot be read as a picture: No such file or directory",
+    ]
+
+
+LOAD = """
+import sys, numpy, tensorflow as tf
+from PIL import Image
+assert "senet" not in sys.modules
+model = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+pictures = numpy.stack([numpy.array(Image.open(path)) for path in sys.argv[2:]])
+for batch in pictures[:1], pictures:
+    answers = model(images=tf.constant(batch))
+labels = [[label.decode() for label in row] for row in answers["labels"].numpy()]
+print([labels, answers["probabilities"].numpy().tolist()])
+"""
+
+
+def test_export_answers_in_plain_tensorflow_what_predict_answers(call, files, tmp_path):
+    status, output, errors = call("export", tmp_path / "models" / "1")
+    assert (status, errors) == (0, "")
+    assert f"exported: {tmp_path}/models/1 (" in output
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["1"]
+    code, answers, errors = run_python(
+        "-c", LOAD, tmp_path / "models" / "1", *files[:5], cwd=tmp_path, PYTHONPATH=""
+    )
+    assert code == 0, errors
+    labels, probabilities = json.loads(answers.replace("'", '"'))
+    _, output, _ = call("predict", *files[:5], "--json")
+    for line, names, shares in zip(output.splitlines(), labels, probabilities, strict=True):
+        top = json.loads(line)["top"]
+        assert [part["label"] for part in top] == names[:3]
+        np.testing.assert_allclose([part["probability"] for part in top], shares[:3], atol=1e-6)
+        assert sorted(names) == [f"class {number}" for number in range(10)]
+        assert abs(sum(shares) - 1) < 1e-6
+
+
+def test_export_replaces_nothing(call, tmp_path):
+    (tmp_path / "kept").write_text("precious")
+    status, output, errors = call("export", tmp_path)
+    assert (status, output) == (1, "")
+    assert errors == f"error: {tmp_path} is there already: remove it, or name another folder\n"
+    assert (tmp_path / "kept").read_text() == "precious"
+
+
+def test_export_that_cannot_be_written_is_one_line(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, output, errors = call("export", tmp_path / "file" / "model")
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: cannot write {tmp_path}/file/model: ")
+    assert errors.count("\n") == 1
+
+
+def test_excitation_draws_a_panel_a_block(call, trained):
+    status, output, errors = call("excitation")
+    assert (status, errors) == (0, "")
+    _, head, *blocks, picture = output.splitlines()
+    assert head.split()[:3] == ["SE", "block", "channels"]
+    # depth 2: 8, 16 and 32 channels; gates start at 1/2, and 20 steps move them little.
+    for line, stage, channels in zip(blocks, (1, 2, 3), (8, 16, 32), strict=True):
+        name, count, mean, *_ = line.split()
+        assert (name, count) == (f"stage{stage}/block1", str(channels))
+        assert 0.3 < float(mean) < 0.7
+    assert picture == f"as a picture: {trained}/excitation.png"
+    Image.open(trained / "excitation.png").verify()
+
+
+def test_a_run_elsewhere_is_used_where_it_is(call, trained, tmp_path, files):
+    _, output, _ = call("predict", files[0])
+    shutil.copytree(trained, tmp_path / "moved")
+    assert call("predict", files[0], run_dir=tmp_path / "moved") == (0, output, "")
+
+
+def test_nothing_but_the_picture_is_written(call, trained, files):
+    def contents():
+        return {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+
+    before = contents()
+    call("predict", files[0])
+    assert contents() == before
+    call("evaluate")
+    assert {p.name for p in contents().items() ^ before.items() for p in p[:1]} <= {
+        "confusion_matrix.png"
+    }
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    newest = run / "model" / "model.ckpt-20.data-00000-of-00001"
+    newest.write_bytes(newest.read_bytes()[:100])
+    status, output, errors = call("evaluate", run_dir=run)
+    assert status == 0
+    assert f"checkpoint: {run}/model/model.ckpt-10\n" in output
+    assert errors.startswith(f"warning: {run}/model/model.ckpt-20: cannot be read (")
+    assert newest.exists()  # it is training's to rename
+    status, output, errors = call("evaluate", "--checkpoint=model.ckpt-20", run_dir=run)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: {run}/model/model.ckpt-20: cannot be read (")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        (["evaluate", "--checkpoint=model.ckpt-7"], 1, "checkpoint=model.ckpt-7: there is no "),
+        (["evaluate", "--depth=4"], 1, "another network than SE_ResNeXt with these hyperparameter"),
+        (["evaluate", "--reduction_ratio=0"], 1, "another network than SE_ResNeXt with these hyp"),
+        (["evaluate", "--dataset=shapes"], 1, "tells apart class 0, class 1, class 2, class 3, cl"),
+        (["evaluate", "more"], 2, "evaluate takes [--checkpoint=], not more"),
+        (["predict"], 2, "predict takes PICTURE... [--checkpoint=] [--json=False], not none"),
+        (["export"], 2, "export takes FOLDER [--checkpoint=], not none"),
+        (["export", "a", "b"], 2, "export takes FOLDER [--checkpoint=], not a b"),
+        (["predict", "a.png", "--json=yes"], 2, "json=yes: json takes True or False"),
+        (["predict", "a.png", "--checkpoint"], 2, "checkpoint has no value: write --checkpoint=V"),
+        (["predict", "a.png", "--top=5"], 2, "unknown hyperparameter 'top': it is one of checkpo"),
+    ],
+)
+def test_a_command_that_cannot_work_is_one_line(call, arguments, status, message):
+    code, output, errors = call(*arguments)
+    assert (code, output) == (status, "")
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_without_a_run_every_command_says_to_train_first(call, tmp_path):
+    for command in (["evaluate"], ["predict", "a.png"], ["export", "a"], ["excitation"]):
+        status, output, errors = call(*command, run_dir=tmp_path)
+        assert (status, output) == (1, "")
+        assert errors == (
+            f"error: no run in {tmp_path}: train first, or give the --run_dir of a run\n"
+        )
+
+
+@pytest.fixture
+def train_on_folder(tmp_path, capsys):
+    """Train a tiny network on a folder of classes: its run_dir."""
+
+    def train(names, *options):
+        pictures = write_classes(tmp_path / "pictures", names, size=(20, 30))
+        run_dir = tmp_path / "run"
+        tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
+        small = ["--batch_size=20", "--total_epochs=1", f"--dataset={pictures}"]
+        assert SE_ResNeXt.main([*tiny, *small, *options, f"--run_dir={run_dir}"]) == 0
+        capsys.readouterr()
+        return run_dir
+
+    return train
+
+
+@pytest.mark.parametrize("classes", [2, 37])
+def test_own_pictures_from_training_to_export(train_on_folder, call, tmp_path, classes):
+    names = [f"kind {number:02}" for number in range(classes)]
+    run_dir = train_on_folder(names)
+    picture = tmp_path / "pictures" / "test" / names[0] / "0.png"
+    status, output, errors = call("evaluate", run_dir=run_dir)
+    assert (status, errors) == (0, "")
+    assert f"{2 * classes} test pictures" in output
+    assert all(len(line) <= 100 for line in output.splitlines()[1:-1])
+
+    shutil.rmtree(tmp_path / "pictures" / "train")  # the names travel with the checkpoint
+    _, output, errors = call("predict", picture, "--json", run_dir=run_dir)
+    assert errors == ""
+    top = json.loads(output)["top"]
+    assert {part["label"] for part in top} <= set(names)
+    assert len(top) == min(3, classes)
+
+    assert call("export", tmp_path / "model", run_dir=run_dir)[0] == 0
+    with tf.Graph().as_default(), tf.Session() as session:
+        meta = tf.saved_model.load(session, ["serve"], str(tmp_path / "model"))
+        outputs = meta.signature_def["serving_default"].outputs
+        feed = {"input/images:0": np.zeros([3, 32, 32, 3], np.uint8)}
+        labels, shares = session.run([outputs["labels"].name, outputs["probabilities"].name], feed)
+    assert sorted(label.decode() for label in labels[0]) == names
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+
+
+def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
+    status, output, errors = call(
+        "excitation", run_dir=train_on_folder("ab", "--reduction_ratio=0")
+    )
+    assert (status, output) == (1, "")
+    assert "is of a network without SE blocks (reduction_ratio=0)" in errors
+
+
+def test_a_larger_image_size_serves_the_whole_way(train_on_folder, call, tmp_path):
+    run_dir = train_on_folder("ab", "--image_size=48")
+    status, output, errors = call("export", tmp_path / "model", run_dir=run_dir)
+    assert (status, errors) == (0, "")
+    assert "pictures of 48x48" in output

@@ -1,0 +1,68 @@
+import numpy as np
+
+from senet.compat import tf
+from senet.datasets import Split, batches
+from senet.evaluation import Evaluation, evaluate, test_outputs
+from senet.input import inputs_of
+from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
+
+# By hand: of class 0, one of two is right; of class 1, all three; of class 2, none of one.
+TESTED = Evaluation(
+    loss=0.0,
+    accuracy=4 / 6,
+    labels=np.array([0, 1, 0, 2, 1, 1]),
+    predicted=np.array([0, 1, 1, 0, 1, 1]),
+    probability=np.zeros(6),
+    gates={},
+)
+
+
+def test_confusion_matrix_by_hand():
+    expected = [[1, 1, 0], [0, 3, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(TESTED.confusion_matrix(3), expected)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_evaluation_of_a_network_of_one_se_block(graph, rng):
+    """Loss, accuracy, predictions and mean gates of each class against NumPy, in unequal batches;
+    the network is an SE block on the pictures, their channel means and a classifier. The last of
+    the three classes has no picture."""
+    images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
+    labels = rng.integers(0, 2, 11).astype(np.int32)
+    inputs = inputs_of(8, np.zeros(3, np.float32), np.full(3, 255, np.float32), ["a", "b", "c"])
+    with tf.name_scope("test"):
+        with tf.variable_scope("block"):
+            x = Squeeze_excitation_layer(inputs.normalised, 3, 1, "SE")
+        outputs = test_outputs(
+            Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"), inputs.labels
+        )
+    weights = {v.op.name: v for v in tf.trainable_variables()}
+    values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in weights.items()}
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for name, value in values.items():
+            weights[name].load(value, session)
+        tested = evaluate(session, outputs, inputs, batches(Split(images, labels), 4))
+
+    def layer(x, name):
+        return x @ values[f"{name}/weights"] + values[f"{name}/bias"]
+
+    squeeze = (images / 255).mean((1, 2))
+    hidden = np.maximum(layer(squeeze, "block/SE/fully_connected1"), 0)
+    gates = sigmoid(layer(hidden, "block/SE/fully_connected2"))
+    logits = layer(squeeze * gates, "classifier")
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    assert list(tested.gates) == ["block"]
+    for label in 0, 1:
+        expected = gates[labels == label].mean(axis=0)
+        np.testing.assert_allclose(tested.gates["block"][label], expected, rtol=1e-5)
+    np.testing.assert_array_equal(tested.gates["block"][2], 0)
+    np.testing.assert_array_equal(tested.labels, labels)
+    np.testing.assert_array_equal(tested.predicted, logits.argmax(axis=1))
+    np.testing.assert_allclose(tested.probability, shares.max(axis=1), rtol=1e-5)
+    assert np.isclose(tested.loss, -np.log(shares[np.arange(11), labels]).mean(), rtol=1e-5)
+    assert np.isclose(tested.accuracy, (logits.argmax(axis=1) == labels).mean())

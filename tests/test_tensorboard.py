@@ -1,0 +1,181 @@
+"""What the event files of the tiny run `trained` hold, and what the pages show."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.plugins.custom_scalar import layout_pb2
+from test_scripts import SCRIPTS
+
+from cifar10 import load_cifar10
+from senet.compat import tf
+from senet.datasets import Dataset, Split
+from senet.events import CHARTS, graph_to_show
+from senet.pages import confusion_page, contact_sheet, mistakes_page
+
+
+@pytest.fixture(scope="module")
+def shown(trained):
+    """{tag: {epoch: value}}, a value being what the Summary holds."""
+    (file,) = (trained / "logs").iterdir()
+    found = {}
+    for event in tf.train.summary_iterator(str(file)):
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value
+    return found
+
+
+SCALARS = {
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "l2_loss",
+    "learning_rate",
+    "gradient_norm",
+    "images_per_second",
+}
+PAGES = {
+    "training_pictures/augmented",
+    "test_pictures/confusion_matrix",
+    "test_pictures/misclassified",
+}
+GATES = {f"gates/stage{stage}/block1" for stage in (1, 2, 3)}
+
+
+def test_tags(shown):
+    assert set(shown) == SCALARS | PAGES | GATES | {"hyperparameters", "custom_scalars__config__"}
+    for tag in SCALARS | PAGES | GATES:
+        assert list(shown[tag]) == [1, 2], tag
+
+
+def test_scalars_are_those_of_the_rows(shown, trained):
+    names = "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+    for epoch, row in enumerate((trained / "logs.txt").read_text().splitlines(), 1):
+        numbers = re.findall(r"\d+\.\d+", row)
+        assert [f"{shown[name][epoch].simple_value:.4f}" for name in names] == numbers
+
+
+def test_gradient_norm_is_that_of_the_momenta(shown, trained):
+    reader = tf.train.NewCheckpointReader(str(trained / "model" / "model.ckpt-20"))
+    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("/Momentum")]
+    norm = np.sqrt(sum(np.square(reader.get_tensor(name)).sum() for name in names))
+    assert shown["gradient_norm"][2].simple_value == pytest.approx(0.1 * norm, rel=1e-4)
+
+
+def test_charts_group_every_scalar_once(shown):
+    (value,) = shown["custom_scalars__config__"].values()
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    assert [category.title for category in layout.category] == list(CHARTS)
+    charts = [chart for category in layout.category for chart in category.chart]
+    tags = [tag.strip("^$") for chart in charts for tag in chart.multiline.tag]
+    assert sorted(tags) == sorted(SCALARS)
+
+
+def test_hyperparameters_are_a_table(shown, trained):
+    (value,) = shown["hyperparameters"].values()
+    assert value.metadata.plugin_data.plugin_name == "text"
+    text = value.tensor.string_val[0].decode()
+    assert text.startswith("**SE_ResNeXt**\n\n| hyperparameter | value |\n|---|---|\n")
+    assert "\n| depth | 2 |\n" in text
+    assert f"\n| run_dir | {trained} |\n" in text
+
+
+def test_gates_are_counted_by_class_and_channel(shown):
+    for stage, channels in (1, 8), (2, 16), (3, 32):
+        for epoch in (1, 2):
+            histogram = shown[f"gates/stage{stage}/block1"][epoch].histo
+            assert histogram.num == sum(histogram.bucket) == 10 * channels
+            assert 0 < histogram.min < histogram.max < 1
+            np.testing.assert_allclose(histogram.bucket_limit, np.arange(1, 51) / 50)
+
+
+def picture(value):
+    image = np.array(Image.open(io.BytesIO(value.image.encoded_image_string)))
+    assert image.shape == (value.image.height, value.image.width, 3)
+    return image
+
+
+def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(shown, trained):
+    images = load_cifar10(trained.parent / "data")[0]
+    pages = [picture(shown["training_pictures/augmented"][epoch]) for epoch in (1, 2)]
+    # 64 pictures in rows of eight, each pixel three wide, six pixels between them.
+    assert pages[0].shape == (6 + 8 * (96 + 6), 6 + 8 * (96 + 6), 3)
+    assert (pages[0] != pages[1]).any()
+    for page in pages:
+        for number in range(64):
+            y, x = (6 + 102 * place for place in divmod(number, 8))
+            seen = page[y : y + 96 : 3, x : x + 96 : 3].astype(int)
+            padded = np.pad(images[number].astype(int), [(4, 4), (4, 4), (0, 0)])
+            # What has not moved in: the middle, wherever it went, either way round.
+            found = any(
+                np.abs(
+                    seen[8:24, 8:24]
+                    - padded[y0 + 8 : y0 + 24, x0 + 8 : x0 + 24][:, :: 1 - 2 * flip]
+                ).max()
+                <= 1
+                for y0 in range(9)
+                for x0 in range(9)
+                for flip in (0, 1)
+            )
+            assert found
+
+
+def test_misclassified_pictures_are_of_the_test_set(shown, trained):
+    images = load_cifar10(trained.parent / "data")[2]
+    page = picture(shown["test_pictures/misclassified"][2])
+    # Six in a row, each pixel four wide, six pixels between them, and a caption of 36 below.
+    assert page.shape == (6 + 5 * (128 + 6 + 36), 6 + 6 * (128 + 6), 3)
+    seen = page[6:134:4, 6:134:4]
+    assert any((seen == image).all() for image in images)
+    assert (page[134:170, 6:134] != 255).any()  # the caption
+
+
+def test_cells_of_the_confusion_matrix_by_hand():
+    """Two of three right in the first class, all in the second."""
+    page = confusion_page(np.array([[2, 1], [0, 5]]), ["a", "b"])
+    first = page.shape[0] - 12 - 2 * 44  # where the first cell begins
+    corners = [
+        [page[first + 44 * row + 2, first + 44 * column + 2] for column in (0, 1)] for row in (0, 1)
+    ]
+    white, blue, red = (np.array(c) for c in ((255, 255, 255), (31, 90, 160), (190, 40, 40)))
+    expected = [
+        [white + (2 / 3) ** 0.5 * (blue - white), white + (1 / 3) ** 0.5 * (red - white)],
+        [white, blue],
+    ]
+    np.testing.assert_allclose(corners, expected, atol=1)
+
+
+@pytest.mark.parametrize("classes", [2, 37])
+def test_pages_of_few_and_many_classes(classes):
+    names = [f"a class with a rather long name, {number}" for number in range(classes)]
+    matrix = np.eye(classes, dtype=int)
+    assert max(confusion_page(matrix, names).shape) < 900
+    images = np.zeros([2, 32, 32, 3], np.uint8)
+    page = mistakes_page(images, [0, 1], [1, 0], [0.9, 0.8], names)
+    assert page.shape == (6 + 128 + 6 + 36, 6 + 2 * (128 + 6), 3)
+
+
+def test_pages_without_a_picture():
+    assert mistakes_page(np.zeros([0, 32, 32, 3], np.uint8), [], [], [], ["a"]).shape[2] == 3
+    assert contact_sheet(np.zeros([3, 32, 32, 3], np.uint8)).shape == (108, 6 + 3 * 102, 3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_graph_is_readable_at_the_first_zoom(graph, script):
+    split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
+    data = Dataset("noise", split, split, ["a", "b"])
+    script.build_graph(data, 1, script.Hyperparameters())
+    tf.train.Saver()
+    nodes = graph_to_show(graph).node
+    top = {node.name.partition("/")[0] for node in nodes}
+    assert {"input", "augment", "test", "train", "learning_rate", "epoch_end"} <= top
+    assert "save" not in top
+    parts = {name for name in top if not name.startswith(("Inception", "Reduction"))}
+    assert len(parts) <= 14
+    # Every block, and its SE block, is a box of its own.
+    boxes = {"/".join(node.name.split("/")[:-1]) for node in nodes}
+    blocks = {box for box in boxes if box.startswith("test/") and box.endswith("/SE")}
+    assert len(blocks) == {"SE_ResNeXt": 9, "SE_Inception_v4": 16}.get(script.__name__, 22)
