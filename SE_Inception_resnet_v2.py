@@ -15,7 +15,7 @@ from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
-from senet.evaluation import EpochMeans, batch_sums, evaluate, test_outputs
+from senet.evaluation import EpochMeans, batch_sums, evaluate, evaluation_outputs
 from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
@@ -237,7 +237,8 @@ def build_graph(data, epoch_steps, hyperparameters):
     means = EpochMeans()
 
     with tf.name_scope("test"):
-        test_batch = test_outputs(network(inputs.normalised, training=False).model, inputs.labels)
+        logits = network(inputs.normalised, training=False).model
+        test_batch = evaluation_outputs(logits, inputs.labels)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
 
     def l2_loss():

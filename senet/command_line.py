@@ -34,9 +34,8 @@ def run_command(commands, Hyperparameters, argv=None):
             )
         arguments, options, values = _parse(rest, name, commands[name], Hyperparameters)
         if name != train:
-            values = (
-                _of_run(values.get("run_dir", Hyperparameters.run_dir), Hyperparameters) | values
-            )
+            run_dir = values.get("run_dir", Hyperparameters.run_dir)
+            values = _of_run(run_dir, Hyperparameters) | values
         return commands[name](Hyperparameters(**values), *arguments, **options) or 0
     except HyperparameterError as error:
         return _fail(2, error)
@@ -52,7 +51,7 @@ def run_command(commands, Hyperparameters, argv=None):
             1, "out of memory: try again with a smaller --micro_batch_size (0 is the whole batch)"
         )
     except KeyboardInterrupt:
-        return _fail(130, "interrupted before training began: the same command starts again")
+        return _fail(130, f"{name}: interrupted; the same command starts again")
 
 
 def _fail(status, message):

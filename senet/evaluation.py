@@ -60,7 +60,7 @@ class Evaluation(NamedTuple):
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def test_outputs(logits, labels):
+def evaluation_outputs(logits, labels):
     """What `evaluate` fetches for a batch of pictures, by name: to be called in the name scope in
     which the network was built. `logits` is [batch, classes], `labels` int32 [batch]."""
     classes = logits.shape[-1].value
@@ -81,8 +81,8 @@ def test_outputs(logits, labels):
 
 
 def evaluate(session, outputs, inputs, todo):
-    """The Evaluation of the batches `todo`; `outputs` are the `test_outputs` of what `inputs` (a
-    `senet.input.Inputs`) is fed."""
+    """The Evaluation of the batches `todo`; `outputs` are the `evaluation_outputs` of what `inputs`
+    (a `senet.input.Inputs`) is fed."""
     results, labels = [], []
     for batch in todo:
         results.append(session.run(outputs, inputs.feed(batch)))

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run."""
 
 import contextlib
+import dataclasses
 import io
 import time
 
@@ -11,6 +12,9 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar
 
 from senet.compat import tf
 from senet.errors import Failure, first_line
+from senet.pages import confusion_page, contact_sheet, mistakes_page
+
+MISTAKES_SHOWN = 30  # those of whose wrong class the network is surest
 
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
@@ -86,39 +90,66 @@ def chart_layout():
     return custom_scalar.pb(layout_pb2.Layout(category=categories))
 
 
-def add_text(summary, tag, markdown):
-    """A page of the tab "Text"."""
-    metadata = tf.SummaryMetadata()
+def hyperparameter_page(network, hyperparameters):
+    """The tf.Summary of the tab "Text": a table of the hyperparameters, in Markdown."""
+    fields = dataclasses.asdict(hyperparameters).items()
+    rows = "".join(f"\n| {name} | {value} |" for name, value in fields)
+    markdown = f"**{network}**\n\n| hyperparameter | value |\n|---|---|{rows}"
+    summary, metadata = tf.Summary(), tf.SummaryMetadata()
     metadata.plugin_data.plugin_name = "text"
-    value = tf.make_tensor_proto(markdown, tf.string)
-    summary.value.add(tag=tag, metadata=metadata, tensor=value)
+    tensor = tf.make_tensor_proto(markdown, tf.string)
+    summary.value.add(tag="hyperparameters", metadata=metadata, tensor=tensor)
+    return summary
 
 
-def add_picture(summary, tag, image):
-    """A picture, uint8 [height, width, 3], of the tab "Images"."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    height, width, _ = image.shape
-    summary.value.add(
-        tag=tag,
-        image=tf.Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+def epoch_summary(scalars, augmented, tested, data):
+    """The tf.Summary of an epoch: its `scalars`, {tag: number}; some pictures, uint8 [N, side,
+    side, 3], as `augmented`; and what `tested`, a `senet.evaluation.Evaluation` of the test set of
+    `data`, says of its classes and its gates."""
+    summary, names = tf.Summary(), data.label_names
+    for tag, value in scalars.items():
+        summary.value.add(tag=tag, simple_value=value)
+    for block, gates in tested.gates.items():
+        summary.value.add(tag=f"gates/{block}", histo=_histogram(gates))
+    wrong = np.flatnonzero(tested.predicted != tested.labels)
+    surest = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
+    pages = {
+        "training_pictures/augmented": contact_sheet(augmented),
+        "test_pictures/confusion_matrix": confusion_page(
+            tested.confusion_matrix(len(names)), names
         ),
+        "test_pictures/misclassified": mistakes_page(
+            data.test.images[surest],
+            tested.labels[surest],
+            tested.predicted[surest],
+            tested.probability[surest],
+            names,
+        ),
+    }
+    for tag, page in pages.items():
+        summary.value.add(tag=tag, image=_png(page))
+    return summary
+
+
+def _png(image):
+    """A picture, uint8 [height, width, 3]."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    height, width, _ = image.shape
+    return tf.Summary.Image(
+        height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
     )
 
 
-def add_histogram(summary, tag, values):
-    """The distribution of `values`, an array of numbers from 0 to 1."""
+def _histogram(values):
+    """The distribution of an array of numbers from 0 to 1, in fifty steps."""
     counts, edges = np.histogram(values, bins=50, range=(0, 1))
-    summary.value.add(
-        tag=tag,
-        histo=tf.HistogramProto(
-            min=values.min(),
-            max=values.max(),
-            num=values.size,
-            sum=values.sum(),
-            sum_squares=np.square(values).sum(),
-            bucket_limit=edges[1:],
-            bucket=counts,
-        ),
+    return tf.HistogramProto(
+        min=values.min(),
+        max=values.max(),
+        num=values.size,
+        sum=values.sum(),
+        sum_squares=np.square(values).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
     )

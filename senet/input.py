@@ -47,19 +47,20 @@ def inputs_of(image_size, mean, std, label_names):
         step = tf.placeholder(tf.int64, [], "step")
         mean = tf.get_variable("mean", initializer=mean, trainable=False)
         std = tf.get_variable("std", initializer=std, trainable=False)
-        tf.get_variable("label_names", initializer=names_as_bytes(label_names), trainable=False)
+        tf.get_variable("label_names", initializer=names_as_numbers(label_names), trainable=False)
         normalised = (tf.cast(images, tf.float32) - mean) / std
         return Inputs(images, labels, step, normalised, mean, std)
 
 
-def names_as_bytes(label_names):
-    """A list of str as uint8 [length]: a device that takes no texts takes this."""
-    return np.frombuffer(json.dumps(label_names).encode(), np.uint8)
+def names_as_numbers(label_names):
+    """A list of str as int64 [length], the bytes of its JSON: GPUs and networks between hosts take
+    no texts."""
+    return np.frombuffer(json.dumps(label_names).encode(), np.uint8).astype(np.int64)
 
 
-def names_from_bytes(array):
-    """The list of str that `names_as_bytes` made an array of."""
-    return json.loads(array.tobytes())
+def names_from_numbers(array):
+    """The list of str that `names_as_numbers` made an array of."""
+    return json.loads(array.astype(np.uint8).tobytes())
 
 
 def augment(images, seed, step):

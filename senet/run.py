@@ -28,22 +28,19 @@ from senet.devices import describe_devices, describe_precision, visible_gpus
 from senet.errors import Failure
 from senet.events import (
     EventFile,
-    add_histogram,
-    add_picture,
-    add_text,
     chart_layout,
+    epoch_summary,
     graph_to_show,
+    hyperparameter_page,
     writing,
 )
-from senet.input import names_as_bytes
-from senet.pages import confusion_page, contact_sheet, mistakes_page
+from senet.input import names_as_numbers
 from senet.stopping import Stopped, StopSignals
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
-MISTAKES_SHOWN = 30
 # Fields that say where a run finds things and when it saves, not what it computes.
 MAY_CHANGE = {"data_dir", "run_dir", "save_minutes", "devices", "xla", "allow_soft_placement"}
 
@@ -167,9 +164,7 @@ class Run:
         if not goes_on:
             self.events.write(graph_def=graph_to_show(session.graph).SerializeToString())
             self.events.write(summary=chart_layout())
-            summary = tf.Summary()
-            add_text(summary, "hyperparameters", self._hyperparameter_page())
-            self.events.write(summary=summary)
+            self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
         return goes_on, epochs_done
 
     def _say_what_will_be_trained(self, goes_on, step, epochs_done):
@@ -204,23 +199,18 @@ class Run:
         # The way back is twice the work of the way there.
         days = 3 * a_picture * pictures / (24 * 60 * 60)
         if days > 1:
+            time_needed = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
             print(
-                f"note: without a GPU this takes about {float(f'{days:.1g}'):,.0f} days; smaller: "
-                f"{hp.SMALLER}",
+                f"note: without a GPU this takes {time_needed}; a smaller start:\n"
+                f"      python {self.network}.py {hp.SMALLER}",
                 flush=True,
             )
-
-    def _hyperparameter_page(self):
-        """The hyperparameters as a table in Markdown."""
-        fields = dataclasses.asdict(self.hyperparameters).items()
-        rows = "".join(f"\n| {name} | {value} |" for name, value in fields)
-        return f"**{self.network}**\n\n| hyperparameter | value |\n|---|---|{rows}"
 
     def _compare_data(self):
         """Refuse to go on with other training pictures than those of the checkpoint."""
         variables = {v.op.name: v for v in tf.global_variables()}
         kept = [variables[f"input/{name}"] for name in ("mean", "std", "label_names")]
-        now = *self.data.channel_statistics(), names_as_bytes(self.data.label_names)
+        now = *self.data.channel_statistics(), names_as_numbers(self.data.label_names)
         if not all(map(np.array_equal, self.session.run(kept), now)):
             raise Failure(
                 f"the training pictures are not those with which {self.folder} was started: "
@@ -298,38 +288,18 @@ class Run:
         `values` and in `tested`, the Evaluation of the test set, for TensorBoard; save."""
         if not self.cluster.chief:
             return
-        augmented = values.pop("augmented")
         values.update(test_loss=tested.loss, test_accuracy=tested.accuracy)
         row = ROW.format(epoch=epoch, total_epochs=self.hyperparameters.total_epochs, **values)
         print(row, flush=True)
         self.rows[epoch] = row + "\n"
         with writing(self.row_file), self.row_file.open("a") as file:
             file.write(self.rows[epoch])
-        summary = tf.Summary()
-        for tag, value in {**values, "images_per_second": self.images_per_second}.items():
-            if value is not None:
-                summary.value.add(tag=tag, simple_value=value)
-        for block, gates in tested.gates.items():
-            add_histogram(summary, f"gates/{block}", gates)
-        add_picture(summary, "training_pictures/augmented", contact_sheet(augmented))
-        names = self.data.label_names
-        matrix = tested.confusion_matrix(len(names))
-        add_picture(summary, "test_pictures/confusion_matrix", confusion_page(matrix, names))
-        add_picture(summary, "test_pictures/misclassified", self._mistakes(tested))
+        augmented = values.pop("augmented")
+        if self.images_per_second is not None:
+            values["images_per_second"] = self.images_per_second
+        summary = epoch_summary(values, augmented, tested, self.data)
         self.events.write(step=epoch, summary=summary)
         self._save()
-
-    def _mistakes(self, tested):
-        """A page of the test pictures of whose wrong class the network is most sure."""
-        wrong = np.flatnonzero(tested.predicted != tested.labels)
-        worst = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
-        return mistakes_page(
-            self.data.test.images[worst],
-            tested.labels[worst],
-            tested.predicted[worst],
-            tested.probability[worst],
-            self.data.label_names,
-        )
 
     def _best_epoch(self):
         """The epoch with the best test accuracy, the first one of them; None without any row."""

@@ -10,8 +10,8 @@ from senet.checkpoints import newest_readable, read_through
 from senet.compat import tf, without_chatter
 from senet.devices import session_config
 from senet.errors import Failure, first_line
-from senet.evaluation import test_outputs
-from senet.input import inputs_of, names_from_bytes
+from senet.evaluation import evaluation_outputs
+from senet.input import inputs_of, names_from_numbers
 
 
 class TrainedNetwork:
@@ -37,7 +37,7 @@ class TrainedNetwork:
                 f"{self.checkpoint}: cannot be read ({first_line(error)}); "
                 f"name another --checkpoint"
             ) from None
-        self.label_names = names_from_bytes(label_names)
+        self.label_names = names_from_numbers(label_names)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ class TrainedNetwork:
             # The scope in which training has it too.
             with tf.name_scope("test"):
                 network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
-                self.outputs = test_outputs(network.model, self.inputs.labels)
+                self.outputs = evaluation_outputs(network.model, self.inputs.labels)
             self.answer = tf.nn.softmax(network.model, name="answer")
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
             self._restore()

@@ -2,7 +2,7 @@ import numpy as np
 
 from senet.compat import tf
 from senet.datasets import Split, batches
-from senet.evaluation import Evaluation, evaluate, test_outputs
+from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.input import inputs_of
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
@@ -36,7 +36,7 @@ def test_evaluation_of_a_network_of_one_se_block(graph, rng):
     with tf.name_scope("test"):
         with tf.variable_scope("block"):
             x = Squeeze_excitation_layer(inputs.normalised, 3, 1, "SE")
-        outputs = test_outputs(
+        outputs = evaluation_outputs(
             Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"), inputs.labels
         )
     weights = {v.op.name: v for v in tf.trainable_variables()}

@@ -76,6 +76,20 @@ def test_what_a_run_leaves_and_says(tmp_path):
     ]
 
 
+def test_what_would_take_days_without_a_gpu_is_said_at_the_start(tmp_path):
+    options = ["--total_epochs=999999", "--depth=16", "--cardinality=8", "--padding=32"]
+    process = start_python(*command(tmp_path, "run", *options))
+    lines = [process.stdout.readline() for _ in range(7)]
+    process.kill()
+    process.communicate()
+    assert re.fullmatch(
+        r"note: without a GPU this takes about [\d,]+ days; a smaller start:\n", lines[5]
+    )
+    assert lines[6] == (
+        "      python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3\n"
+    )
+
+
 def test_xla_computes_the_same_as_without(tmp_path):
     for name, xla in ("with", True), ("without", False):
         options = ["--total_epochs=1", "--mixed_precision=False", f"--xla={xla}"]

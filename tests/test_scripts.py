@@ -9,6 +9,7 @@ from fake_cifar10 import make_files, write_folder
 import SE_Inception_resnet_v2
 import SE_Inception_v4
 import SE_ResNeXt
+from senet.hyperparameters import parse_field
 
 SCRIPTS = [SE_ResNeXt, SE_Inception_v4, SE_Inception_resnet_v2]
 INCEPTIONS = SCRIPTS[1:]
@@ -87,6 +88,15 @@ def test_padding_that_leaves_less_than_75_pixels_is_refused(script, capsys):
     assert "75" in errors
     assert errors.count("\n") == 1
     script.Hyperparameters(padding=22)
+
+
+@by_name
+def test_the_smaller_start_is_understood_and_smaller(script):
+    pairs = [option[2:].split("=") for option in script.Hyperparameters.SMALLER.split()]
+    values = {name: parse_field(script.Hyperparameters, name, text) for name, text in pairs}
+    smaller, default = script.Hyperparameters(**values), script.Hyperparameters()
+    assert smaller.padding < default.padding
+    assert smaller.total_epochs < default.total_epochs
 
 
 @by_name
