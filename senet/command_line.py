@@ -93,11 +93,12 @@ def _parse(argv, name, command, Hyperparameters):
 
 
 def _arguments(command):
-    """How a command is called, without the hyperparameters: like PICTURES... [--json=False]."""
+    """How a command is called, without the hyperparameters: like PICTURE... [--json]."""
     words = []
     for parameter in list(inspect.signature(command).parameters.values())[1:]:
         if parameter.default is not parameter.empty:
-            words.append(f"[--{parameter.name}={parameter.default}]")
+            value = "" if isinstance(parameter.default, bool) else "=VALUE"
+            words.append(f"[--{parameter.name}{value}]")
         else:
             several = parameter.kind is parameter.VAR_POSITIONAL
             words.append(parameter.name.upper().removesuffix("S") + several * "...")
