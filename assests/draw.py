@@ -2,8 +2,7 @@
 python assests/draw.py
 
 All come from numbers: the paper's tables, which stand below, the data set `shapes`, and the rows of
-measured runs in benchmarks/results/. The pictures of TensorBoard and of the excitation are taken
-from a run, as README.md says beside them.
+measured runs in benchmarks/results/. Only the pictures of TensorBoard are pictures of a screen.
 """
 
 import io
@@ -24,7 +23,8 @@ ROOT = FOLDER.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from senet.shapes import load_shapes  # noqa: E402 (it is found by the line above)
+from senet.excitation import draw_excitation  # noqa: E402 (they are found by the line above)
+from senet.shapes import load_shapes  # noqa: E402
 
 # Colours on a light page, and what they become on a dark one.
 INK, SOFT, LINE = "#24292f", "#57606a", "#d0d7de"
@@ -260,6 +260,14 @@ def draw_learning_curves():
     return figure
 
 
+def draw_gates():
+    """The mean gates of the narrow SE_ResNeXt with seed 0, of each class, as `excitation` draws
+    them."""
+    kept = json.loads((RESULTS / "narrow_r16_s0_gates.json").read_text())
+    gates = {block: np.array(values) for block, values in kept["gates"].items()}
+    return draw_excitation(gates, kept["label_names"])
+
+
 def table(head, lines):
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *lines]
@@ -361,6 +369,7 @@ FIGURES = {
     "se_modules": draw_se_modules,
     "paper": draw_paper,
     "learning_curves": draw_learning_curves,
+    "excitation": draw_gates,
 }
 TABLES = {
     "results": results_table,

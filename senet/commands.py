@@ -180,5 +180,5 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
             )
         picture = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        draw_excitation(tested.gates, data.label_names, picture)
+        draw_excitation(tested.gates, data.label_names).savefig(picture, dpi=110)
         print(f"as a picture: {picture}")

@@ -7,10 +7,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
-def draw_excitation(gates, label_names, path):
-    """Draw `gates`, {SE block: mean gate, [classes, channels]}, into the PNG file `path`: a panel
-    for each block, in it a line for each class over the channels, in the order of their mean gate.
-    """
+def draw_excitation(gates, label_names):
+    """The Matplotlib figure of `gates`, {SE block: mean gate, [classes, channels]}: a panel for
+    each block, in it a line for each class over the channels, in the order of their mean gate."""
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
@@ -31,4 +30,4 @@ def draw_excitation(gates, label_names, path):
     if len(label_names) <= 20:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure

@@ -196,7 +196,9 @@ def test_tables_are_what_their_script_makes(draw):
     assert draw.with_tables(README) == README
 
 
-@pytest.mark.parametrize("name", ["se_block", "se_modules", "paper", "learning_curves"])
+@pytest.mark.parametrize(
+    "name", ["se_block", "se_modules", "paper", "learning_curves", "excitation"]
+)
 def test_figures_are_what_their_script_draws(draw, name):
     assert name in draw.FIGURES
     kept = (ROOT / "assests" / f"{name}.svg").read_text()
