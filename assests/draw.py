@@ -60,17 +60,14 @@ def box(axes, x, y, text, colour=INK, width=1.5, height=0.5):
     axes.text(x, y, text, ha="center", va="center", color=colour)
 
 
-def arrow(axes, *points, label=""):
-    """A line through `points` that ends in a head; the label stands right of its first stretch."""
+def arrow(axes, *points):
+    """A line through `points` that ends in a head."""
     for start, stop in zip(points[:-2], points[1:-1], strict=True):
         axes.plot(*zip(start, stop, strict=True), color=SOFT, lw=1, solid_capstyle="round")
     head = FancyArrowPatch(
         *points[-2:], arrowstyle="-|>", mutation_scale=9, color=SOFT, lw=1, shrinkA=0, shrinkB=0
     )
     axes.add_patch(head)
-    if label:
-        (x0, y0), (x1, y1) = points[:2]
-        axes.text((x0 + x1) / 2 + 0.1, (y0 + y1) / 2, label, color=SOFT, fontsize=8, va="center")
 
 
 def canvas(width, height):
@@ -111,31 +108,27 @@ def draw_se_block():
     return figure
 
 
+def gated_module(axes, x, title, text, width, beside):
+    """A module, its middle at `x`, with an SE block on what it gives, `beside` it to the right."""
+    axes.text(x, 4.7, title, ha="center", fontsize=10)
+    arrow(axes, (x, 4.5), (x, 4.0))
+    box(axes, x, 3.7, text, width=width, height=0.6)
+    arrow(axes, (x, 3.4), (x, 1.5))
+    right = x + beside
+    arrow(axes, (x, 3.1), (right, 3.1), (right, 2.8))
+    box(axes, right, 2.5, "squeeze", SE, 1.3, 0.6)
+    arrow(axes, (right, 2.2), (right, 1.95))
+    box(axes, right, 1.65, "excitation", SE, 1.3, 0.6)
+    arrow(axes, (right, 1.35), (right, 1.25), (x + 0.25, 1.25))
+    box(axes, x, 1.25, "×", GATE, 0.5, 0.5)
+
+
 def draw_se_modules():
     """Where the block sits: in an Inception module, and in a residual one."""
     figure, axes = canvas(9.6, 4.9)
-    axes.text(2.3, 4.7, "Inception module", ha="center", fontsize=10)
-    arrow(axes, (2.3, 4.5), (2.3, 4.0))
-    box(axes, 2.3, 3.7, "Inception branches, concatenated", width=3.0, height=0.6)
-    arrow(axes, (2.3, 3.4), (2.3, 1.5))
-    arrow(axes, (2.3, 3.1), (3.7, 3.1), (3.7, 2.8))
-    box(axes, 3.7, 2.5, "squeeze", SE, 1.3, 0.6)
-    arrow(axes, (3.7, 2.2), (3.7, 1.95))
-    box(axes, 3.7, 1.65, "excitation", SE, 1.3, 0.6)
-    arrow(axes, (3.7, 1.35), (3.7, 1.25), (2.55, 1.25))
-    box(axes, 2.3, 1.25, "×", GATE, 0.5, 0.5)
+    gated_module(axes, 2.3, "Inception module", "Inception branches, concatenated", 3.0, 1.4)
     arrow(axes, (2.3, 1.0), (2.3, 0.4))
-
-    axes.text(7.1, 4.7, "residual module", ha="center", fontsize=10)
-    arrow(axes, (7.1, 4.5), (7.1, 4.0))
-    box(axes, 7.1, 3.7, "residual branch", width=2.2, height=0.6)
-    arrow(axes, (7.1, 3.4), (7.1, 1.5))
-    arrow(axes, (7.1, 3.1), (8.6, 3.1), (8.6, 2.8))
-    box(axes, 8.6, 2.5, "squeeze", SE, 1.3, 0.6)
-    arrow(axes, (8.6, 2.2), (8.6, 1.95))
-    box(axes, 8.6, 1.65, "excitation", SE, 1.3, 0.6)
-    arrow(axes, (8.6, 1.35), (8.6, 1.25), (7.35, 1.25))
-    box(axes, 7.1, 1.25, "×", GATE, 0.5, 0.5)
+    gated_module(axes, 7.1, "residual module", "residual branch", 2.2, 1.5)
     arrow(axes, (7.1, 1.0), (7.1, 0.75))
     box(axes, 7.1, 0.5, "+", INK, 0.5, 0.5)
     arrow(axes, (7.1, 4.3), (5.5, 4.3), (5.5, 0.5), (6.85, 0.5))
