@@ -91,8 +91,14 @@ def test_the_export_is_loaded_by_the_code_shown(first_run, tmp_path):
     assert re.fullmatch(r"b'\w+' [01]\.\d+\n", output)
 
 
+def blocks(*languages):
+    """The texts between fences that begin with one of `languages`, "" for none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for language, text in fenced if language in languages]
+
+
 def python_blocks():
-    return re.findall(r"```python\n(.*?)```", README, re.S)
+    return blocks("python")
 
 
 def test_hyperparameters_are_those_of_the_script():
@@ -102,8 +108,7 @@ def test_hyperparameters_are_those_of_the_script():
 
 def script_calls():
     """(script, [argument, ...]) of each call of a script in a command block."""
-    blocks = "".join(re.findall(r"```(?:bash)?\n(.*?)```", README, re.S))
-    calls = re.findall(r"python (SE_\w+)\.py((?: [^\s\"&]+)*)", blocks)
+    calls = re.findall(r"python (SE_\w+)\.py((?: [^\s\"&]+)*)", "".join(blocks("bash", "")))
     return [(script, arguments.split()) for script, arguments in calls]
 
 
