@@ -392,9 +392,10 @@ def with_tables(text):
     for name, make in TABLES.items():
         begin, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
         before, found, rest = text.partition(begin)
-        if not found:
-            raise ValueError(f"README.md has no line {begin.strip()!r}")
-        text = f"{before}{begin}{make()}\n{end}{rest.partition(end)[2]}"
+        inside, ended, after = rest.partition(end)
+        if not (found and ended) or "<!-- table" in inside:
+            raise ValueError(f"README.md: {begin.strip()} ... {end} is not complete")
+        text = f"{before}{begin}{make()}\n{end}{after}"
     return text
 
 

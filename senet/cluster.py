@@ -41,7 +41,7 @@ class Cluster:
         if len(self.addresses) > 1:
             self.strategy = self._of_hosts()
         else:
-            self.strategy = self._of_devices(_device_names(hyperparameters.devices))
+            self.strategy = self._of_devices(device_names(hyperparameters.devices))
         replicas = self.strategy.num_replicas_in_sync
         if hyperparameters.batch_size % replicas:
             raise HyperparameterError(
@@ -53,7 +53,7 @@ class Cluster:
         cpus = [name for name in names if "cpu" in name]
         self.config.device_count["CPU"] = max(1, len(cpus))
         self.target = ""
-        if names == _device_names("all")[:1]:
+        if names == device_names("all")[:1]:
             return tf.distribute.get_strategy()  # what TensorFlow takes by itself
         if len(names) == 1:
             return tf.distribute.OneDeviceStrategy(names[0])
@@ -192,7 +192,7 @@ def _hosts():
     )
 
 
-def _device_names(devices):
+def device_names(devices):
     """The TensorFlow names of the hyperparameter `devices`."""
     if devices == "all":
         return [f"/gpu:{number}" for number in range(len(visible_gpus()))] or ["/cpu:0"]

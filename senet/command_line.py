@@ -87,7 +87,8 @@ def _parse(argv, name, command, Hyperparameters):
 
     several = any(p.kind is p.VAR_POSITIONAL for p in named)
     if not (len(arguments) == len(named) or (several and len(arguments) >= len(named))):
-        usage = _arguments(command) or "no arguments"
+        usage = _arguments(command).partition(" [")[0] or "no arguments"
+        usage = "no arguments" if usage.startswith("[") else usage
         raise HyperparameterError(f"{name} takes {usage}, not {' '.join(arguments) or 'none'}")
     return arguments, given[Options], given[Hyperparameters]
 
@@ -106,8 +107,8 @@ def _arguments(command):
 
 
 def _of_run(run_dir, Hyperparameters):
-    """The hyperparameters with which the run in `run_dir` was started, without such as the script
-    has not any more."""
+    """The hyperparameters with which the run in `run_dir` was started, without fields that the
+    script no longer has."""
     path = pathlib.Path(run_dir) / "hyperparameters.json"
     names = {field.name for field in dataclasses.fields(Hyperparameters)}
     try:

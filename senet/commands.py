@@ -64,12 +64,13 @@ def evaluate(network, hyperparameters, checkpoint=""):
 def _class_table(matrix, names):
     """Accuracy and pictures of each class and, where it fits into 100 columns, what they were taken
     for; else, the class they were most often mistaken for."""
-    width = min(20, max(map(len, names), default=0))
+    digits = len(str(len(names) - 1))
+    width = min(20, max(4, *map(len, names)))
     cell = max(4, len(str(matrix.max())) + 1)
-    whole = width + 20 + cell * len(names) <= 100
+    whole = digits + width + 18 + cell * len(names) <= 100
     heads = [f"{number}".rjust(cell) for number in range(len(names))]
     last = "".join(heads) if whole else "  most often mistaken for"
-    yield f"{'class':{width + 4}}accuracy  of{'':4}{last}".rstrip()
+    yield f"{'class':{digits + 2 + width}}{'accuracy':>9}{'of':>7}{last}"
     for number, (name, row) in enumerate(zip(names, matrix, strict=True)):
         pictures = row.sum()
         share = f"{row[number] / pictures:.4f}" if pictures else "   -  "
@@ -78,7 +79,7 @@ def _class_table(matrix, names):
             last = "".join(f"{count or '.'}".rjust(cell) for count in row)
         else:
             last = f"  {names[wrong.argmax()]} ({wrong.max():,})" if wrong.max() else "  -"
-        yield f"{number:2}  {name[:width]:{width}}{share:>8}{pictures:>6,}{last}"
+        yield f"{number:{digits}}  {name[:width]:{width}}{share:>9}{pictures:>7,}{last}"
 
 
 def predict(network, hyperparameters, *pictures, checkpoint="", json=False):
@@ -160,7 +161,7 @@ def excitation(network, hyperparameters, checkpoint=""):
     """Draw the mean gate of each channel for each class of the test set, at every SE block, into
     run_dir/excitation.png, and print how far they are apart (SENet, arXiv 1709.01507, the section
     on the role of excitation)."""
-    # Here, since Matplotlib takes longer to import than most commands run.
+    # Here, since no other command has a use for Matplotlib.
     from senet.excitation import draw_excitation
 
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:

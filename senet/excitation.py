@@ -15,7 +15,7 @@ def draw_excitation(gates, label_names):
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     colours = colormaps["tab10" if len(label_names) <= 10 else "viridis"]
-    for panel, (block, values) in zip(panels, gates.items(), strict=False):
+    for (block, values), panel in zip(gates.items(), panels, strict=False):
         values = values[:, values.mean(axis=0).argsort()]
         for number, name in enumerate(label_names):
             colour = colours(number if len(label_names) <= 10 else number / len(label_names))

@@ -10,18 +10,16 @@ INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
 
 
-def contact_sheet(images, columns=8, scale=3):
-    """Pictures, uint8 [N, side, side, 3], in rows of `columns`, each pixel `scale` pixels wide."""
-    return _sheet(images, columns, scale, caption_height=0)[0]
+def contact_sheet(images, columns=8):
+    """Pictures, uint8 [N, side, side, 3], in rows of `columns`, small ones made 96 pixels wide."""
+    return _sheet(images, columns, max(1, 96 // images.shape[1]), caption_height=0)[0]
 
 
 def mistakes_page(images, true, predicted, probability, label_names, columns=6):
     """Pictures, each above its true class and the one it was taken for, with the probability of
     that; the lengths of all four lists are the same."""
     if not len(images):
-        page = Image.new("RGB", (360, 40), PAPER)
-        ImageDraw.Draw(page).text((10, 12), "no test picture is misclassified", INK, _font(13))
-        return np.array(page)
+        return _note("no test picture is misclassified")
     # Pixels large enough to leave some 120 for a caption.
     scale = math.ceil(120 / images.shape[1])
     sheet, places = _sheet(images, columns, scale, caption_height=36)
@@ -37,11 +35,14 @@ def mistakes_page(images, true, predicted, probability, label_names, columns=6):
 
 def confusion_page(matrix, label_names):
     """A confusion matrix, int [classes, classes], rows the true classes: each cell as dark as its
-    share of the row, what is right in blue, what is wrong in red."""
+    share of the row, what is right in blue, what is wrong in red. More than 60 classes are not
+    named, more than 250 not drawn: the page says so."""
     classes = len(matrix)
-    cell = 44 if classes <= 12 else max(12, 520 // classes)
-    font = _font(min(13, cell - 2))
-    names = [_shortened(name, font, 140) for name in label_names]
+    if classes > 250:
+        return _note(f"a confusion matrix of {classes} classes is too large for a page")
+    cell = 44 if classes <= 12 else max(3, min(30, 720 // classes))
+    font = _font(min(13, max(6, cell - 2)))
+    names = [_shortened(name, font, 140) if classes <= 60 else "" for name in label_names]
     length = 8 + math.ceil(max(font.getlength(name) for name in names))
     margin = 36 + length
     page = Image.new("RGB", (margin + classes * cell + 12,) * 2, PAPER)
@@ -60,10 +61,17 @@ def confusion_page(matrix, label_names):
             # Its root, so that a few mistakes are seen as well.
             weight = math.sqrt(count / max(1, counts.sum()))
             colour = 255 + weight * ((BLUE if row == column else RED) - 255)
-            draw.rectangle((x, y, x + cell - 2, y + cell - 2), tuple(colour.astype(int)))
+            size = max(1, cell - 2)
+            draw.rectangle((x, y, x + size, y + size), tuple(colour.astype(int)))
             if count and cell >= 30:
                 middle = x + cell // 2 - 1, y + cell // 2 - 1
                 draw.text(middle, str(count), PAPER if weight > 0.6 else INK, font, anchor="mm")
+    return np.array(page)
+
+
+def _note(text):
+    page = Image.new("RGB", (460, 40), PAPER)
+    ImageDraw.Draw(page).text((10, 12), text, INK, _font(13))
     return np.array(page)
 
 

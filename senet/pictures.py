@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 from senet.errors import Failure, HyperparameterError, first_line
 
+# Of large pictures and damaged EXIF data; what cannot be read is an error all the same.
+warnings.filterwarnings("ignore", module="PIL")
+
 
 class PictureError(ValueError):
     """A file that is no picture, or a damaged one; the text names it and says why."""
@@ -20,18 +23,16 @@ def read_picture(path, side):
     """The picture in a file as uint8 [side, side, 3]: turned as its camera says, on white where it
     is transparent, the square in its middle, resized. Of an animation, the first frame.
 
-    Raises PictureError if Pillow cannot read it."""
+    Raises PictureError if Pillow cannot read it, or if its values are not of 8 or 16 bits."""
     try:
-        # Twice that size Pillow refuses by itself.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as picture:
             # JPEG is decoded at a fraction of its size if that is still large enough.
             picture.draft(None, (2 * side, 2 * side))
-            picture = _as_rgb(ImageOps.exif_transpose(picture))
+            picture = ImageOps.exif_transpose(_as_rgb(picture))
             picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
             return np.array(picture)
     except IsADirectoryError:
-        raise PictureError(f"{path}: is a folder; name the pictures in it") from None
+        raise PictureError(f"{path}: is a folder") from None
     # A damaged picture can make the many decoders raise nearly anything.
     except Exception as error:
         reason = first_line(error).replace(f" {str(path)!r}", "")
@@ -39,6 +40,8 @@ def read_picture(path, side):
 
 
 def _as_rgb(picture):
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+        raise ValueError("its values are not of 8 or 16 bits; convert it first")
     if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut off what exceeds 255
         values = np.asarray(picture, np.float64) * 255 / 65535
         picture = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
@@ -109,6 +112,6 @@ def _read_split(folder, label_names, side):
         for _ in progress:
             pass
     if errors:
-        others = f"; so are {len(errors) - 1:,} others" if len(errors) > 1 else ""
+        others = f" ({len(errors) - 1:,} more like it)" if len(errors) > 1 else ""
         raise Failure(f"{min(errors)}: mend or remove it{others}")
     return images, labels

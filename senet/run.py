@@ -202,7 +202,7 @@ class Run:
             time_needed = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
             print(
                 f"note: without a GPU this takes {time_needed}; a smaller start:\n"
-                f"      python {self.network}.py {hp.SMALLER}",
+                f"  python {self.network}.py {hp.SMALLER} --run_dir=small",
                 flush=True,
             )
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 from senet.checkpoints import newest_readable, read_through
+from senet.cluster import device_names
 from senet.compat import tf, without_chatter
 from senet.devices import session_config
 from senet.errors import Failure, first_line
@@ -26,23 +27,19 @@ class TrainedNetwork:
         self.network, self.hyperparameters = network, hyperparameters
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
-        try:
+        with _readable(self.checkpoint):
             read_through(self.checkpoint)
             reader = tf.train.NewCheckpointReader(str(self.checkpoint))
             self.mean, self.std, label_names = (
                 reader.get_tensor(f"input/{name}") for name in ("mean", "std", "label_names")
             )
-        except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
-            raise Failure(
-                f"{self.checkpoint}: cannot be read ({first_line(error)}); "
-                f"name another --checkpoint"
-            ) from None
         self.label_names = names_from_numbers(label_names)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.enter_context(tf.Graph().as_default())
             hp = self.hyperparameters
+            stack.enter_context(tf.Graph().as_default())
+            stack.enter_context(tf.device(device_names(hp.devices)[0]))
             self.inputs = inputs_of(hp.image_size, self.mean, self.std, self.label_names)
             # The scope in which training has it too.
             with tf.name_scope("test"):
@@ -50,7 +47,9 @@ class TrainedNetwork:
                 self.outputs = evaluation_outputs(network.model, self.inputs.labels)
             self.answer = tf.nn.softmax(network.model, name="answer")
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
-            self._restore()
+            # Training, going on beside this, may have replaced it by newer ones meanwhile.
+            with _readable(self.checkpoint):
+                self._restore()
             self._open = stack.pop_all()
         return self
 
@@ -78,11 +77,20 @@ class TrainedNetwork:
         return np.concatenate(answers)
 
 
+@contextlib.contextmanager
+def _readable(checkpoint):
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+        raise Failure(
+            f"{checkpoint}: cannot be read ({first_line(error)}); name another --checkpoint"
+        ) from None
+
+
 def _named(checkpoint, model_folder):
-    path = pathlib.Path(checkpoint.removesuffix(".index"))
-    if path.name == str(path):
-        path = model_folder / path
-    if not path.with_name(path.name + ".index").exists():
+    name = checkpoint.removesuffix(".index")
+    path = pathlib.Path(name) if "/" in name else model_folder / name
+    if not pathlib.Path(f"{path}.index").exists():
         raise Failure(f"checkpoint={checkpoint}: there is no {path}.index")
     return path
 

@@ -13,6 +13,7 @@ from test_pictures import write_classes
 import SE_ResNeXt
 from cifar10 import load_cifar10
 from senet.compat import tf
+from senet.excitation import draw_excitation
 
 
 @pytest.fixture
@@ -57,6 +58,9 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
         assert data == "data: cifar10, 100 test pictures"
         assert numbers == f"test_loss: {loss}, test_acc: {accuracy}"
         assert head.split() == ["class", "accuracy", "of", *map(str, range(10))]
+        lines = head, *classes
+        ends = [[part.end() for part in re.finditer(r"\S+", line)][-12:] for line in lines]
+        assert all(line == ends[0] for line in ends)
         table = [line.replace(" .", " 0").split()[3:] for line in classes]
         matrix = np.array([row[2:] for row in table], int)
         counts = np.bincount(test_set[1], minlength=10)
@@ -72,8 +76,9 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
 
 def test_a_checkpoint_is_named_by_path_or_name(call, trained):
     path = trained / "model" / "model.ckpt-10"
-    outputs = {call("evaluate", f"--checkpoint={p}") for p in (path, path.name, f"{path}.index")}
-    assert len(outputs) == 1
+    for name in path, path.name, f"{path}.index":
+        status, output, _ = call("evaluate", f"--checkpoint={name}")
+        assert (status, output.splitlines()[0]) == (0, f"checkpoint: {path}")
 
 
 def test_predict_answers_as_the_row_says(call, trained, files, test_set):
@@ -216,10 +221,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tm
         (["evaluate", "--depth=4"], 1, "another network than SE_ResNeXt with these hyperparameter"),
         (["evaluate", "--reduction_ratio=0"], 1, "another network than SE_ResNeXt with these hyp"),
         (["evaluate", "--dataset=shapes"], 1, "tells apart class 0, class 1, class 2, class 3, cl"),
-        (["evaluate", "more"], 2, "evaluate takes [--checkpoint=VALUE], not more"),
-        (["predict"], 2, "predict takes PICTURE... [--checkpoint=VALUE] [--json], not none"),
-        (["export"], 2, "export takes FOLDER [--checkpoint=VALUE], not none"),
-        (["export", "a", "b"], 2, "export takes FOLDER [--checkpoint=VALUE], not a b"),
+        (["evaluate", "--checkpoint=."], 1, "checkpoint=.: there is no "),
+        (["evaluate", "--devices=1"], 1, "devices=1: TensorFlow sees 0 GPUs here, numbered from 0"),
+        (["evaluate", "more"], 2, "evaluate takes no arguments, not more"),
+        (["predict"], 2, "predict takes PICTURE..., not none"),
+        (["export"], 2, "export takes FOLDER, not none"),
+        (["export", "a", "b"], 2, "export takes FOLDER, not a b"),
         (["predict", "a.png", "--json=yes"], 2, "json=yes: json takes True or False"),
         (["predict", "a.png", "--checkpoint"], 2, "checkpoint has no value: write --checkpoint=V"),
         (["predict", "a.png", "--top=5"], 2, "unknown hyperparameter 'top': it is one of checkpo"),
@@ -283,6 +290,12 @@ def test_own_pictures_from_training_to_export(train_on_folder, call, tmp_path, c
         labels, shares = session.run([outputs["labels"].name, outputs["probabilities"].name], feed)
     assert sorted(label.decode() for label in labels[0]) == names
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+
+
+def test_a_panel_for_each_block_and_no_more():
+    for blocks in 1, 3, 4, 16, 22:
+        gates = {f"block{number}": np.full([2, 8], 0.5) for number in range(blocks)}
+        assert len(draw_excitation(gates, ["a", "b"]).axes) == blocks
 
 
 def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):

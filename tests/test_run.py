@@ -86,7 +86,8 @@ def test_what_would_take_days_without_a_gpu_is_said_at_the_start(tmp_path):
         r"note: without a GPU this takes about [\d,]+ days; a smaller start:\n", lines[5]
     )
     assert lines[6] == (
-        "      python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3\n"
+        "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
+        "--run_dir=small\n"
     )
 
 

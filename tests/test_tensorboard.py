@@ -148,11 +148,10 @@ def test_cells_of_the_confusion_matrix_by_hand():
     np.testing.assert_allclose(corners, expected, atol=1)
 
 
-@pytest.mark.parametrize("classes", [2, 37])
+@pytest.mark.parametrize("classes", [2, 37, 100, 250, 1000])
 def test_pages_of_few_and_many_classes(classes):
     names = [f"a class with a rather long name, {number}" for number in range(classes)]
-    matrix = np.eye(classes, dtype=int)
-    assert max(confusion_page(matrix, names).shape) < 900
+    assert max(confusion_page(np.eye(classes, dtype=int), names).shape) < 950
     images = np.zeros([2, 32, 32, 3], np.uint8)
     page = mistakes_page(images, [0, 1], [1, 0], [0.9, 0.8], names)
     assert page.shape == (6 + 128 + 6 + 36, 6 + 2 * (128 + 6), 3)
@@ -160,7 +159,12 @@ def test_pages_of_few_and_many_classes(classes):
 
 def test_pages_without_a_picture():
     assert mistakes_page(np.zeros([0, 32, 32, 3], np.uint8), [], [], [], ["a"]).shape[2] == 3
-    assert contact_sheet(np.zeros([3, 32, 32, 3], np.uint8)).shape == (108, 6 + 3 * 102, 3)
+
+
+def test_small_pictures_are_enlarged_and_large_ones_are_not():
+    for side, shown in (32, 96), (48, 96), (224, 224):
+        page = contact_sheet(np.zeros([3, side, side, 3], np.uint8))
+        assert page.shape == (6 + shown + 6, 6 + 3 * (shown + 6), 3)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
