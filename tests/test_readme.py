@@ -84,8 +84,8 @@ def test_the_commands_print_what_is_shown(first_run, name):
 
 def test_the_export_is_loaded_by_the_code_shown(first_run, tmp_path):
     folder, _ = first_run
-    export = run_python(ROOT / "SE_ResNeXt.py", "export", tmp_path / "models/shapes/1", cwd=folder)
-    assert export[0] == 0
+    arguments = "export", tmp_path / "models/shapes/1", "--run_dir=runs/shapes"
+    assert run_python(ROOT / "SE_ResNeXt.py", *arguments, cwd=folder)[0] == 0
     (code,) = (block for block in python_blocks() if "saved_model" in block)
     status, output, errors = run_python("-c", code, cwd=tmp_path, PYTHONPATH="")
     assert status == 0, errors
