@@ -14,7 +14,7 @@ from senet.compat import tf
 from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
-from senet.evaluation import EpochMeans, batch_sums, evaluate, evaluation_outputs
+from senet.evaluation import EpochMeans, batch_sums, evaluate, evaluation_outputs, gradient_norm
 from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
 from senet.input import augment, picture_inputs
 from senet.layers import (
@@ -201,14 +201,12 @@ def build_graph(data, epoch_steps, hyperparameters):
         "learning_rate": learning_rate,
     }
     with tf.name_scope("epoch_end"):
-        momenta = [optimizer.get_slot(variable, "momentum") for variable in trainable]
         epoch_end = {
             "train_loss": means.kept[0],
             "train_accuracy": means.kept[1],
             "l2_loss": l2_loss(),
             "learning_rate": learning_rate,
-            # Of the gradients' running mean, which the optimizer keeps anyway.
-            "gradient_norm": (1 - hp.momentum) * tf.linalg.global_norm(momenta),
+            "gradient_norm": gradient_norm(optimizer, hp.momentum),
             "augmented": inputs.pictures(x),
         }
     return inputs, train_step, epoch_end, test_batch

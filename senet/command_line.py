@@ -87,8 +87,8 @@ def _parse(argv, name, command, Hyperparameters):
 
     several = any(p.kind is p.VAR_POSITIONAL for p in named)
     if not (len(arguments) == len(named) or (several and len(arguments) >= len(named))):
-        usage = _arguments(command).partition(" [")[0] or "no arguments"
-        usage = "no arguments" if usage.startswith("[") else usage
+        wanted = [word for word in _arguments(command).split() if not word.startswith("[")]
+        usage = " ".join(wanted) or "no arguments"
         raise HyperparameterError(f"{name} takes {usage}, not {' '.join(arguments) or 'none'}")
     return arguments, given[Options], given[Hyperparameters]
 

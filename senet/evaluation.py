@@ -43,6 +43,13 @@ class EpochMeans:
             return update, loss_and_accuracy(update)
 
 
+def gradient_norm(optimizer, momentum):
+    """The norm of the gradients' running mean, which a tf.train.MomentumOptimizer keeps anyway: no
+    step has to compute it, and it is the same on one device and on many."""
+    momenta = [optimizer.get_slot(v, "momentum") for v in tf.trainable_variables()]
+    return (1 - momentum) * tf.linalg.global_norm(momenta)
+
+
 class Evaluation(NamedTuple):
     """What a network makes of N pictures."""
 
