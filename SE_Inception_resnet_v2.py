@@ -8,16 +8,16 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from senet.cluster import Cluster
-from senet.command_line import run_command
-from senet.commands import commands_for
+from senet.augmentation import augment
+from senet.cli.command_line import run_command
+from senet.cli.commands import commands_for
 from senet.compat import tf
-from senet.datasets import batches, epoch_order, load_dataset, steps_per_epoch
+from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
+from senet.data.inputs import picture_inputs
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
 from senet.evaluation import EpochMeans, batch_sums, evaluate, evaluation_outputs, gradient_norm
 from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
-from senet.input import augment, picture_inputs
 from senet.layers import (
     Concatenation,
     Dropout,
@@ -31,7 +31,8 @@ from senet.layers import (
     moving_averages,
 )
 from senet.micro_batches import sum_over_micro_batches
-from senet.run import Run
+from senet.run.cluster import Cluster
+from senet.run.run import Run
 
 # ---------------------------------------------------------------------------- hyperparameters
 

@@ -23,8 +23,8 @@ ROOT = FOLDER.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from senet.excitation import draw_excitation  # noqa: E402 (they are found by the line above)
-from senet.shapes import load_shapes  # noqa: E402
+from senet.cli.excitation import draw_excitation  # noqa: E402 (they are found by the line above)
+from senet.data.shapes import load_shapes  # noqa: E402
 
 # Colours on a light page, and what they become on a dark one.
 INK, SOFT, LINE = "#24292f", "#57606a", "#d0d7de"

@@ -105,9 +105,10 @@ def input_path(pictures=50_000, batch_size=128, epochs=5):
     """Print the images/s of all that lies before the network: order, batches, feeding,
     normalising and augmentation of made-up pictures; the median of some epochs."""
     sys.path[:0] = [str(ROOT)]
+    from senet.augmentation import augment
     from senet.compat import tf
-    from senet.datasets import batches, epoch_order
-    from senet.input import augment, picture_inputs
+    from senet.data.datasets import batches, epoch_order
+    from senet.data.inputs import picture_inputs
 
     data = noise(pictures)
     with tf.Graph().as_default(), tf.Session() as session:
@@ -193,7 +194,7 @@ def noise(pictures):
     """A Dataset of noise in ten classes."""
     import numpy as np
 
-    from senet.datasets import Dataset, Split
+    from senet.data.datasets import Dataset, Split
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (pictures, 32, 32, 3), np.uint8)

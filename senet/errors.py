@@ -1,5 +1,5 @@
 """What ends a program without being a mistake in it. Each message is one line that says what to
-do; `senet.command_line` prints it without a traceback."""
+do; `senet.cli.command_line` prints it without a traceback."""
 
 
 class HyperparameterError(ValueError):

@@ -89,7 +89,7 @@ def evaluation_outputs(logits, labels):
 
 def evaluate(session, outputs, inputs, todo):
     """The Evaluation of the batches `todo`; `outputs` are the `evaluation_outputs` of what `inputs`
-    (a `senet.input.Inputs`) is fed."""
+    (a `senet.data.inputs.Inputs`) is fed."""
     results, labels = [], []
     for batch in todo:
         results.append(session.run(outputs, inputs.feed(batch)))

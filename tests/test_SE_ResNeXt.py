@@ -4,7 +4,7 @@ import pytest
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt, build_graph, learning_rate_schedule
 from senet.compat import tf
-from senet.datasets import Dataset, Split
+from senet.data.datasets import Dataset, Split
 
 TINY = {
     "cardinality": 2,

@@ -7,7 +7,7 @@ from fake_cifar10 import make_files, write_folder
 from test_scripts import SCRIPTS
 
 import SE_ResNeXt
-from senet.command_line import run_command
+from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.errors import HyperparameterError
 

@@ -12,8 +12,8 @@ from test_pictures import write_classes
 
 import SE_ResNeXt
 from cifar10 import load_cifar10
+from senet.cli.excitation import draw_excitation
 from senet.compat import tf
-from senet.excitation import draw_excitation
 
 
 @pytest.fixture

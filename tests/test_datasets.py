@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from senet.datasets import Dataset, Split, batches, epoch_order, load_dataset, steps_per_epoch
-from senet.shapes import OUTLINES, load_shapes
+from senet.data.datasets import Dataset, Split, batches, epoch_order, load_dataset, steps_per_epoch
+from senet.data.shapes import OUTLINES, load_shapes
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import numpy as np
 
 from senet.compat import tf
-from senet.datasets import Split, batches
+from senet.data.datasets import Split, batches
+from senet.data.inputs import inputs_of
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
-from senet.input import inputs_of
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
 # By hand: of class 0, one of two is right; of class 1, all three; of class 2, none of one.

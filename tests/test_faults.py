@@ -17,9 +17,9 @@ from kill_and_resume import kill_and_resume
 from tiny_run import STEPS, arguments, command
 
 import SE_ResNeXt
-from senet.checkpoints import Checkpoints, checkpoint_files
 from senet.compat import tf
 from senet.errors import Failure
+from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
 def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(tmp_path):
@@ -275,7 +275,7 @@ class TestProcesses:
     def test_a_second_signal_ends_the_process_at_once(self):
         code = (
             "import signal, threading, time\n"
-            "from senet.stopping import StopSignals\n"
+            "from senet.run.signals import StopSignals\n"
             "with StopSignals() as stop:\n"
             "    print('ready', flush=True)\n"
             "    while not stop.received: time.sleep(0.001)\n"

@@ -10,7 +10,7 @@ from test_scripts import by_name
 
 from senet import convolution, devices
 from senet.compat import tf
-from senet.datasets import Dataset, Split
+from senet.data.datasets import Dataset, Split
 
 
 @pytest.fixture

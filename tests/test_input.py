@@ -1,8 +1,9 @@
 import numpy as np
 
+from senet.augmentation import augment
 from senet.compat import tf
-from senet.datasets import Dataset, Split
-from senet.input import augment, picture_inputs
+from senet.data.datasets import Dataset, Split
+from senet.data.inputs import picture_inputs
 
 
 def test_pictures_are_normalised_by_the_training_set(graph, rng):

@@ -5,7 +5,7 @@ import pytest
 
 from SE_ResNeXt import Hyperparameters, build_graph
 from senet.compat import tf
-from senet.datasets import Dataset, Split
+from senet.data.datasets import Dataset, Split
 from senet.layers import Dropout
 from senet.micro_batches import sum_over_micro_batches
 

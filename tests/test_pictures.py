@@ -3,9 +3,9 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from senet.datasets import load_dataset
+from senet.data.datasets import load_dataset
+from senet.data.image_files import PictureError, read_picture
 from senet.errors import Failure, HyperparameterError
-from senet.pictures import PictureError, read_picture
 
 
 def save(path, picture, **options):
@@ -63,7 +63,7 @@ def test_what_can_be_read_is_read_without_a_word(tmp_path):
     huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
     damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
-    code = "import sys; from senet.pictures import read_picture\n"
+    code = "import sys; from senet.data.image_files import read_picture\n"
     code += "for path in sys.argv[1:]: read_picture(path, 32)"
     assert run_python("-c", code, huge, damaged) == (0, "", "")
 

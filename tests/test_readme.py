@@ -11,10 +11,10 @@ from test_scripts import SCRIPTS
 
 import SE_ResNeXt
 from senet import layers
-from senet.commands import commands_for
+from senet.cli.commands import commands_for
 from senet.compat import tf
 from senet.hyperparameters import parse_field
-from senet.run import MAY_CHANGE
+from senet.run.run import MAY_CHANGE
 
 README = (ROOT / "README.md").read_text()
 

@@ -11,9 +11,9 @@ from test_scripts import SCRIPTS
 
 from cifar10 import load_cifar10
 from senet.compat import tf
-from senet.datasets import Dataset, Split
-from senet.events import CHARTS, graph_to_show
-from senet.pages import confusion_page, contact_sheet, mistakes_page
+from senet.data.datasets import Dataset, Split
+from senet.run.events import CHARTS, graph_to_show
+from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 
 @pytest.fixture(scope="module")

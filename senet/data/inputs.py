@@ -23,7 +23,7 @@ class Inputs(NamedTuple):
     std: Any  # variable, float32 [3]: its standard deviation
 
     def feed(self, batch, step=0):
-        """The `feed_dict` of a batch, a `senet.datasets.Split`."""
+        """The `feed_dict` of a batch, a `senet.data.datasets.Split`."""
         return {self.images: batch.images, self.labels: batch.labels, self.step: step}
 
     def pictures(self, normalised):
@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
 
 def picture_inputs(data):
-    """The Inputs for a `senet.datasets.Dataset`: each channel of a picture less the training set's
+    """The Inputs for a Dataset: each channel of a picture less the training set's
     mean, over its standard deviation. The two are variables, and so are the names of the classes:
     a checkpoint holds them."""
     return inputs_of(data.train.images.shape[1], *data.channel_statistics(), data.label_names)
@@ -61,30 +61,3 @@ def names_as_numbers(label_names):
 def names_from_numbers(array):
     """The list of str that `names_as_numbers` made an array of."""
     return json.loads(array.astype(np.uint8).tobytes())
-
-
-def augment(images, seed, step):
-    """Shift each picture by up to an eighth of its side each way (4 pixels of 32), zeros moving in,
-    and flip half of them, at random, left to right: the usual CIFAR augmentation (ResNet, arXiv
-    1512.03385, section 4.2).
-
-    `images` is float32 [batch, height, width, channels], `step` an int64 scalar.
-    """
-    with tf.name_scope("augment"):
-        return _shift_and_flip(images, seed, step)
-
-
-def _shift_and_flip(images, seed, step):
-    batch = tf.shape(images)[0]
-    height, width, channels = images.shape[1:].as_list()
-    crop = height // 8
-    shifts = 2 * crop + 1  # each way
-    draw = tf.random.stateless_uniform([batch, 1], [seed, step], 0, 2 * shifts**2, tf.int32)
-    flip, down, right = draw // shifts**2, draw // shifts % shifts, draw % shifts
-
-    # One gather of whole pixels: `source` is where each output pixel is in the padded picture.
-    rows = down + tf.range(height)
-    columns = right + tf.abs(flip * (width - 1) - tf.range(width))
-    source = rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]
-    padded = tf.pad(images, [[0, 0], [crop, crop], [crop, crop], [0, 0]])
-    return tf.gather(tf.reshape(padded, [batch, -1, channels]), source, batch_dims=1)

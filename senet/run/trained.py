@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 
-from senet.checkpoints import newest_readable, read_through
-from senet.cluster import device_names
 from senet.compat import tf, without_chatter
+from senet.data.inputs import inputs_of, names_from_numbers
 from senet.devices import session_config
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluation_outputs
-from senet.input import inputs_of, names_from_numbers
+from senet.run.checkpoints import newest_readable, read_through
+from senet.run.cluster import device_names
 
 
 class TrainedNetwork:

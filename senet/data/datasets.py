@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar10 import load_cifar10
+from senet.data.image_files import load_folder
+from senet.data.shapes import load_shapes
 from senet.errors import HyperparameterError
-from senet.pictures import load_folder
-from senet.shapes import load_shapes
 
 
 class Split(NamedTuple):

@@ -21,12 +21,13 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from senet.checkpoints import Checkpoints
 from senet.compat import tf
-from senet.datasets import steps_per_epoch
+from senet.data.datasets import steps_per_epoch
+from senet.data.inputs import names_as_numbers
 from senet.devices import describe_devices, describe_precision, visible_gpus
 from senet.errors import Failure
-from senet.events import (
+from senet.run.checkpoints import Checkpoints
+from senet.run.events import (
     EventFile,
     chart_layout,
     epoch_summary,
@@ -34,8 +35,7 @@ from senet.events import (
     hyperparameter_page,
     writing,
 )
-from senet.input import names_as_numbers
-from senet.stopping import Stopped, StopSignals
+from senet.run.signals import Stopped, StopSignals
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
@@ -327,8 +327,8 @@ class Run:
 
 def _source_code(network):
     """The text of all that decides what is computed: the script of `network` and `senet/`."""
-    folder = pathlib.Path(__file__).parent
-    files = [folder.parent / f"{network}.py", *sorted(folder.glob("*.py"))]
+    folder = pathlib.Path(__file__).parent.parent
+    files = [folder.parent / f"{network}.py", *sorted(folder.rglob("*.py"))]
     return "".join(file.read_text() for file in files)
 
 

@@ -10,7 +10,7 @@ import sys
 from senet.compat import tf
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.hyperparameters import field_type, parse_field
-from senet.stopping import Stopped
+from senet.run.signals import Stopped
 
 
 def run_command(commands, Hyperparameters, argv=None):

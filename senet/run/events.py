@@ -12,7 +12,7 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar
 
 from senet.compat import tf
 from senet.errors import Failure, first_line
-from senet.pages import confusion_page, contact_sheet, mistakes_page
+from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 MISTAKES_SHOWN = 30  # those of whose wrong class the network is surest
 

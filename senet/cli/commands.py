@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 
 from senet.compat import tf, without_chatter
-from senet.datasets import batches, load_dataset
+from senet.data.datasets import batches, load_dataset
+from senet.data.image_files import PictureError, read_picture
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluate as evaluate_batches
-from senet.pages import confusion_page
-from senet.pictures import PictureError, read_picture
-from senet.trained import TrainedNetwork
+from senet.run.pages import confusion_page
+from senet.run.trained import TrainedNetwork
 
 TOP = 3  # classes named for a picture
 AT_ONCE = 64  # pictures predicted together, at most
@@ -162,7 +162,7 @@ def excitation(network, hyperparameters, checkpoint=""):
     run_dir/excitation.png, and print how far they are apart (SENet, arXiv 1709.01507, the section
     on the role of excitation)."""
     # Here, since no other command has a use for Matplotlib.
-    from senet.excitation import draw_excitation
+    from senet.cli.excitation import draw_excitation
 
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:

@@ -1,0 +1,1 @@
+"""The command line of a script: train, evaluate, predict, export, excitation."""

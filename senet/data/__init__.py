@@ -1,0 +1,1 @@
+"""Data sets: CIFAR, drawn shapes, image folders; batches and their order; the inputs of a graph."""

@@ -1,0 +1,1 @@
+"""Keeping a run: its folder, checkpoints, signals, logs, TensorBoard, devices and workers."""
