@@ -2,20 +2,19 @@
 block (arXiv 1709.01507) on every residual branch."""
 
 import functools
-import math
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from senet.augmentation import augment
+from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
 from senet.cli.commands import commands_for
 from senet.compat import tf
-from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
-from senet.data.inputs import picture_inputs
+from senet.data.datasets import load_dataset, steps_per_epoch
+from senet.data.inputs import image_inputs
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
-from senet.evaluation import EpochMeans, batch_sums, evaluate, evaluation_outputs, gradient_norm
+from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
 from senet.layers import (
     Fully_connected,
@@ -23,11 +22,11 @@ from senet.layers import (
     Relu,
     Squeeze_excitation_layer,
     conv_bn,
-    moving_averages,
 )
-from senet.micro_batches import sum_over_micro_batches
-from senet.run.cluster import Cluster
+from senet.losses import cross_entropy
 from senet.run.run import Run
+from senet.schedules import learning_rate
+from senet.training import current_step, training_step
 
 # ---------------------------------------------------------------------------- hyperparameters
 
@@ -45,6 +44,8 @@ class Hyperparameters:
     weight_decay: at_least(0.0) = 5e-4  # times half the squares of all trained values
     momentum: between(0.0, 1.0) = 0.9  # Nesterov's
     init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
+    schedule: path = "steps"
+    label_smoothing: at_least(0.0) = 0.0
     batch_size: at_least(1) = 128  # pictures a step, at most
     total_epochs: between(1, 10**6) = 100  # passes over the training set
     seed: between(0, 2**32) = 0  # of initial weights, order of the pictures and augmentation
@@ -130,86 +131,53 @@ class SE_ResNeXt:
         return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
 
 
-# -------------------------------------------------------------------------- loss and schedule
+# ---------------------------------------------------------------------------- loss and update
 
 
-def learning_rate_schedule(step, epoch_steps, hyperparameters):
-    """The learning rate of `step`, an int64 scalar from 0: a linear warm-up over the first 5 % of
-    all steps (one epoch at most), then divided by 10 at 30, 60 and 90 % of them."""
-    hp, total_steps = hyperparameters, hyperparameters.total_epochs * epoch_steps
-    rates = [hp.init_learning_rate / 10**drops for drops in range(4)]
-    last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
-    warm_up = min(math.ceil(0.05 * total_steps), epoch_steps)
-    with tf.name_scope("learning_rate"):
-        rise = tf.minimum(tf.cast(step + 1, tf.float32) / warm_up, 1.0)
-        return rise * tf.train.piecewise_constant(step, last_steps, rates)
+def loss(images, labels, network, hyperparameters):
+    """Return the training loss of each image, [batch], and the logits."""
+    logits = network(images, training=True).model
+    return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
 
 
-def build_graph(data, epoch_steps, hyperparameters):
-    """The Inputs, and what is fetched by a training step, at the end of an epoch, and by a batch
-    of the test set: three dicts."""
-    hp, classes = hyperparameters, len(data.label_names)
-    network = functools.partial(SE_ResNeXt, hyperparameters=hp, classes=classes)
+def decayed_variables():
+    """Return the variables that `weight_decay` applies to: all trained ones, as in the papers."""
+    return tf.trainable_variables()
+
+
+def optimizer(learning_rate, hyperparameters):
+    """Return the optimizer: SGD with Nesterov momentum."""
+    return tf.train.MomentumOptimizer(learning_rate, hyperparameters.momentum, use_nesterov=True)
+
+
+def build_graph(data, hyperparameters):
+    """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
+    batch of the test set."""
+    hp = hyperparameters
     tf.set_random_seed(hp.seed)
-    global_step = tf.train.get_or_create_global_step()
-    inputs = picture_inputs(data)
-    means = EpochMeans()
+    step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
+    inputs = image_inputs(data)
+    network = functools.partial(SE_ResNeXt, hyperparameters=hp, classes=len(data.label_names))
 
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
         test_batch = evaluation_outputs(logits, inputs.labels)
-    trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
 
-    def l2_loss():
-        with tf.name_scope("l2_loss"):
-            return hp.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in trainable])
-
-    def tower(images, labels):
-        """What a micro-batch adds to the gradients, the moving averages and the sums of a batch."""
-        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            logits = network(images, training=True).model
-        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        share = tf.cast(tf.size(labels) / tf.size(inputs.labels), tf.float32)
-        gradients = tf.gradients(share * tf.reduce_mean(cross_entropy), trainable)
-        values = [share * value for value in moving_averages()]
-        return gradients, values, batch_sums(cross_entropy, logits, labels)
-
-    x = augment(inputs.normalised, hp.seed, inputs.step)
-    learning_rate = learning_rate_schedule(inputs.step, epoch_steps, hp)
-    optimizer = tf.train.MomentumOptimizer(learning_rate, hp.momentum, use_nesterov=True)
-    strategy = tf.distribute.get_strategy()
-
-    def replica_step():
-        """A device's part of a step. Gradients and moving averages are summed over all devices."""
-        like = trainable, averages, means.total
-        gradients, values, sums = sum_over_micro_batches(
-            tower, x, inputs.labels, hp.micro_batch_size, like
-        )
-        l2_gradients = tf.gradients(l2_loss() / strategy.num_replicas_in_sync, trainable)
-        gradients = map(tf.add, gradients, l2_gradients)
-        minimize = optimizer.apply_gradients(zip(gradients, trainable, strict=True), global_step)
-        move = [v.assign(value) for v, value in zip(averages, values, strict=True)]
-        with tf.control_dependencies([minimize, *move]):
-            return tf.identity(sums)
-
-    with tf.name_scope("train"):
-        sums = strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_step), axis=None)
-    add, (loss, accuracy) = means.add(sums, inputs.step, epoch_steps)
-    train_step = {
-        "train": add,
-        "loss": loss,
-        "accuracy": accuracy,
-        "learning_rate": learning_rate,
-    }
-    with tf.name_scope("epoch_end"):
-        epoch_end = {
-            "train_loss": means.kept[0],
-            "train_accuracy": means.kept[1],
-            "l2_loss": l2_loss(),
-            "learning_rate": learning_rate,
-            "gradient_norm": gradient_norm(optimizer, hp.momentum),
-            "augmented": inputs.pictures(x),
-        }
+    images = shift_and_flip(inputs.normalised, hp.seed, step)
+    rate = learning_rate(step, epoch_steps, hp)
+    train_step, epoch_end = training_step(
+        functools.partial(loss, network=network, hyperparameters=hp),
+        optimizer(rate, hp),
+        decayed_variables(),
+        images,
+        inputs.labels,
+        step,
+        epoch_steps,
+        hp,
+    )
+    # Scalars of these two go to TensorBoard.
+    train_step = {**train_step, "learning_rate": rate}
+    epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch
 
 
@@ -219,26 +187,18 @@ def build_graph(data, epoch_steps, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
-    cluster = Cluster(hp)
+    run = Run(hp, SE_ResNeXt)
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
-    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    with tf.Graph().as_default(), cluster, Run(hp, cluster) as run:
-        inputs, train_step, epoch_end, test = build_graph(data, epoch_steps, hp)
-        with cluster.session() as session:
-            step, epochs_done = run.start(session, "SE_ResNeXt", data, inputs, test)
-            for epoch in range(epochs_done + 1, hp.total_epochs + 1):
-                # Of an epoch that was stopped in its middle, the first steps are done.
-                first = step - (epoch - 1) * epoch_steps
-                order = epoch_order(data.train, hp.seed, epoch)
-                todo = batches(data.train, hp.batch_size, order, first)
-                for batch in run.train_batches(todo, epoch, first):
-                    result = session.run(train_step, inputs.feed(batch, step))
-                    step += 1
-                    run.show(step, result)
-                values = session.run(epoch_end, inputs.feed(data.train.first(64), step - 1))
-                todo = run.test_batches(batches(data.test, hp.micro_batch_size or hp.batch_size))
-                run.end_epoch(epoch, values, evaluate(session, test, inputs, todo))
-            run.finish()
+    with run:
+        inputs, train_step, epoch_end, test_batch = build_graph(data, hp)
+        session = run.start(data, inputs, test_batch)
+        for epoch in run.epochs():
+            for batch in run.train_batches(epoch):
+                run.show(session.run(train_step, inputs.feed(batch)))
+            values = session.run(epoch_end, inputs.feed(data.train.first(hp.batch_size)))
+            tested = evaluate(session, test_batch, inputs, run.test_batches())
+            run.end_epoch(epoch, values, tested)
+        run.finish()
 
 
 def main(argv=None):

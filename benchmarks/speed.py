@@ -105,22 +105,23 @@ def input_path(pictures=50_000, batch_size=128, epochs=5):
     """Print the images/s of all that lies before the network: order, batches, feeding,
     normalising and augmentation of made-up pictures; the median of some epochs."""
     sys.path[:0] = [str(ROOT)]
-    from senet.augmentation import augment
+    from senet.augmentation import shift_and_flip
     from senet.compat import tf
     from senet.data.datasets import batches, epoch_order
-    from senet.data.inputs import picture_inputs
+    from senet.data.inputs import image_inputs
+    from senet.training import current_step
 
     data = noise(pictures)
     with tf.Graph().as_default(), tf.Session() as session:
-        inputs = picture_inputs(data)
-        augmented = augment(inputs.normalised, 0, inputs.step).op
+        inputs = image_inputs(data)
+        augmented = shift_and_flip(inputs.normalised, 0, current_step()).op
         session.run(tf.global_variables_initializer())
         seconds = []
         for epoch in range(epochs + 1):
             started = time.perf_counter()
             order = epoch_order(data.train, 0, epoch)
-            for step, batch in enumerate(batches(data.train, batch_size, order)):
-                session.run(augmented, inputs.feed(batch, step))
+            for batch in batches(data.train, batch_size, order):
+                session.run(augmented, inputs.feed(batch))
             seconds.append(time.perf_counter() - started)
     print(f"input path alone: {pictures / statistics.median(seconds[1:]):,.0f} images/s")
 
@@ -208,13 +209,12 @@ def prepare_ours(script, hyperparameters, candidate):
     from senet.devices import session_config
 
     data = noise(hyperparameters.batch_size)
-    inputs, train_step, _, _ = script.build_graph(data, 10**6, hyperparameters)
+    inputs, train_step, _, _ = script.build_graph(data, hyperparameters)
     session = tf.Session(config=session_config(hyperparameters))
     session.run(tf.global_variables_initializer())
-    numbers = iter(range(10**6))
 
     def step():
-        session.run(train_step, inputs.feed(data.train, next(numbers)))
+        session.run(train_step, inputs.feed(data.train))
 
     return step, sum(v.shape.num_elements() for v in tf.trainable_variables())
 

@@ -15,3 +15,9 @@ def first_line(error):
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__
+
+
+def shortened(names, limit=3):
+    """Return a list of names as text: the first `limit`, and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")

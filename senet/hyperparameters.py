@@ -94,3 +94,28 @@ def check_fields(hyperparameters):
             raise HyperparameterError(
                 f"{field.name}={value}: {field.name} takes {takes(cls, field.name)}"
             )
+
+
+MAY = {
+    "data_dir",
+    "run_dir",
+    "save_minutes",
+    "devices",
+    "xla",
+    "allow_soft_placement",
+    "dataset",
+    "micro_batch_size",
+}
+
+
+def computing_fields(hyperparameters):
+    return {n: v for n, v in dataclasses.asdict(hyperparameters).items() if n not in MAY}
+
+
+def changed_fields(hyperparameters, before):
+    d = {f.name: f.default for f in dataclasses.fields(hyperparameters)}
+    return [
+        (n, before.get(n, d[n]), v)
+        for n, v in computing_fields(hyperparameters).items()
+        if v != before.get(n, d[n]) and not (n == "total_epochs" and v > before[n])
+    ]

@@ -6,6 +6,7 @@ variable scope of its own name, so that building a network twice, the second tim
 """
 
 import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from senet.micro_batches import piece_number
 
 # Graph collections:
 MOVING_AVERAGES = "moving_averages"  # (variable's name, next value)
-GATES = "gates"  # what each SE block multiplies its channels by, float32 [batch, channels]
+GATES = "gates"  # a Gate for each SE layer
+
+
+class Gate(NamedTuple):
+    """The gates of an SE layer."""
+
+    layer: str  # its variable scope
+    name: str  # its operation, by which tf.get_collection selects a name scope
+    values: Any  # float32 [batch, channels]
 
 
 def layer_seed():
@@ -205,6 +214,7 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
         # From weights of zero, all gates start at 1/2: what they tell apart they have to learn.
         excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2", gain=0.0)
         excitation = Sigmoid(excitation)
-        tf.add_to_collection(GATES, excitation)
+        scope = tf.get_variable_scope().name
+        tf.add_to_collection(GATES, Gate(scope, excitation.op.name, excitation))
         gate = tf.cast(tf.reshape(excitation, [-1, 1, 1, out_dim]), input_x.dtype)
         return input_x * gate

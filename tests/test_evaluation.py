@@ -2,7 +2,7 @@ import numpy as np
 
 from senet.compat import tf
 from senet.data.datasets import Split, batches
-from senet.data.inputs import inputs_of
+from senet.data.inputs import Statistics, inputs_with, json_to_numbers
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
@@ -32,7 +32,9 @@ def test_evaluation_of_a_network_of_one_se_block(graph, rng):
     the three classes has no picture."""
     images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 2, 11).astype(np.int32)
-    inputs = inputs_of(8, np.zeros(3, np.float32), np.full(3, 255, np.float32), ["a", "b", "c"])
+    names = json_to_numbers(["a", "b", "c"])
+    statistics = Statistics(np.zeros(3, np.float32), np.full(3, 255, np.float32), names)
+    inputs = inputs_with(8, statistics)
     with tf.name_scope("test"):
         with tf.variable_scope("block"):
             x = Squeeze_excitation_layer(inputs.normalised, 3, 1, "SE")
@@ -56,11 +58,11 @@ def test_evaluation_of_a_network_of_one_se_block(graph, rng):
     logits = layer(squeeze * gates, "classifier")
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
-    assert list(tested.gates) == ["block"]
+    assert list(tested.gates) == ["block/SE"]
     for label in 0, 1:
         expected = gates[labels == label].mean(axis=0)
-        np.testing.assert_allclose(tested.gates["block"][label], expected, rtol=1e-5)
-    np.testing.assert_array_equal(tested.gates["block"][2], 0)
+        np.testing.assert_allclose(tested.gates["block/SE"][label], expected, rtol=1e-5)
+    np.testing.assert_array_equal(tested.gates["block/SE"][2], 0)
     np.testing.assert_array_equal(tested.labels, labels)
     np.testing.assert_array_equal(tested.predicted, logits.argmax(axis=1))
     np.testing.assert_allclose(tested.probability, shares.max(axis=1), rtol=1e-5)

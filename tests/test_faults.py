@@ -93,9 +93,9 @@ class TestDamagedCheckpoints:
         do(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 0
-        one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be read (")
-        assert f"; {two}/model/model.ckpt-10 is used instead" in errors
-        assert "goes on at step 10 of 30" in output
+        one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be used (")
+        assert f"; resuming from {two}/model/model.ckpt-10" in errors
+        assert "resuming at step 10 of 30" in output
         rows = (trained / "three" / "logs.txt").read_text()
         assert (two / "logs.txt").read_text() == rows
         assert len(list((two / "model").glob("*.damaged"))) >= 1
@@ -106,8 +106,8 @@ class TestDamagedCheckpoints:
         before = content(two)
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, output) == (1, "")
-        one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be read (")
-        assert "no other checkpoint" in errors
+        one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be used (")
+        assert "neither can any other checkpoint" in errors
         assert content(two) == before
 
     def test_leftovers_of_a_killed_save_are_no_checkpoint(self, two, capfd):
@@ -117,7 +117,7 @@ class TestDamagedCheckpoints:
         (two / "hyperparameters.json.new").write_text("{")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
-        assert "goes on at step 20 of 30" in output
+        assert "resuming at step 20 of 30" in output
         assert not aside.exists()
 
     def test_half_of_a_first_save_is_none(self, two, capfd):
@@ -136,15 +136,15 @@ class TestDamagedCheckpoints:
         before = content(two)
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: {two}/model/model.ckpt-20 is a checkpoint of another network")
+        one_line(errors, f"error: {two}/model/model.ckpt-20 is of a different network: it lacks ")
         assert content(two) == before
 
 
 class TestCheckpointsKept:
     def test_the_newest_three_and_the_best(self, tmp_path):
         with tf.Graph().as_default(), tf.Session() as session:
-            tf.get_variable("v", initializer=1.0)
-            checkpoints = Checkpoints(tmp_path)
+            variable = tf.get_variable("v", initializer=1.0)
+            checkpoints = Checkpoints(tmp_path, variable + 1)
             session.run(tf.global_variables_initializer())
             for step in range(1, 9):
                 checkpoints.save(session, step, best_step=2 if step > 1 else None)
@@ -163,7 +163,7 @@ class TestCheckpointsKept:
     def test_a_value_that_is_not_finite_is_not_saved(self, tmp_path):
         with tf.Graph().as_default(), tf.Session() as session:
             variable = tf.get_variable("v", initializer=[1.0, 2.0])
-            checkpoints = Checkpoints(tmp_path)
+            checkpoints = Checkpoints(tmp_path, variable + 1)
             session.run(tf.global_variables_initializer())
             variable.load([1.0, np.inf], session)
             with pytest.raises(Failure, match="not finite after step 7"):
@@ -210,20 +210,20 @@ class TestSettings:
             capfd, two.parent, "two", "--total_epochs=3", "--depth=3", "--momentum=0.5"
         )
         assert (status, output) == (1, "")
-        one_line(errors, f"error: {two} was started with other hyperparameters (")
+        one_line(errors, f"error: {two} was trained with different hyperparameters (")
         assert "(depth was 2, now 3; momentum was 0.9, now 0.5)" in errors
         assert content(two) == before
 
     def test_fewer_epochs_are_refused(self, two, capfd):
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=2")
         assert status == 1
-        one_line(errors, f"error: {two} was started with other hyperparameters (total_epochs was 3")
+        one_line(errors, f"error: {two} was trained with different hyperparameters (total_epoch")
 
     def test_more_epochs_and_other_saving_are_fine(self, two, capfd):
         options = "--total_epochs=4", "--save_minutes=3", "--allow_soft_placement=False"
         status, output, errors = train(capfd, two.parent, "two", *options)
         assert (status, errors) == (0, "")
-        assert "goes on at step 20 of 40" in output
+        assert "resuming at step 20 of 40" in output
         assert json.loads((two / "hyperparameters.json").read_text())["total_epochs"] == 4
 
     def test_checkpoints_without_hyperparameters_are_refused(self, two, capfd):
@@ -238,7 +238,7 @@ class TestSettings:
         before = content(two / "model")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: the training pictures are not those with which {two} was")
+        one_line(errors, f"error: the training images differ from those {two} was trained on")
         assert content(two / "model") == before
 
     def test_a_finished_run_says_so_and_how_to_go_on(self, two, capfd):
@@ -246,7 +246,7 @@ class TestSettings:
         before = content(two / "model")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
-        assert "finished already; to go on, give a larger --total_epochs" in output
+        assert "already finished; give a larger --total_epochs to continue" in output
         assert content(two / "model") == before
 
 
@@ -268,8 +268,8 @@ class TestProcesses:
         _, errors = process.communicate()
         assert process.returncode == 128 + number
         one_line(errors, f"stopped by {number.name} and saved after step ")
-        assert "the same command goes on from there" in errors
-        step = int(errors.split("after step ")[1].split(":")[0])
+        assert "run the same command to resume" in errors
+        step = int(errors.split("after step ")[1].split(";")[0])
         assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
 
     def test_a_second_signal_ends_the_process_at_once(self):
@@ -300,7 +300,7 @@ class TestProcesses:
         assert process.returncode in (130, 143)
         status, output, _ = run_python(*command(tmp_path, "run", *options))
         assert status == 0
-        assert "goes on at step " in output
+        assert "resuming at step " in output
 
     def test_one_process_a_run_and_no_lock_left_by_a_killed_one(self, tmp_path):
         first = start_python(*command(tmp_path, "run", *self.LONG))
@@ -351,7 +351,7 @@ class TestProcesses:
         process = self.run_with_a_limit(40_000, two.parent, "two", "--save_minutes=1e-9")
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
-        assert "goes on from the last checkpoint" in process.stderr
+        assert "resume from the last checkpoint" in process.stderr
         kept = content(two / "model")
         assert {path: kept[path] for path in before} == before
         self.check_goes_on(two.parent, "two", "--total_epochs=3")
@@ -384,7 +384,7 @@ class TestProcesses:
         lines = [process.stdout.readline() for _ in range(4)]
         process.kill()
         process.communicate()
-        assert "goes on at step" in lines[3]
+        assert "resuming at step" in lines[3]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, capfd):

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from scripts import by_script
 from tensorflow.python.framework import kernels
-from test_scripts import by_name
 
 from senet import convolution, devices
 from senet.compat import tf
@@ -53,12 +53,12 @@ def has_gpu_kernel(op):
 
 
 @pytest.mark.parametrize("mixed_precision", [True, False])
-@by_name
+@by_script
 def test_every_operation_of_a_step_has_a_gpu_kernel(graph, script, mixed_precision, pretend_gpu):
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow was built without GPU kernels")
-    hp = script.Hyperparameters(mixed_precision=mixed_precision, micro_batch_size=4)
-    _, train_step, epoch_end, test_batch = script.build_graph(noise(), 1, hp)
+    hp = script.hyperparameters(mixed_precision=mixed_precision, micro_batch_size=4)
+    _, train_step, epoch_end, test_batch = script.module.build_graph(noise(), hp)
     operations = ancestors(tf.nest.flatten([train_step, epoch_end, test_batch]))
     convolutions = [op for op in operations if op.type == "Conv2D"]
     assert {op.get_attr("T") for op in convolutions} == {
@@ -119,12 +119,12 @@ def test_live_tensor_peak_by_hand(graph):
 
 
 @pytest.mark.parametrize("mixed_precision", [True, False])
-@by_name
+@by_script
 def test_the_default_command_fits_16_gigabytes(graph, script, mixed_precision, pretend_gpu):
-    default = script.Hyperparameters()
+    default = script.hyperparameters()
     pictures = default.micro_batch_size or default.batch_size
     whole = dataclasses.replace(default, micro_batch_size=0, mixed_precision=mixed_precision)
-    _, train_step, _, _ = script.build_graph(noise(), 1, whole)
+    _, train_step, _, _ = script.module.build_graph(noise(), whole)
     peak = live_tensor_peak(ancestors(train_step.values()), pictures)
     variables, sums = (
         4 * sum(v.shape.num_elements() for v in group)

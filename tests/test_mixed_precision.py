@@ -2,27 +2,23 @@
 
 import numpy as np
 import pytest
-from test_scripts import by_name
+from scripts import by_script
 
 from senet import devices
 from senet.compat import tf
 
-NETWORKS = {"SE_ResNeXt": {"depth": 4, "blocks": 1, "reduction_ratio": 4, "padding": 0}}
-
 
 def logits(script, images, mixed_precision):
     """The logits of a network, as built, and as computed."""
-    hp = script.Hyperparameters(
-        mixed_precision=mixed_precision, **NETWORKS.get(script.__name__, {"padding": 22})
-    )
+    hp = script.hyperparameters(mixed_precision=mixed_precision, **script.tiny)
     tf.set_random_seed(0)
-    output = getattr(script, script.__name__)(tf.constant(images), False, hp).model
+    output = script.network(tf.constant(images), False, hp).model
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         return output, session.run(output)
 
 
-@by_name
+@by_script
 def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -39,7 +39,7 @@ def test_a_killed_and_resumed_run_leaves_the_same_rows_and_learning_rates(tmp_pa
     process.communicate()
     status, resumed, errors = run_python(*command(tmp_path, "resumed", *options))
     assert (status, errors) == (0, "")
-    assert "goes on at step 20 of 40" in resumed or "goes on at step 30 of 40" in resumed
+    assert "resuming at step 20 of 40" in resumed or "resuming at step 30 of 40" in resumed
 
     rows = (tmp_path / "whole" / "logs.txt").read_text()
     assert [row.split(",")[0] for row in rows.splitlines()] == [
@@ -58,7 +58,7 @@ def test_what_a_run_leaves_and_says(tmp_path):
     network, data, device, run, watch, row, done, best, after = output.splitlines()
     # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
-    assert data == "data: cifar10, 500 training and 100 test pictures in 10 classes"
+    assert data == "data: cifar10, 500 training and 100 test images in 10 classes"
     assert device.startswith("device: ")
     folder = tmp_path / "run"
     assert run == f"run: {folder} (new)"
@@ -87,7 +87,7 @@ def test_what_would_take_days_without_a_gpu_is_said_at_the_start(tmp_path):
     )
     assert lines[6] == (
         "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
-        "--run_dir=small\n"
+        "--run_dir=runs/small\n"
     )
 
 

@@ -1,8 +1,4 @@
-"""From uint8 pictures to what a network takes, inside the graph.
-
-Random numbers are stateless and keyed by (seed, step): a step's augmentation is the same whether
-the run was stopped before it or not, and on any device.
-"""
+"""From uint8 images to what a network takes, inside the graph."""
 
 import json
 from typing import Any, NamedTuple
@@ -13,51 +9,70 @@ from senet.compat import tf
 
 
 class Inputs(NamedTuple):
-    """What a step is fed, and the pictures as the network sees them."""
+    """What a batch is fed to, and the images as the network sees them."""
 
     images: Any  # placeholder, uint8 [batch, height, width, 3]
     labels: Any  # placeholder, int32 [batch]
-    step: Any  # placeholder, int64 scalar: the number of this step, from 0
-    normalised: Any  # float32, of the shape of `images`
-    mean: Any  # variable, float32 [3]: of the training set, in pixel values
-    std: Any  # variable, float32 [3]: its standard deviation
+    normalised: Any  # float32, the shape of `images`
+    statistics: Any  # the variables that a checkpoint keeps, as a Statistics
 
-    def feed(self, batch, step=0):
-        """The `feed_dict` of a batch, a `senet.data.datasets.Split`."""
-        return {self.images: batch.images, self.labels: batch.labels, self.step: step}
+    def feed(self, batch):
+        """Return the `feed_dict` of a batch, a Split."""
+        return {self.images: batch.images, self.labels: batch.labels}
 
-    def pictures(self, normalised):
-        """Normalised pictures as uint8 again."""
-        values = tf.round(normalised * self.std + self.mean)
+    def to_uint8(self, normalised):
+        """Undo the normalisation: uint8 images again."""
+        values = tf.round(normalised * self.statistics.std + self.statistics.mean)
         return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
-def picture_inputs(data):
-    """The Inputs for a Dataset: each channel of a picture less the training set's
-    mean, over its standard deviation. The two are variables, and so are the names of the classes:
-    a checkpoint holds them."""
-    return inputs_of(data.train.images.shape[1], *data.channel_statistics(), data.label_names)
+class Statistics(NamedTuple):
+    """What a network knows of its training set; checkpoints keep the three as variables."""
+
+    mean: Any  # float32 [3]: of each channel, in pixel values
+    std: Any  # float32 [3]: its standard deviation
+    label_names: Any  # int64 [length]: `json_to_numbers` of the list of names
 
 
-def inputs_of(image_size, mean, std, label_names):
-    """`picture_inputs` from its parts: two float32 arrays [3] and a list of str."""
-    with tf.variable_scope("input"):
+SCOPE = "input"  # the variable scope of Statistics
+
+
+def image_inputs(data):
+    """Return the Inputs for a Dataset; images are normalised by its training set's statistics."""
+    return inputs_with(data.train.images.shape[1], statistics_of(data))
+
+
+def statistics_of(data):
+    """Return the Statistics of a Dataset, as arrays."""
+    return Statistics(*data.channel_statistics(), json_to_numbers(data.label_names))
+
+
+def read_statistics(reader):
+    """Return the Statistics in a checkpoint, as arrays; `reader` is TensorFlow's."""
+    return Statistics(*(reader.get_tensor(f"{SCOPE}/{name}") for name in Statistics._fields))
+
+
+def inputs_with(image_size, statistics):
+    """Return the Inputs for images of `image_size` pixels a side, with the given Statistics."""
+    with tf.variable_scope(SCOPE):
         images = tf.placeholder(tf.uint8, [None, image_size, image_size, 3], "images")
         labels = tf.placeholder(tf.int32, [None], "labels")
-        step = tf.placeholder(tf.int64, [], "step")
-        mean = tf.get_variable("mean", initializer=mean, trainable=False)
-        std = tf.get_variable("std", initializer=std, trainable=False)
-        tf.get_variable("label_names", initializer=names_as_numbers(label_names), trainable=False)
-        normalised = (tf.cast(images, tf.float32) - mean) / std
-        return Inputs(images, labels, step, normalised, mean, std)
+        variables = Statistics(
+            *(
+                tf.get_variable(name, initializer=value, trainable=False)
+                for name, value in statistics._asdict().items()
+            )
+        )
+        normalised = (tf.cast(images, tf.float32) - variables.mean) / variables.std
+        return Inputs(images, labels, normalised, variables)
 
 
-def names_as_numbers(label_names):
-    """A list of str as int64 [length], the bytes of its JSON: GPUs and networks between hosts take
-    no texts."""
-    return np.frombuffer(json.dumps(label_names).encode(), np.uint8).astype(np.int64)
+def json_to_numbers(value):
+    """Return the bytes of a value's JSON as int64 [length]. GPUs and collectives between hosts
+    accept neither strings nor bytes."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int64)
 
 
-def names_from_numbers(array):
-    """The list of str that `names_as_numbers` made an array of."""
-    return json.loads(array.astype(np.uint8).tobytes())
+def numbers_to_json(numbers):
+    """Return the value that `json_to_numbers` encoded."""
+    return json.loads(numbers.astype(np.uint8).tobytes())

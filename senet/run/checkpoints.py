@@ -1,7 +1,8 @@
-"""Checkpoints that can be trusted: whole or not there, checked when read, never of a broken net.
+"""Checkpoints that are whole or absent, verified when read, and never of a broken network.
 
-A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.index`, as
-`tf.train.Saver` writes them, of all variables of the graph.
+A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.index` that
+`tf.train.Saver` writes, with all variables of the graph. One of these states which variables the
+network needs, so that no other program has to guess which of them are the optimizer's.
 """
 
 import os
@@ -10,84 +11,102 @@ import shutil
 import sys
 
 from senet.compat import tf, without_chatter
-from senet.errors import Failure, first_line
+from senet.data.inputs import json_to_numbers, numbers_to_json
+from senet.errors import Failure, first_line, shortened
 
 NEWEST_KEPT = 3
+NETWORK = "network_variables"  # the variable with `variables_behind` the network's outputs, as JSON
 
 
 class Checkpoints:
-    """The checkpoints in `folder`, for the variables that the default graph has now."""
+    """The checkpoints in `folder` of the variables in the default graph. `outputs` are the tensors
+    of the network that a checkpoint has to be able to compute."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, outputs):
         self.folder = folder
-        self.saver = tf.train.Saver(max_to_keep=0)
-        with tf.name_scope("save/"):
-            values = [v for v in tf.global_variables() if v.dtype.is_floating]
-            self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in values])
-        self.current = None  # the step of the checkpoint that holds the session's values
+        network = json_to_numbers(variables_behind(outputs))
+        restored = tf.global_variables()
+        self.shapes = {v.op.name: v.shape.as_list() for v in restored}
+        tf.get_variable(NETWORK, initializer=network, trainable=False)
+        self.reader = tf.train.Saver(restored)
+        self.writer = tf.train.Saver(max_to_keep=0)
+        floats = [v for v in restored if v.dtype.is_floating]
+        self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
+        self.current = None  # the step of the checkpoint that equals the session's values
 
     def restore(self, session):
-        """Give the variables the values of the newest checkpoint that can be read, and return
-        whether there is one. Those that cannot are named in a warning and renamed *.damaged.
+        """Load the newest readable checkpoint into the session and return whether there is one.
+        Newer ones that cannot be read are renamed *.damaged, with a warning.
 
-        Raises Failure, with everything left as it is, if there are some and none can be read, or
-        if the newest is one of another network."""
+        Raises Failure, with every file left as it is, if there are checkpoints but none can be
+        read, or if the newest is of a different network."""
         path, damaged = newest_readable(self.folder)
         if path is None:
-            # Without an index there is only what a killed first save left.
+            # Without an index, files are what a killed first save left behind.
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
-                    f"{damaged[0][1]}, and no other checkpoint in {self.folder} can: "
-                    f"move that folder away to start afresh, or give another --run_dir"
+                    f"{damaged[0][1]}, and neither can any other checkpoint in {self.folder}; "
+                    f"move that folder away to start from scratch, or give another --run_dir"
                 )
             return False
+        if difference := self._difference(path):
+            raise Failure(
+                f"{path} is of a different network: {difference}; undo what changed the network "
+                f"to resume, or give another --run_dir to start from scratch"
+            )
+        self._load(session, path)
         for files, message in damaged:
-            print(f"warning: {message}; {path} is used instead", file=sys.stderr)
+            print(f"warning: {message}; resuming from {path}", file=sys.stderr)
             for file in files:
                 file.rename(file.with_name(file.name + ".damaged"))
-        try:
-            with without_chatter():
-                self.saver.restore(session, str(path))
-        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError):
-            raise Failure(
-                f"{path} is a checkpoint of another network: undo what changed the network to "
-                f"go on with it, or give another --run_dir to start afresh"
-            ) from None
-        self.current = int(path.name.rpartition("-")[2])
+        self.current = step_of(path)
         return True
 
-    def same(self, session, step):
-        """Give the variables the values of the checkpoint of `step`, which the chief has read
-        already. Returns a text that only the same checkpoint has: its index, in which each value
-        has a checksum. If it cannot be read here, the text says so."""
+    def _difference(self, path):
+        """Return how the variables in a checkpoint differ from the graph's, "" if they do not."""
+        shapes = tf.train.NewCheckpointReader(str(path)).get_variable_to_shape_map()
+        shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
+        return describe_difference(shapes, self.shapes)
+
+    def _load(self, session, path):
+        try:
+            with without_chatter():
+                self.reader.restore(session, str(path))
+        except (tf.errors.OpError, ValueError) as error:
+            raise Failure(f"{path}: cannot be loaded: {first_line(error)}") from None
+
+    def load_the_chiefs(self, session, step):
+        """Load the checkpoint of `step`, unless this worker, the chief, has done so. Return a text
+        that only this checkpoint has: its index, which has a checksum of each value. If it cannot
+        be read here, the text says so."""
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
             try:
                 with without_chatter():
-                    self.saver.restore(session, str(path))
+                    self.reader.restore(session, str(path))
             except (tf.errors.OpError, ValueError) as error:
                 return f"cannot be read: {first_line(error)}"
         return path.with_name(path.name + ".index").read_bytes().hex()
 
     def save(self, session, step, best_step=None):
-        """Write a checkpoint; keep it, the two before it and the one of `best_step`.
+        """Write a checkpoint; keep the newest three and the one of `best_step`.
 
-        Raises Failure, the earlier checkpoints untouched, if it cannot be written or if a value
-        is not finite."""
+        Raises Failure, with the earlier checkpoints untouched, if it cannot be written or if a
+        value is not finite."""
         if step != self.current:
             if not session.run(self.finite):
                 raise Failure(
-                    f"a value of the network is not finite after step {step}: not saved; "
-                    f"start again in another --run_dir with a lower --init_learning_rate"
+                    f"a variable is not finite after step {step}, so it was not saved; restart in "
+                    f"another --run_dir with a lower --init_learning_rate"
                 )
             try:
                 with without_chatter():
                     self._write(session, step)
-            # A folder that goes away at this moment is a ValueError to the Saver.
+            # The Saver raises ValueError if the folder vanishes at this moment.
             except (tf.errors.OpError, OSError, ValueError) as error:
                 raise Failure(
-                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; "
-                    f"once that is mended, the same command goes on from the last checkpoint"
+                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix that, "
+                    f"then run the same command to resume from the last checkpoint"
                 ) from None
             self.current = step
         files = checkpoint_files(self.folder)
@@ -97,16 +116,16 @@ class Checkpoints:
                     file.unlink()
 
     def _write(self, session, step):
-        """Write a checkpoint aside, then put it in place, the index last."""
+        """Write a checkpoint aside, then move it into place, the index last."""
         aside = self.folder / "aside"
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
         aside.mkdir()
         path = str(aside / "model.ckpt")
-        self.saver.save(session, path, step, write_meta_graph=False, write_state=False)
-        written = sorted(aside.iterdir())
-        for file in written:
+        self.writer.save(session, path, step, write_meta_graph=False, write_state=False)
+        files = sorted(aside.iterdir())
+        for file in files:
             _to_disk(file)
-        for file in written:
+        for file in files:
             file.replace(self.folder / file.name)
         _to_disk(self.folder)
         aside.rmdir()
@@ -114,37 +133,78 @@ class Checkpoints:
         tf.train.update_checkpoint_state(str(self.folder), f"model.ckpt-{step}")
 
 
+def variables_behind(tensors):
+    """Return {name: shape} of the variables that a nest of tensors depends on."""
+    names = [tensor.op.name for tensor in tf.nest.flatten(tensors)]
+    graph = tf.get_default_graph().as_graph_def()
+    nodes = {node.name for node in tf.graph_util.extract_sub_graph(graph, names).node}
+    return {v.op.name: v.shape.as_list() for v in tf.global_variables() if v.op.name in nodes}
+
+
+def network_in(reader):
+    """Return `variables_behind` the network that a checkpoint is of; `reader` is TensorFlow's.
+
+    Raises Failure for a checkpoint that does not state it."""
+    if not reader.has_tensor(NETWORK):
+        raise Failure(
+            "the checkpoint is of an earlier version and does not state its network; resume "
+            "training with a larger --total_epochs to write one that does"
+        )
+    return numbers_to_json(reader.get_tensor(NETWORK))
+
+
+def describe_difference(saved, wanted):
+    """Return how the {name: shape} of a checkpoint differs from that of a graph, "" if not."""
+    parts = []
+    if missing := sorted(wanted.keys() - saved.keys()):
+        parts.append(f"it lacks {shortened(missing)}")
+    if extra := sorted(saved.keys() - wanted.keys()):
+        parts.append(f"it has {shortened(extra)} besides")
+    shared = sorted(wanted.keys() & saved.keys())
+    if changed := [name for name in shared if saved[name] != wanted[name]]:
+        parts.append(f"{changed[0]} has shape {saved[changed[0]]}, not {wanted[changed[0]]}")
+    return ", ".join(parts)
+
+
+def step_of(path):
+    """Return the step in the name of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
+
+
 def checkpoint_files(folder):
-    """{step: its files}, whole or not, in the order of the steps; of its files the index is first,
-    since a checkpoint without it does not exist."""
+    """Return {step: files}, whole or not, in the order of the steps. The index is the first file: a
+    checkpoint without it does not exist."""
     found = {}
     for path in folder.iterdir():
-        if name := re.fullmatch(r"model\.ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
+        if name := re.fullmatch(r"model\.ckpt-(\d{1,18})\.(index|data-\d+-of-\d+)", path.name):
             found.setdefault(int(name.group(1)), []).append(path)
     return {step: sorted(found[step], reverse=True) for step in sorted(found)}
 
 
 def newest_readable(folder):
-    """The path of the newest checkpoint in `folder` that can be read, None if none can, and those
-    newer than it: a list of (their files, why they cannot be read)."""
+    """Return the path of the newest readable checkpoint in `folder`, None without one, and the
+    newer ones that cannot be read, as a list of (files, reason)."""
     damaged, found = [], checkpoint_files(folder)
     for step in reversed(found):
         path = folder / f"model.ckpt-{step}"
         try:
-            read_through(path)
+            reader = read_through(path)
+            if (stored := reader.get_tensor(tf.GraphKeys.GLOBAL_STEP)) != step:
+                raise ValueError(f"it is a copy of the checkpoint of step {stored}")
         except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-            damaged.append((found[step], f"{path}: cannot be read ({first_line(error)})"))
+            damaged.append((found[step], f"{path}: cannot be used ({first_line(error)})"))
         else:
             return path, damaged
     return None, damaged
 
 
 def read_through(path):
-    """Read every tensor of a checkpoint; each has a checksum. Raises one of several errors, as
-    TensorFlow's reader does."""
+    """Read every tensor of a checkpoint, which verifies its checksum, and return the reader. Raises
+    one of several errors, as TensorFlow's reader does."""
     reader = tf.train.NewCheckpointReader(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
+    return reader
 
 
 def _to_disk(path):

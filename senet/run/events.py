@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import sys
 import time
 
 import numpy as np
@@ -11,10 +12,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 
 from senet.compat import tf
-from senet.errors import Failure, first_line
+from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
-MISTAKES_SHOWN = 30  # those of whose wrong class the network is surest
+MISTAKES_SHOWN = 30  # the most confident ones
 
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
@@ -25,55 +26,40 @@ CHARTS = {
 }
 
 
-@contextlib.contextmanager
-def writing(path):
-    """Make a Failure of what goes wrong in writing the file `path` of a run."""
-    try:
-        yield
-    except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
-        raise Failure(
-            f"cannot write {path}: {first_line(error)}; "
-            f"once that is mended, the same command goes on from the last checkpoint"
-        ) from None
-
-
 class EventFile:
-    """A file of TensorBoard's in `folder`. `tf.summary.FileWriter` writes from a thread of its own
-    and after a while; this one has written when `write` returns, or raises Failure."""
+    """An event file for TensorBoard in `folder`. `tf.summary.FileWriter` writes later and from its
+    own thread; this one has written when `write` returns, or raises Failure."""
 
     def __init__(self, folder):
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"
 
     def __enter__(self):
         with writing(self.path):
-            self.path.parent.mkdir(exist_ok=True)
-            self.writer = tf.io.TFRecordWriter(str(self.path))
-        self.write(file_version="brain.Event:2")
+            self._open()
         return self
+
+    def _open(self):
+        self.path.parent.mkdir(exist_ok=True)
+        self.writer = tf.io.TFRecordWriter(str(self.path))
+        self.write(file_version="brain.Event:2")
 
     def write(self, **event):
         """Append a `tf.Event` with these fields."""
         with writing(self.path):
+            if not self.path.exists():
+                print(f"warning: {self.path} was deleted; starting another", file=sys.stderr)
+                self._open()
             self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.writer.flush()
 
     def __exit__(self, *_):
-        # All is written; closing what could not be would only hide the first error.
+        # Everything is written already; an error here would only hide the first one.
         with contextlib.suppress(tf.errors.OpError, OSError):
             self.writer.close()
 
 
-def graph_to_show(graph):
-    """The tf.GraphDef of a graph without what saves and restores: that hangs on every variable,
-    and would be the largest thing on the page."""
-    shown = tf.GraphDef()
-    nodes = graph.as_graph_def(add_shapes=True).node
-    shown.node.extend(node for node in nodes if not node.name.startswith("save/"))
-    return shown
-
-
 def chart_layout():
-    """The tf.Summary that arranges the scalars as CHARTS says."""
+    """Return the tf.Summary that arranges the scalars by CHARTS."""
     categories = [
         layout_pb2.Category(
             title=group,
@@ -91,10 +77,10 @@ def chart_layout():
 
 
 def hyperparameter_page(network, hyperparameters):
-    """The tf.Summary of the tab "Text": a table of the hyperparameters, in Markdown."""
+    """Return the tf.Summary for the tab "Text": a table of the hyperparameters, in Markdown."""
     fields = dataclasses.asdict(hyperparameters).items()
     rows = "".join(f"\n| {name} | {value} |" for name, value in fields)
-    markdown = f"**{network}**\n\n| hyperparameter | value |\n|---|---|{rows}"
+    markdown = f"**{network.__name__}**\n\n| hyperparameter | value |\n|---|---|{rows}"
     summary, metadata = tf.Summary(), tf.SummaryMetadata()
     metadata.plugin_data.plugin_name = "text"
     tensor = tf.make_tensor_proto(markdown, tf.string)
@@ -102,23 +88,21 @@ def hyperparameter_page(network, hyperparameters):
     return summary
 
 
-def epoch_summary(scalars, augmented, tested, data):
-    """The tf.Summary of an epoch: its `scalars`, {tag: number}; some pictures, uint8 [N, side,
-    side, 3], as `augmented`; and what `tested`, a `senet.evaluation.Evaluation` of the test set of
-    `data`, says of its classes and its gates."""
+def epoch_summary(scalars, images, tested, data):
+    """Return the tf.Summary of an epoch: its `scalars`, {tag: number}; some augmented training
+    images, uint8 [N, side, side, 3]; and the gates, confusion matrix and misclassified images of
+    `tested`, the Evaluation of the test set of `data`."""
     summary, names = tf.Summary(), data.label_names
     for tag, value in scalars.items():
         summary.value.add(tag=tag, simple_value=value)
-    for block, gates in tested.gates.items():
-        summary.value.add(tag=f"gates/{block}", histo=_histogram(gates))
+    for layer, gates in tested.gates.items():
+        summary.value.add(tag=f"gates/{layer}", histo=_histogram(gates))
     wrong = np.flatnonzero(tested.predicted != tested.labels)
     surest = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
     pages = {
-        "training_pictures/augmented": contact_sheet(augmented),
-        "test_pictures/confusion_matrix": confusion_page(
-            tested.confusion_matrix(len(names)), names
-        ),
-        "test_pictures/misclassified": mistakes_page(
+        "training_images/augmented": contact_sheet(images),
+        "test_images/confusion_matrix": confusion_page(tested.confusion_matrix(len(names)), names),
+        "test_images/misclassified": mistakes_page(
             data.test.images[surest],
             tested.labels[surest],
             tested.predicted[surest],
@@ -132,7 +116,7 @@ def epoch_summary(scalars, augmented, tested, data):
 
 
 def _png(image):
-    """A picture, uint8 [height, width, 3]."""
+    """Return an image, uint8 [height, width, 3], as PNG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     height, width, _ = image.shape
@@ -142,7 +126,7 @@ def _png(image):
 
 
 def _histogram(values):
-    """The distribution of an array of numbers from 0 to 1, in fifty steps."""
+    """Return the distribution of an array of numbers from 0 to 1, in fifty bins."""
     counts, edges = np.histogram(values, bins=50, range=(0, 1))
     return tf.HistogramProto(
         min=values.min(),

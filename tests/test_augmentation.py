@@ -1,38 +1,14 @@
 import numpy as np
 
-from senet.augmentation import augment
+from senet.augmentation import random_key, shift_and_flip
 from senet.compat import tf
-from senet.data.datasets import Dataset, Split
-from senet.data.inputs import picture_inputs
-
-
-def test_pictures_are_normalised_by_the_training_set(graph, rng):
-    train = Split(rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.zeros(9, np.int32))
-    test = Split(rng.integers(100, 120, (5, 4, 4, 3), np.uint8), np.ones(5, np.int32))
-    inputs = picture_inputs(Dataset("noise", train, test, ["a", "b"]))
-    expected = (test.images - train.images.mean((0, 1, 2))) / train.images.std((0, 1, 2))
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        output = session.run(inputs.normalised, inputs.feed(test))
-    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_statistics_are_variables_that_a_checkpoint_holds(graph, rng):
-    split = Split(rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.zeros(9, np.int32))
-    picture_inputs(Dataset("noise", split, split, ["a", "b"]))
-    assert [v.op.name for v in tf.global_variables()] == [
-        "input/mean",
-        "input/std",
-        "input/label_names",
-    ]
-    assert tf.trainable_variables() == []
 
 
 class Augmentation:
     def __init__(self, images, seed=0):
         self.images = images
         self.step = tf.placeholder(tf.int64, [])
-        self.output = augment(tf.constant(images, tf.float32), seed, self.step)
+        self.output = shift_and_flip(tf.constant(images, tf.float32), seed, self.step)
         self.session = tf.Session()
 
     def __call__(self, step):
@@ -40,8 +16,8 @@ class Augmentation:
 
 
 def draws(images, output):
-    """For each picture (shift down, shift right, flipped) that makes `images` into `output`, found
-    by trying all of them; None where there is none."""
+    """Return the (shift down, shift right, flipped) that turns each of `images` into `output`: the
+    one that fits, of all that are possible; None if none does."""
     padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)])
     height, width = images.shape[1:3]
     found = [None] * len(images)
@@ -54,7 +30,7 @@ def draws(images, output):
     return found
 
 
-def test_each_picture_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
+def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
     images = rng.normal(size=(2000, 32, 5, 1)).astype(np.float32)
     found = draws(images, Augmentation(images)(step=3))
     assert None not in found
@@ -84,15 +60,12 @@ def test_augmentation_moves_in_zeros(graph):
     assert output.sum((1, 2, 3)).min() == 56  # shifted by 4 both ways: 28x2 of 32x6 are left
 
 
-def test_pictures_shift_in_proportion_to_their_size(graph):
+def test_images_shift_in_proportion_to_their_size(graph):
     output = Augmentation(np.ones((500, 48, 48, 1), np.float32))(step=0)
     assert output.sum((1, 2, 3)).min() == 42 * 42  # by 6 of 48 both ways
 
 
-def test_what_was_normalised_becomes_the_picture_again(graph, rng):
-    train = Split(rng.integers(0, 256, (9, 8, 8, 3), np.uint8), np.zeros(9, np.int32))
-    inputs = picture_inputs(Dataset("noise", train, train, ["a", "b"]))
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        output = session.run(inputs.pictures(inputs.normalised), inputs.feed(train))
-    np.testing.assert_array_equal(output, train.images)
+def test_keys_of_different_purposes_differ():
+    keys = {random_key(seed, 5, purpose)[0] for seed in (0, 1, 2**32 - 1) for purpose in "abc"}
+    assert len(keys) == 9
+    assert max(keys) < 2**63

@@ -1,0 +1,54 @@
+"""What a person at the terminal sees of a run."""
+
+import time
+
+from tqdm import tqdm
+
+from senet.compat import tf
+from senet.devices import describe_devices, describe_precision, visible_gpus
+
+
+def start_lines(network, data, strategy, hyperparameters, state):
+    """Return the lines that say what will be trained, on what and where; `state` is the run's."""
+    parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
+    return (
+        f"network: {network.__name__}, {parameters:,} trainable parameters\n"
+        f"data: {data.name}, {len(data.train.labels):,} training and "
+        f"{len(data.test.labels):,} test images in {len(data.label_names)} classes\n"
+        f"device: {describe_devices(strategy)}, "
+        f"{describe_precision(hyperparameters.mixed_precision)}\n"
+        f"run: {hyperparameters.run_dir} ({state})\n"
+        f"watch it: tensorboard --logdir {hyperparameters.run_dir}"
+    )
+
+
+def long_run_note(test, data, epochs, smaller, strategy):
+    """Return a note if `epochs` epochs take more than a day without a GPU, "" otherwise. `test`
+    runs a batch of the test network, `smaller` is a command that takes less."""
+    if visible_gpus() or strategy.num_replicas_in_sync > 1:
+        return ""
+    batch = data.train.first(32)
+    test(batch)  # includes set-up
+    started = time.perf_counter()
+    test(batch)
+    # The backward pass takes twice the work of the forward pass.
+    seconds_per_image = 3 * (time.perf_counter() - started) / len(batch.labels)
+    days = seconds_per_image * epochs * len(data.train.labels) / (24 * 60 * 60)
+    if days <= 1:
+        return ""
+    needed = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
+    return f"note: without a GPU this takes {needed}; a smaller start:\n  {smaller}"
+
+
+def progress_bar(text, images, done, visible):
+    """Return a progress bar from `done` to `images` images, shown on a terminal only."""
+    return tqdm(
+        total=images,
+        initial=done,
+        desc=text,
+        unit=" images",
+        leave=False,
+        disable=None if visible else True,
+        ncols=100,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}",
+    )

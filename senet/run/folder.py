@@ -1,0 +1,154 @@
+"""The folder of a run.
+
+run_dir/hyperparameters.json     the hyperparameters of its last start
+run_dir/model/                   checkpoints
+run_dir/logs.txt                 one row an epoch
+run_dir/logs/                    the same for TensorBoard
+run_dir/lock                     held by the process that trains
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import re
+
+import filelock
+
+from senet.compat import tf
+from senet.errors import Failure, first_line
+from senet.hyperparameters import changed_fields
+
+ROW = (
+    "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
+    "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
+)
+ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
+
+
+class RunFolder:
+    """The files of a run, but for what is in its checkpoints; use it in a `with` statement, which
+    holds the lock.
+
+    Raises Failure if another process has the run, if the checkpoints there were made with
+    hyperparameters that compute something else, or if the rows there belong to checkpoints that are
+    gone."""
+
+    def __init__(self, hyperparameters):
+        self.hyperparameters = hyperparameters
+        self.path = pathlib.Path(hyperparameters.run_dir)
+        self.model, self.logs = self.path / "model", self.path / "logs"
+        self.row_file, self.lock_file = self.path / "logs.txt", self.path / "lock"
+        self.settings = self.path / "hyperparameters.json"
+        self.rows = {}  # {epoch: row}
+
+    def __enter__(self):
+        with writing(self.model):
+            self.model.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self.rows = _read_rows(self.row_file)
+        if any(self.model.glob("model.ckpt-*")):
+            self._compare_hyperparameters()
+        elif self.rows:
+            raise Failure(
+                f"{self.row_file} has {len(self.rows):,} epochs, but {self.model} has no "
+                f"checkpoint; restore it to resume, or give another --run_dir to start from scratch"
+            )
+        return self
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+    def _take_lock(self):
+        self.lock = filelock.FileLock(self.lock_file, timeout=0)
+        try:
+            with writing(self.lock_file):
+                self.lock.acquire()
+                self.locked = self.lock_file.stat().st_ino
+        except filelock.Timeout:
+            raise Failure(
+                f"{self.path} is being trained by another process; wait for it, or give another "
+                f"--run_dir"
+            ) from None
+
+    def keep_lock(self):
+        """Take the lock again if somebody deleted its file. Raises Failure if another process was
+        faster."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.lock_file.stat().st_ino == self.locked:
+                return
+        self._take_lock()
+
+    def _compare_hyperparameters(self):
+        """Raise Failure if the checkpoints were made with hyperparameters that compute something
+        else."""
+        try:
+            before = dict(json.loads(self.settings.read_text("utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise Failure(
+                f"{self.path} has checkpoints, but {self.settings} cannot be read; give another "
+                f"--run_dir to start from scratch"
+            ) from None
+        if changes := changed_fields(self.hyperparameters, before):
+            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in changes)
+            raise Failure(
+                f"{self.path} was trained with different hyperparameters ({listed}); give the "
+                f"earlier ones to resume, or another --run_dir to start from scratch"
+            )
+
+    def write_hyperparameters(self):
+        """Write the hyperparameters of this start."""
+        fields = dataclasses.asdict(self.hyperparameters)
+        _replace_text(self.settings, json.dumps(fields, indent=2) + "\n")
+
+    def keep_rows(self, epochs):
+        """Drop the rows after the first `epochs`."""
+        self.rows = {epoch: row for epoch, row in self.rows.items() if epoch <= epochs}
+        self._write_rows()
+
+    def add_row(self, epoch, values):
+        """Write the row of an epoch from a dict with its losses and accuracies; return it."""
+        total_epochs = self.hyperparameters.total_epochs
+        self.rows[epoch] = ROW.format(epoch=epoch, total_epochs=total_epochs, **values)
+        self._write_rows()
+        return self.rows[epoch]
+
+    def _write_rows(self):
+        # All of them: rows stay complete even if somebody deleted the file meanwhile.
+        _replace_text(self.row_file, "".join(f"{row}\n" for row in self.rows.values()))
+
+    def best_epoch(self):
+        """Return the first epoch with the best test accuracy, None without any row."""
+        accuracy = {e: float(ROW_PATTERN.fullmatch(row)[2]) for e, row in self.rows.items()}
+        return max(accuracy, key=accuracy.get, default=None)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turn errors in writing the file `path` of a run into a Failure."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
+        if isinstance(error, filelock.Timeout):
+            raise
+        raise Failure(
+            f"cannot write {path}: {first_line(error)}; fix that, then run the same command to "
+            f"resume from the last checkpoint"
+        ) from None
+
+
+def _read_rows(path):
+    """Return the complete rows of logs.txt, {epoch: row}."""
+    if not path.exists():
+        return {}
+    lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+    found = [ROW_PATTERN.fullmatch(line.removesuffix("\n")) for line in lines if line[-1] == "\n"]
+    return {int(row[1]): row[0] for row in found if row}
+
+
+def _replace_text(path, text):
+    """Write a text file so that it is either as before or complete."""
+    aside = path.with_name(path.name + ".new")
+    with writing(path):
+        aside.write_text(text, "utf-8")
+        aside.replace(path)

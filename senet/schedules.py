@@ -1,0 +1,49 @@
+"""Learning-rate schedules.
+
+A schedule returns the learning rate of `step`, an int64 scalar tensor from 0, as a float32 scalar.
+To add one, write a function with the same arguments and append it to SCHEDULES; every script then
+accepts its name as --schedule.
+"""
+
+import math
+
+from senet.compat import tf
+
+
+def learning_rate(step, epoch_steps, hyperparameters):
+    """Return the learning rate of `step` by the hyperparameter `schedule`."""
+    hp = hyperparameters
+    total_steps = hp.total_epochs * epoch_steps
+    with tf.name_scope("learning_rate"):
+        return SCHEDULES[hp.schedule](step, total_steps, epoch_steps, hp.init_learning_rate)
+
+
+def steps(step, total_steps, epoch_steps, peak):
+    """Divide the peak rate by 10 at 30, 60 and 90 % of the steps, after a warm-up."""
+    rates = [peak / 10**drops for drops in range(4)]
+    last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
+    rate = tf.train.piecewise_constant(step, last_steps, rates)
+    return _warm_up(step, total_steps, epoch_steps) * rate
+
+
+def cosine(step, total_steps, epoch_steps, peak):
+    """Follow half a cosine from the peak rate to 0 (SGDR, arXiv 1608.03983, equation 5, without
+    restarts), after a warm-up."""
+    rate = peak * 0.5 * (1 + tf.cos(math.pi * tf.cast(step, tf.float32) / total_steps))
+    return _warm_up(step, total_steps, epoch_steps) * rate
+
+
+def linear(step, total_steps, epoch_steps, peak):
+    """Rise linearly to the peak rate over the first 20 % of the steps, then fall linearly to 0."""
+    done = tf.cast(step + 1, tf.float32)
+    rise = max(1.0, 0.2 * total_steps)
+    return peak * tf.minimum(done / rise, (total_steps + 1 - done) / (total_steps + 1 - rise))
+
+
+def _warm_up(step, total_steps, epoch_steps):
+    """A factor that rises linearly to 1 over the first 5 % of the steps, at most one epoch."""
+    length = min(math.ceil(0.05 * total_steps), epoch_steps)
+    return tf.minimum(tf.cast(step + 1, tf.float32) / length, 1.0)
+
+
+SCHEDULES = {schedule.__name__: schedule for schedule in (steps, cosine, linear)}

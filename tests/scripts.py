@@ -1,0 +1,53 @@
+"""The training scripts: one row for each, which every test that holds for all of them reads."""
+
+import importlib
+from typing import NamedTuple
+
+import pytest
+
+
+class Script(NamedTuple):
+    """A training script and what the tests need to know of it."""
+
+    name: str  # of the file, and of the network's class
+    title: str  # in the README's tables
+    parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
+    se_blocks: int
+    tiny: dict  # hyperparameters of the smallest network that takes 32x32 images
+
+    @property
+    def module(self):
+        return importlib.import_module(self.name)
+
+    @property
+    def network(self):
+        return getattr(self.module, self.name)
+
+    def hyperparameters(self, **fields):
+        return self.module.Hyperparameters(**fields)
+
+
+SCRIPTS = [
+    Script(
+        "SE_ResNeXt",
+        "SE-ResNeXt-29 8x64d",
+        {0: 34_426_698, 16: 34_948_506},
+        se_blocks=9,
+        tiny={"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0},
+    ),
+    Script(
+        "SE_Inception_v4",
+        "SE-Inception-v4",
+        {0: 41_158_186, 16: 43_477_002},
+        se_blocks=16,
+        tiny={"padding": 22},
+    ),
+    Script(
+        "SE_Inception_resnet_v2",
+        "SE-Inception-ResNet-v2",
+        {0: 30_310_378, 16: 35_704_030},
+        se_blocks=22,
+        tiny={"padding": 22},
+    ),
+]
+by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
