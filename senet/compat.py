@@ -1,7 +1,7 @@
 """TensorFlow's 1.x API and tflearn on today's TensorFlow, without their start-up chatter.
 
-Everything that old code needs in order to run on new packages stands here and nowhere else.
-Import `tf` from here: the environment has to be set before TensorFlow is first imported.
+Everything that old code needs to run on new packages is here and nowhere else. Import `tf` from
+here: the environment has to be set before TensorFlow is first imported.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import re
 import sys
 import tempfile
 
-# Information lines of TensorFlow's C++ part; warnings and errors still get through. Not with
-# several hosts, where it warns of every session that ends, and each error is raised as well.
+# Hide the information lines of TensorFlow's C++ part. With several hosts hide its warnings and
+# errors too: it warns of every session that ends, and each error is raised as well.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "1")
 
-# Written before TensorFlow's log level takes effect, said on every machine without a GPU, or said
-# once more by the exception that follows.
+# Printed before TensorFlow's log level takes effect, on every machine without a GPU, or repeated by
+# the exception that follows.
 CHATTER = re.compile(
     r"^I0000 |^WARNING: All log messages before absl::InitializeLog|^To enable the following"
     r"|failed call to cuInit|Unable to register cu\w+ factory|OP_REQUIRES failed"
@@ -25,10 +25,46 @@ CHATTER = re.compile(
 )
 
 
+def _is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _open_standard_streams():
+    """Open what was closed (`2>&-`) as /dev/null, so that no other file takes its place. Return a
+    copy of standard error."""
+    for descriptor in range(3):
+        if not _is_open(descriptor):
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    return os.dup(2)
+
+
+STANDARD_ERROR = _open_standard_streams()
+
+
+def print_error(line):
+    """Print a line on standard error, even inside `without_chatter` and if nobody can read it."""
+    with contextlib.suppress(OSError):
+        os.write(STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def discard_output(*descriptors):
+    """Send what is written to the file descriptors nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 @contextlib.contextmanager
 def without_chatter(chatter=CHATTER):
-    """Hold back what the process writes on standard error inside the block, C++ code included,
-    and let all but the lines of `chatter` through at its end."""
+    """Hold back what the process, C++ code included, writes on standard error inside the block, and
+    print all but the lines that match `chatter` at its end."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held_back:
         standard_error = os.dup(2)
@@ -50,7 +86,7 @@ with without_chatter():
 
 
 class _NotDeprecation(logging.Filter):
-    """A TF1-style script uses deprecated names by intention; all other warnings matter."""
+    """Drop deprecation notes: a TF1-style script uses deprecated names on purpose."""
 
     def filter(self, record):
         return "Instructions for updating" not in record.getMessage()
@@ -61,9 +97,9 @@ tf.disable_v2_behavior()
 
 
 def _import_tflearn():
-    """tflearn 0.5.0 was written for TensorFlow 2.2 and Pillow 9. It needs two names that newer
-    packages dropped, prints "Scipy not supported!", and puts an `is_training` variable into
-    whatever graph is the default one while it is imported."""
+    """Import tflearn 0.5.0, written for TensorFlow 2.2 and Pillow 9. It needs two names that newer
+    packages dropped, prints "Scipy not supported!", and makes an `is_training` variable in whatever
+    graph is the default one."""
     import PIL.Image
     from tensorflow.python.util import nest
 
@@ -78,4 +114,4 @@ global_avg_pool = _import_tflearn().global_avg_pool
 # TF1 behaviour, which tflearn's import asks for once more, would include the old racy variables.
 tf.enable_resource_variables()
 
-__all__ = ["global_avg_pool", "tf", "without_chatter"]
+__all__ = ["discard_output", "global_avg_pool", "print_error", "tf", "without_chatter"]

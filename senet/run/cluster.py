@@ -1,4 +1,4 @@
-"""The devices, and the hosts, that share out a run (tf.distribute).
+"""The devices and hosts that share a run (tf.distribute).
 
 One host: all its GPUs, or the devices named. Several hosts: TF_CONFIG in the environment of each
 names them all, as for every TensorFlow program; the first is the chief.
@@ -9,34 +9,39 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
+import time
 import zlib
 
 import numpy as np
 
-from senet.compat import tf
+from senet.compat import print_error, tf
 from senet.devices import session_config, visible_gpus
 from senet.errors import Failure, HyperparameterError, first_line
+from senet.run.console import say
 
-GO_ON = "start all workers again to go on from the last checkpoint"
-WATCH_SECONDS = 5
+RESTART = "start all workers again to resume from the last checkpoint"
+CHECK_SECONDS = 5  # between two looks at the other workers
+NOTE_SECONDS = 30  # between two notes of who is missing
+START_SECONDS = 600  # until all workers have to be there
+FROZEN_SECONDS = 60  # without an answer on an open connection
+# The first bytes of any HTTP/2 client; a gRPC server replies at once, and a frozen one does not.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class Cluster:
     """What a run computes on; use it in a `with` statement around the graph.
 
-    `strategy` is the tf.distribute.Strategy, `number` this worker's among `addresses`, those of all
-    hosts (one, and empty, without TF_CONFIG). Raises Failure or HyperparameterError if the devices
-    are not there or the batch does not divide among them."""
+    `strategy` is the tf.distribute.Strategy, `number` this worker's in `addresses`, those of all
+    hosts (0 and empty without TF_CONFIG). Raises Failure or HyperparameterError if the devices are
+    not there or the batch cannot be divided among them."""
 
-    def __init__(self, hyperparameters):
-        self.hyperparameters = hyperparameters
+    def __init__(self, hyperparameters, signals):
+        self.hyperparameters, self.signals = hyperparameters, signals
         self.addresses, self.number = _hosts()
         self.chief = self.number == 0
         self.gathering = {}
-        self.finished = threading.Event()
-        self.watching = threading.Thread(target=self._watch, daemon=True)
+        self.met, self.finished = threading.Event(), threading.Event()
         self.config = session_config(hyperparameters)
         if len(self.addresses) > 1:
             self.strategy = self._of_hosts()
@@ -45,8 +50,8 @@ class Cluster:
         replicas = self.strategy.num_replicas_in_sync
         if hyperparameters.batch_size % replicas:
             raise HyperparameterError(
-                f"batch_size={hyperparameters.batch_size}: does not divide among {replicas} "
-                f"devices; batch_size takes a multiple of {replicas}"
+                f"--batch_size must be a multiple of the {replicas} devices, "
+                f"got {hyperparameters.batch_size}"
             )
 
     def _of_devices(self, names):
@@ -54,7 +59,7 @@ class Cluster:
         self.config.device_count["CPU"] = max(1, len(cpus))
         self.target = ""
         if names == device_names("all")[:1]:
-            return tf.distribute.get_strategy()  # what TensorFlow takes by itself
+            return tf.distribute.get_strategy()  # TensorFlow's own choice
         if len(names) == 1:
             return tf.distribute.OneDeviceStrategy(names[0])
         return tf.distribute.MirroredStrategy(names)
@@ -62,21 +67,24 @@ class Cluster:
     def _of_hosts(self):
         if self.hyperparameters.devices != "all":
             raise HyperparameterError(
-                f"devices={self.hyperparameters.devices}: with TF_CONFIG every host uses all its "
-                f"GPUs; choose them with CUDA_VISIBLE_DEVICES"
+                f"--devices must be all with TF_CONFIG, got {self.hyperparameters.devices}; choose "
+                f"a host's GPUs with CUDA_VISIBLE_DEVICES"
             )
         strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
         self.config = strategy.update_config_proto(self.config)
         self.config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
-        print(f"worker {self.number} of {len(self.addresses)}: waiting for the others", flush=True)
+        say(
+            f"worker {self.number} of {len(self.addresses)}: waiting up to "
+            f"{START_SECONDS // 60} minutes for the others"
+        )
         try:
             self.server = tf.distribute.Server(
                 {"worker": self.addresses}, "worker", self.number, config=self.config
             )
-        except tf.errors.OpError as error:
+        except tf.errors.OpError:
             raise Failure(
-                f"worker {self.number} cannot listen at {self.addresses[self.number]}: "
-                f"{first_line(error)}"
+                f"worker {self.number} cannot listen at {self.addresses[self.number]}; another "
+                f"process may use that port, or the address is not this host's"
             ) from None
         self.target = self.server.target
         return strategy
@@ -84,122 +92,174 @@ class Cluster:
     def __enter__(self):
         self._open = contextlib.ExitStack()
         self._open.enter_context(self.strategy.scope())
+        if len(self.addresses) > 1:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, kind, error, _):
         self.finished.set()
         self._open.close()
         if len(self.addresses) > 1 and isinstance(error, tf.errors.OpError):
-            raise Failure(
-                f"{self._silent_workers() or 'a worker stopped: ' + first_line(error)}; {GO_ON}"
-            ) from None
+            silent = _described(_silent_workers(self.addresses))
+            raise Failure(f"{silent or 'a worker stopped: ' + first_line(error)}; {RESTART}")
 
     def _watch(self):
-        """End this process when another worker is gone. A step fails by itself then; what would
-        wait forever is the set-up of one that the other never joins."""
-        silent_before = False
-        while not self.finished.wait(WATCH_SECONDS):
-            silent = self._silent_workers()
-            if silent and silent_before and not self.finished.is_set():
-                print(f"error: {silent}; {GO_ON}", file=sys.stderr, flush=True)
-                os._exit(1)
-            silent_before = bool(silent)
+        """End this process if another worker is gone, if one does not come in time, or if a signal
+        arrives before they have all met: TensorFlow would wait forever."""
+        started = checked = noted = time.monotonic()
+        silent_since, seen = {}, set()
+        while not self.finished.wait(0.1):
+            now = time.monotonic()
+            if self.signals.received and not self.met.is_set():
+                number = self.signals.received
+                self._end(128 + number, f"stopped by {number.name}; the workers had not met")
+            if now - checked < CHECK_SECONDS:
+                continue
+            checked = now
+            silent = _silent_workers(self.addresses)
+            seen |= set(range(len(self.addresses))) - silent.keys()
+            expected = silent.keys() if self.met.is_set() else silent.keys() & seen
+            silent_since = {n: silent_since.get(n, now) for n in expected}
+            gone = {
+                number: silent[number]
+                for number, since in silent_since.items()
+                if now - since >= (FROZEN_SECONDS if silent[number].frozen else CHECK_SECONDS)
+            }
+            if gone and not self.finished.is_set():
+                self._end(1, f"error: {_described(gone)}; {RESTART}")
+            if self.met.is_set():
+                continue
+            missing = _described(silent) or (
+                "all workers answer, but have not met; give them the same TF_CONFIG but for the "
+                "index"
+            )
+            if now - started > START_SECONDS:
+                minutes = START_SECONDS // 60
+                self._end(1, f"error: after {minutes} minutes, {missing}; {RESTART}")
+            if now - noted > NOTE_SECONDS:
+                noted = now
+                print_error(f"waiting for {now - started:.0f} s: {missing}")
 
-    def _silent_workers(self):
-        """Who does not listen any more, in words."""
-        silent = []
-        for number, address in enumerate(self.addresses):
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host, int(port)), timeout=5).close()
-            except OSError:
-                silent.append(f"worker {number} at {address} does not answer")
-        return ", ".join(silent)
+    def _end(self, status, line):
+        print_error(line)
+        os._exit(status)
 
     def session(self):
-        """A `tf.Session` on the devices of all hosts."""
+        """Return a `tf.Session` on the devices of all hosts."""
         return tf.Session(self.target, config=self.config)
 
     def gather(self, values):
-        """The integers `values` of every worker, int64 [workers, values]; every worker has to call
-        it, and waits here for the others."""
+        """Return the integers `values` of every worker, int64 [workers, values]. Every worker has
+        to call it, and waits here for the others."""
         if len(self.addresses) < 2:
             return np.array([values])
         if len(values) not in self.gathering:
             self.gathering[len(values)] = self._gathering(len(values))
         session, row, table = self.gathering[len(values)]
         result = session.run(table, {row: values})
-        if not self.watching.is_alive():  # now that all are here
-            self.watching.start()
+        self.met.set()
         return result
 
     def _gathering(self, count):
-        """A session, the placeholder for this worker's row, and the table of all rows."""
+        """Return a session, the placeholder for this worker's row, and the table of all rows."""
         with tf.Graph().as_default(), self.strategy.scope():
             row = tf.placeholder(tf.int64, [count])
             mine = tf.one_hot(self.number, len(self.addresses), dtype=tf.int64)[:, None] * row
             tables = self.strategy.run(lambda: tf.identity(mine))
             total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, tables, axis=None)
-            # Each of a worker's devices has said it.
+            # Each device of a worker has added its row.
             devices = self.strategy.num_replicas_in_sync // len(self.addresses)
             session = self.session()
             self._open.callback(session.close)
             return session, row, total // devices
 
     def wait_for_all(self):
-        """Return when every worker has come here; from then on each may end when it likes."""
+        """Return when every worker has arrived here; from then on each may end at any time."""
         self.gather([0])
         self.finished.set()
 
     def from_chief(self, *values):
-        """The chief's integers `values`, on every worker."""
+        """Return the chief's integers `values` on every worker."""
         return self.gather(values)[0].tolist()
 
     def any(self, flag):
-        """Whether `flag` is true on any worker."""
+        """Return whether `flag` is true on any worker."""
         return bool(self.gather([bool(flag)]).any())
 
     def check_same(self, **texts):
-        """Raise Failure unless every worker has the chief's `texts`, named as people know them."""
+        """Raise Failure unless every worker has the chief's `texts`; their names are for people."""
         rows = self.gather([zlib.crc32(text.encode()) for text in texts.values()])
         names = [name.replace("_", " ") for name in texts]
         for number, row in enumerate(rows):
-            others = [name for name, same in zip(names, row == rows[0], strict=True) if not same]
-            if others:
+            different = [n for n, equal in zip(names, row == rows[0], strict=True) if not equal]
+            if different:
                 raise Failure(
-                    f"worker {number} at {self.addresses[number]} has other {', '.join(others)} "
-                    f"than the chief: give all workers the same"
+                    f"worker {number} at {self.addresses[number]} has different "
+                    f"{' and '.join(different)} from the chief; all workers need the same"
                 )
 
 
+class Silence(str):
+    """Why a worker does not answer."""
+
+    frozen = False
+
+
+def _silent_workers(addresses):
+    """Return {number: Silence} of the workers that do not answer."""
+    silent = {}
+    for number, address in enumerate(addresses):
+        host, _, port = address.rpartition(":")
+        reason = Silence(f"worker {number} at {address} does not answer")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+                reason.frozen = True
+                connection.sendall(GREETING)
+                if not connection.recv(1):
+                    raise OSError
+        except (OSError, OverflowError):
+            silent[number] = reason
+    return silent
+
+
+def _described(silent):
+    return ", ".join(silent.values())
+
+
 def _hosts():
-    """The addresses of all workers in TF_CONFIG, [] without it, and this one's number of them."""
+    """Return the addresses of all workers in TF_CONFIG, [] without it, and the number of this one.
+
+    Raises Failure if TF_CONFIG is not valid."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         return [], 0
     try:
         config = json.loads(text)
         addresses, task = config["cluster"]["worker"], config["task"]
-        right = set(config["cluster"]) == {"worker"} and task["type"] == "worker"
-        right = right and all(re.fullmatch(r"\S+:\d+", address) for address in addresses)
-        if right and task["index"] in range(len(addresses)):
-            return addresses, task["index"]
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise Failure(
-        f"TF_CONFIG is not understood: {text}; it takes "
-        """{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}"""
-    )
+        index = task["index"]
+        valid = set(config["cluster"]) == {"worker"} and task["type"] == "worker"
+        valid = valid and all(re.fullmatch(r"\S+:\d{1,5}", address) for address in addresses)
+        valid = valid and type(index) is int and index in range(len(addresses))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        valid = False
+    if not valid:
+        raise Failure(
+            f"TF_CONFIG is not valid: {first_line(ValueError(text))}; it must be "
+            '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+        )
+    if duplicates := sorted({a for a in addresses if addresses.count(a) > 1}):
+        raise Failure(f"TF_CONFIG names {duplicates[0]} twice; give each worker its own address")
+    return addresses, index
 
 
 def device_names(devices):
-    """The TensorFlow names of the hyperparameter `devices`."""
+    """Return the TensorFlow names of the hyperparameter `devices`.
+
+    Raises Failure if there is no such GPU."""
     if devices == "all":
         return [f"/gpu:{number}" for number in range(len(visible_gpus()))] or ["/cpu:0"]
     names = [f"/{name}" if ":" in name else f"/gpu:{name}" for name in devices.split(",")]
-    missing = [name for name in names if "gpu" in name and int(name[5:]) >= len(visible_gpus())]
-    if missing:
-        raise Failure(
-            f"devices={devices}: TensorFlow sees {len(visible_gpus())} GPUs here, numbered from 0"
-        )
+    gpus = len(visible_gpus())
+    if any("gpu" in name and int(name[5:]) >= gpus for name in names):
+        raise Failure(f"--devices={devices}: TensorFlow sees {gpus} GPUs here, numbered from 0")
     return names

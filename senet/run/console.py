@@ -4,8 +4,17 @@ import time
 
 from tqdm import tqdm
 
-from senet.compat import tf
+from senet.compat import discard_output, tf
 from senet.devices import describe_devices, describe_precision, visible_gpus
+
+
+def say(text):
+    """Print a line. Training goes on if nobody can read it: output that cannot be written goes
+    nowhere from then on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        discard_output(1)
 
 
 def start_lines(network, data, strategy, hyperparameters, state):

@@ -18,7 +18,7 @@ from senet.errors import Failure
 from senet.hyperparameters import computing_fields
 from senet.run.checkpoints import Checkpoints
 from senet.run.cluster import Cluster
-from senet.run.console import long_run_note, progress_bar, start_lines
+from senet.run.console import long_run_note, progress_bar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.signals import Stopped, StopSignals
@@ -34,17 +34,17 @@ class Run:
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters, self.network = hyperparameters, network
-        self.cluster = Cluster(hyperparameters)
-        self.folder = RunFolder(hyperparameters)
         self.signals = StopSignals()
+        self.cluster = Cluster(hyperparameters, self.signals)
+        self.folder = RunFolder(hyperparameters)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             if self.cluster.chief:
                 stack.enter_context(self.folder)
+            stack.enter_context(self.signals)
             stack.enter_context(tf.Graph().as_default())
             stack.enter_context(self.cluster)
-            stack.enter_context(self.signals)
             self._open = stack.pop_all()
         return self
 
@@ -117,10 +117,10 @@ class Run:
         hp, strategy = self.hyperparameters, self.cluster.strategy
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
-        print(start_lines(self.network, self.data, strategy, hp, state), flush=True)
+        say(start_lines(self.network, self.data, strategy, hp, state))
         epochs = hp.total_epochs - self.epochs_done
         if epochs == 0:
-            print("already finished; give a larger --total_epochs to continue")
+            say("already finished; give a larger --total_epochs to continue")
         note = long_run_note(
             lambda batch: self.session.run(test_batch, inputs.feed(batch)),
             self.data,
@@ -129,7 +129,7 @@ class Run:
             strategy,
         )
         if note:
-            print(note, flush=True)
+            say(note)
 
     def _script(self):
         """Return the file name of the script that runs."""
@@ -214,7 +214,7 @@ class Run:
         scalars = self._of_last_step() | values
         self.events.write(step=epoch, summary=epoch_summary(scalars, images, tested, self.data))
         self._save()
-        print(row, flush=True)
+        say(row)
 
     def _of_last_step(self):
         """Return the scalars of the epoch's last step; none if a resumed epoch had no step left."""
@@ -235,11 +235,11 @@ class Run:
         self.cluster.wait_for_all()
         if not self.cluster.chief:
             return
-        print(f"done: checkpoints in {self.folder.model}")
+        say(f"done: checkpoints in {self.folder.model}")
         if best := self.folder.best_epoch():
             step = best * self.epoch_steps
-            print(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
-        print(f"next: python {self._script()} evaluate --run_dir={self.folder.path}")
+            say(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
+        say(f"next: python {self._script()} evaluate --run_dir={self.folder.path}")
 
 
 def _source_code(network):

@@ -1,15 +1,17 @@
-"""Stopping by SIGINT (Ctrl-C) and SIGTERM."""
+"""Stopping by SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal or ssh connection)."""
 
 import os
 import signal
 import socket
 import threading
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from senet.compat import discard_output, print_error
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """A run was stopped by `signal_number`, and saved; the text says how to go on."""
+    """A run was stopped by `signal_number`, and saved; the text says how to resume."""
 
     def __init__(self, signal_number, text):
         super().__init__(text)
@@ -17,33 +19,48 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Inside its `with` statement the first signal is only noted in `received`, and a second one
-    ends the process at once.
+    """Note the first signal in `received`, inside a `with` statement; a second one ends the process
+    at once. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
 
-    A Python signal handler has to wait for the main thread to come back from TensorFlow, which
-    may take a whole training step. The wakeup socket does not, and a thread listens at its end.
+    A Python signal handler has to wait until the main thread returns from TensorFlow, which may
+    take a whole training step. The wakeup socket does not, and a thread listens at its other end.
     """
 
     received = None
 
     def __enter__(self):
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._listening, self._waking = socket.socketpair()
         self._waking.setblocking(False)
-        self._fd_before = signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
-        self._handlers_before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
+        self._descriptor_before = signal.set_wakeup_fd(
+            self._waking.fileno(), warn_on_full_buffer=False
+        )
+        self._handlers_before = {
+            number: signal.signal(number, lambda *_: None)
+            for number in SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *_):
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._fd_before)
+        signal.set_wakeup_fd(self._descriptor_before)
         self._waking.close()
 
     def _listen(self):
         with self._listening:
             while number := self._listening.recv(1):
-                if number[0] in SIGNALS:
-                    if self.received:
-                        os._exit(128 + number[0])
-                    self.received = signal.Signals(number[0])
+                if number[0] in self._handlers_before:
+                    self._note(signal.Signals(number[0]))
+
+    def _note(self, number):
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+        if number == signal.SIGHUP:
+            # Writing to a terminal that is gone would be an error.
+            discard_output(*self._terminals)
+        if number == signal.SIGINT:
+            print_error("finishing this step, then saving; Ctrl-C again quits without saving")
