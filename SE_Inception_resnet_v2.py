@@ -5,18 +5,25 @@ before the sum, and on the output of both reductions."""
 import functools
 import sys
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Interval
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
-from senet.cli.commands import commands_for
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
-from senet.hyperparameters import above, at_least, between, check_fields, device_names, path
+from senet.hyperparameters import (
+    MAY_CHANGE,
+    MAY_GROW,
+    NOT_EMPTY,
+    RunHyperparameters,
+    one_of,
+)
 from senet.layers import (
     Concatenation,
     Dropout,
@@ -30,62 +37,51 @@ from senet.layers import (
 )
 from senet.losses import cross_entropy
 from senet.run.run import Run
-from senet.schedules import learning_rate
+from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
 
 # ---------------------------------------------------------------------------- hyperparameters
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
-    # the network
-    reduction_ratio: at_least(0) = 16  # of the SE blocks' bottleneck; 0: a network without them
-    padding: at_least(0) = 32  # zeros on each side of a picture: 32 makes 32x32 into 96x96
+class Hyperparameters(RunHyperparameters):
+    run_dir = "runs/SE_Inception_resnet_v2"
+
+    # network
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0: no SE blocks
+    padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: at_least(0.0) = 5e-4  # times half the squares of all trained values
-    momentum: between(0.0, 1.0) = 0.9  # Nesterov's
-    init_learning_rate: above(0.0) = 0.1  # divided by 10 at 30, 60 and 90 % of the epochs
-    schedule: path = "steps"
-    label_smoothing: at_least(0.0) = 0.0
-    batch_size: at_least(2) = 128  # pictures a step, at most; batch norm of 1x1 maps needs two
-    total_epochs: between(1, 10**6) = 100  # passes over the training set
-    seed: between(0, 2**32) = 0  # of weights, order of the pictures, augmentation and dropout
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # times half the squares of decayed_variables()
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov's
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the highest of the schedule
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # of the learning rate
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # in the training loss only
+    batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least two
+    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # of weights, shuffling, dropout
 
-    # surroundings
-    dataset: path = "cifar10"  # or shapes, drawn here; or a folder of train/<class>/, test/<class>/
-    image_size: at_least(8) = 32  # side of a picture; a folder's pictures are resized to it
-    data_dir: path = "data"  # where CIFAR-10 is, or is downloaded to
-    run_dir: path = "runs/SE_Inception_resnet_v2"  # checkpoints and logs of the run
-    save_minutes: above(0.0) = 10.0  # between checkpoints, besides the one of each epoch
-
-    # devices, memory and speed
-    devices: device_names = "all"  # GPUs, or some: "0,1"; without any, "cpu:0,cpu:1" makes two
-    micro_batch_size: at_least(0) = 0  # pictures in memory at once; 0: all of a batch
-    mixed_precision: bool = True  # compute in bfloat16 where the device does, else in float32
-    xla: bool = False  # on a GPU, let XLA compile what it can: a slow start; not measured yet
-    allow_soft_placement: bool = True  # let TensorFlow move what a GPU cannot do to the CPU
+    # data, memory and speed
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
+    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
+    mixed_precision: bool = True  # compute in bfloat16 where the device can
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run on the CPU what a GPU cannot
 
     # for a first run without a GPU
     SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
-        check_fields(self)
-        if self.reduction_ratio > 384:
-            raise HyperparameterError(
-                f"reduction_ratio={self.reduction_ratio}: the first stage has 384 channels, "
-                f"reduction_ratio takes 0 to 384"
-            )
+        super().__post_init__()
         if self.micro_batch_size in (1, 2):  # of 2, a batch of 3 would be 1 and 2
             raise HyperparameterError(
-                f"micro_batch_size={self.micro_batch_size}: batch norm of 1x1 maps needs two "
-                f"pictures; micro_batch_size takes 0, or 3 or more"
+                f"--micro_batch_size must be 0 or at least 3, because batch norm of 1x1 maps needs "
+                f"two images, got {self.micro_batch_size}"
             )
         side = self.image_size + 2 * self.padding
         if side < 75:
             raise HyperparameterError(
-                f"padding={self.padding}: makes pictures of {side} pixels a side, this network "
-                f"needs 75 at least; padding takes {(76 - self.image_size) // 2} or more"
+                f"--padding must be at least {(76 - self.image_size) // 2}, because the network "
+                f"needs 75 pixels a side, got {self.padding}, which makes {side}"
             )
 
 
@@ -287,8 +283,7 @@ def train(hyperparameters):
 
 def main(argv=None):
     """Run the command line `argv` and return the exit status."""
-    commands = {"train": train, **commands_for(SE_Inception_resnet_v2)}
-    return run_command(commands, Hyperparameters, argv)
+    return run_command(train, SE_Inception_resnet_v2, Hyperparameters, argv)
 
 
 if __name__ == "__main__":

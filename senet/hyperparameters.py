@@ -1,121 +1,237 @@
-"""Types for the fields of a script's `Hyperparameters`: what a field takes, checked in one place.
+"""Hyperparameters: a frozen dataclass whose annotations say what each field allows.
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    batch_size: at_least(1) = 128
+    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path
 
-    def __post_init__(self):
-        check_fields(self)
-"""
+The one line is the default, the check, the flag `--depth=64` and its help."""
 
 import dataclasses
-import math
+import enum
+import functools
+import inspect
+import json
+import operator
+import pathlib
 import re
-from typing import Annotated, Any, NamedTuple, get_type_hints
+import reprlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, NamedTuple, get_origin, get_type_hints
 
-from senet.errors import HyperparameterError
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MultipleOf
+
+from senet.errors import Failure, HyperparameterError, first_line
 
 
-class Range(NamedTuple):
-    """What the values of a field satisfy, and how to say that."""
+class Rule(NamedTuple):
+    """A constraint of our own: `words` complete the sentence "--name must ..."."""
 
     words: str
-    holds: Any
+    holds: Callable[[Any], bool]
 
 
-def at_least(least):
-    """A number of `least` or more, of the type of `least`."""
-    return Annotated[type(least), Range(f"{least} or more", lambda value: value >= least)]
+def one_of(*choices):
+    """Return the constraint that a value is one of `choices`."""
+    return Rule(f"be one of {', '.join(map(str, choices))}", choices.__contains__)
 
 
-def above(bound):
-    """A number above `bound`, of the type of `bound`."""
-    return Annotated[type(bound), Range(f"above {bound}", lambda value: value > bound)]
+def _are_devices(text):
+    numbers = re.findall("[0-9]+", text)
+    pattern = "all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*"
+    return bool(re.fullmatch(pattern, text)) and len(set(map(int, numbers))) == len(numbers)
 
 
-def between(least, bound):
-    """A number from `least` up to, not including, `bound`."""
-    return Annotated[
-        type(least),
-        Range(f"from {least} up to, not including, {bound}", lambda value: least <= value < bound),
-    ]
+def _is_utf8(text):
+    return text == text.encode(errors="ignore").decode()
 
 
-def written(words, pattern):
-    """A text that the regular expression `pattern` fits; `words` say so to people."""
-    return Annotated[str, Range(words, lambda value: re.fullmatch(pattern, value))]
-
-
-path = Annotated[str, Range("not empty", bool)]
-device_names = written(
-    "all, numbers of GPUs like 0,1 or CPU devices like cpu:0,cpu:1",
-    r"all|\d+(,\d+)*|cpu:\d+(,cpu:\d+)*",
+NOT_EMPTY = Rule("not be empty", bool)
+DEVICES = Rule(
+    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1", _are_devices
 )
-
-WORDS = {int: "a whole number,", float: "a number,", bool: "True or False", str: "a text,"}
-
-
-def field_type(Hyperparameters, name):
-    """The plain type of a field (int, float, bool or str) and its ranges."""
-    hint = get_type_hints(Hyperparameters, include_extras=True)[name]
-    if hasattr(hint, "__metadata__"):
-        return hint.__origin__, hint.__metadata__
-    return hint, ()
-
-
-def takes(Hyperparameters, name):
-    """What a field takes, in words."""
-    kind, ranges = field_type(Hyperparameters, name)
-    return " ".join([WORDS[kind], *(limit.words for limit in ranges)]).rstrip(",")
-
-
-def parse_field(Hyperparameters, name, text):
-    """The value of `--name=text`.
-
-    Raises HyperparameterError if the text is not of the field's type."""
-    kind, _ = field_type(Hyperparameters, name)
-    try:
-        return {"True": True, "False": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise HyperparameterError(
-            f"{name}={text}: {name} takes {takes(Hyperparameters, name)}"
-        ) from None
-
-
-def check_fields(hyperparameters):
-    """Raise HyperparameterError for the first field whose value is not what the field takes."""
-    cls = type(hyperparameters)
-    for field in dataclasses.fields(cls):
-        value = getattr(hyperparameters, field.name)
-        kind, ranges = field_type(cls, field.name)
-        right_type = type(value) is kind or (kind is float and type(value) is int)
-        finite = kind is not float or (right_type and math.isfinite(value))
-        if not (right_type and finite and all(limit.holds(value) for limit in ranges)):
-            raise HyperparameterError(
-                f"{field.name}={value}: {field.name} takes {takes(cls, field.name)}"
-            )
-
-
-MAY = {
-    "data_dir",
-    "run_dir",
-    "save_minutes",
-    "devices",
-    "xla",
-    "allow_soft_placement",
-    "dataset",
-    "micro_batch_size",
+# For every field of the type.
+EVERY = {
+    float: [Rule("be finite", lambda value: abs(value) <= sys.float_info.max)],
+    str: [
+        Rule("have at most 4,096 characters", lambda text: len(text) <= 4096),
+        Rule(
+            "not contain control characters", lambda text: not re.search(r"[\x00-\x1f\x7f]", text)
+        ),
+        Rule("be valid UTF-8", _is_utf8),
+    ],
+}
+TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+LIMITS = {
+    Ge: ("ge", operator.ge, "be at least"),
+    Gt: ("gt", operator.gt, "be greater than"),
+    Le: ("le", operator.le, "be at most"),
+    Lt: ("lt", operator.lt, "be less than"),
+    MultipleOf: ("multiple_of", lambda value, n: value % n == 0, "be a multiple of"),
 }
 
 
+class Resume(enum.Enum):
+    """Markers of a field: how it may differ when a run is resumed. Unmarked, it may not."""
+
+    MAY_CHANGE = enum.auto()
+    MAY_GROW = enum.auto()
+
+
+MAY_CHANGE, MAY_GROW = Resume
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHyperparameters:
+    """The settings of every run; a script's `Hyperparameters` inherits them and adds its own.
+
+    A subclass may override a default without repeating the annotation: `run_dir = "runs/mine"`.
+    Raises HyperparameterError for the first field whose value is not allowed."""
+
+    # run
+    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # where to find or download CIFAR
+    run_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "runs/run"  # checkpoints and logs
+    save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of an image; resizes a folder's
+
+    # devices
+    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # GPUs; or some: 0,1; or cpu:0,cpu:1
+    xla: Annotated[bool, MAY_CHANGE] = False  # compile for the GPU with XLA; a slow start
+
+    def __init_subclass__(cls):
+        # @dataclass overlooks a default without an annotation: complete it, or say so.
+        annotations = inspect.get_annotations(cls)
+        for name, value in list(vars(cls).items()):
+            if name.startswith("_") or name in annotations or not isinstance(value, tuple(TYPES)):
+                continue
+            inherited = [base.__annotations__ for base in cls.__mro__[1:-1]]
+            found = [hints[name] for hints in inherited if name in hints]
+            if not found:
+                kind = type(value).__name__
+                raise TypeError(f"{cls.__name__}.{name} needs a type: {name}: {kind} = {value!r}")
+            cls.__annotations__[name] = found[0]
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_field(type(self), field.name, getattr(self, field.name))
+
+
+@functools.cache
+def _declared(Hyperparameters):
+    """Return {field name: (type, metadata)}. Raises TypeError for what cannot be checked."""
+    hints = get_type_hints(Hyperparameters, include_extras=True)
+    names = {field.name for field in dataclasses.fields(Hyperparameters)}
+    declared = {}
+    for name, hint in hints.items():
+        if get_origin(hint) is ClassVar:
+            continue
+        where = f"{Hyperparameters.__name__}.{name}"
+        if name not in names:
+            raise TypeError(f"{where} is not a field: decorate the class @dataclass(frozen=True)")
+        kind = getattr(hint, "__origin__", hint)
+        if kind not in TYPES:
+            raise TypeError(f"{where} must be int, float, bool or str, got {hint}")
+        metadata = list(EVERY.get(kind, []))
+        for item in getattr(hint, "__metadata__", ()):
+            metadata += item if isinstance(item, GroupedMetadata) else [item]
+        for item in metadata:
+            if not isinstance(item, (Rule, Resume, *LIMITS)):
+                allowed = ", ".join(cls.__name__ for cls in LIMITS)
+                raise TypeError(f"{where}: cannot check {item!r}; use {allowed}, Interval or Rule")
+        declared[name] = kind, metadata
+    return declared
+
+
+def shown(value):
+    """Return the repr of a value, on one line and shortened to about 100 characters."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = 100
+    try:
+        return short.repr(value)
+    except ValueError:  # Python refuses to write out an int of thousands of digits
+        return "a number of thousands of digits"
+
+
+def check_field(Hyperparameters, name, value, prefix="--"):
+    """Raise HyperparameterError, with `prefix` before the name, if a field does not allow a
+    value."""
+    kind, metadata = _declared(Hyperparameters)[name]
+    must = []
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        must = [f"be {TYPES[kind]}"]
+    else:
+        for item in metadata:
+            if isinstance(item, Rule) and not item.holds(value):
+                must.append(item.words)
+            elif type(item) in LIMITS:
+                attribute, holds, words = LIMITS[type(item)]
+                if not holds(value, getattr(item, attribute)):
+                    must.append(f"{words} {getattr(item, attribute)}")
+    if must:
+        raise HyperparameterError(f"{prefix}{name} must {must[0]}, got {shown(value)}")
+
+
+def parse_field(Hyperparameters, name, text):
+    """Return the value of `--name=text`. Raises HyperparameterError if the field does not allow
+    it."""
+    kind, _ = _declared(Hyperparameters)[name]
+    try:
+        value = {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = text
+    check_field(Hyperparameters, name, value)
+    return value
+
+
+def _may(Hyperparameters, marker):
+    """Return the names of the fields declared with `marker`."""
+    return {
+        name for name, (_, metadata) in _declared(Hyperparameters).items() if marker in metadata
+    }
+
+
 def computing_fields(hyperparameters):
-    return {n: v for n, v in dataclasses.asdict(hyperparameters).items() if n not in MAY}
+    """Return {name: value} of the fields that decide what is computed: all but MAY_CHANGE."""
+    may_change = _may(type(hyperparameters), MAY_CHANGE)
+    fields = dataclasses.asdict(hyperparameters)
+    return {name: value for name, value in fields.items() if name not in may_change}
+
+
+def check_fields(Hyperparameters, fields):
+    """Raise HyperparameterError if `fields`, read from somewhere, is not a dict of declared fields
+    and allowed values. It need not hold all fields."""
+    if not isinstance(fields, dict):
+        raise HyperparameterError(f"hyperparameters must be a JSON object, got {shown(fields)}")
+    for name, value in fields.items():
+        if name not in _declared(Hyperparameters):
+            raise HyperparameterError(f"the script has no hyperparameter {shown(name)}")
+        check_field(Hyperparameters, name, value, prefix="")
+
+
+def load_fields(path, Hyperparameters):
+    """Return the dict in hyperparameters.json at `path`. A field added to the script later is
+    missing. Raises Failure if it cannot be read or used by this script."""
+    try:
+        fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        check_fields(Hyperparameters, fields)
+    except HyperparameterError as error:
+        raise Failure(f"{path} is not for this script: {error}; fix it") from None
+    except RecursionError:
+        raise Failure(f"{path} cannot be read: too deeply nested; fix it") from None
+    except (OSError, ValueError) as error:
+        raise Failure(f"{path} cannot be read: {first_line(error)}; fix it") from None
+    return fields
 
 
 def changed_fields(hyperparameters, before):
-    d = {f.name: f.default for f in dataclasses.fields(hyperparameters)}
-    return [
-        (n, before.get(n, d[n]), v)
-        for n, v in computing_fields(hyperparameters).items()
-        if v != before.get(n, d[n]) and not (n == "total_epochs" and v > before[n])
-    ]
+    """Return [(name, before, now)] of the fields that differ and may not, when a run with the
+    fields `before`, a dict, is resumed. A missing field had its default.
+
+    Raises HyperparameterError for an unknown field or a value that is not allowed."""
+    check_fields(type(hyperparameters), before)
+    defaults = {field.name: field.default for field in dataclasses.fields(hyperparameters)}
+    may_grow = _may(type(hyperparameters), MAY_GROW)
+    changes = []
+    for name, now in computing_fields(hyperparameters).items():
+        was = before.get(name, defaults[name])
+        if was != now and not (name in may_grow and now > was):
+            changes.append((name, was, now))
+    return changes

@@ -1,42 +1,65 @@
-"""From the command line to a script's `Hyperparameters`, and from what goes wrong to one line and
-an exit status."""
+"""From the command line to a script's `Hyperparameters` and a command, and from an error to one
+line and an exit status."""
 
+import argparse
+import ast
 import dataclasses
+import difflib
 import inspect
-import json
+import itertools
 import pathlib
+import re
 import sys
+import textwrap
+import traceback
 
-from senet.compat import tf
+from senet.cli import commands
+from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line
-from senet.hyperparameters import field_type, parse_field
+from senet.hyperparameters import load_fields, parse_field, shown
 from senet.run.signals import Stopped
 
+CHECKPOINT = ("[--checkpoint=NAME]", "--checkpoint", {"metavar": "NAME", "help": "default: newest"})
+JSON = ("[--json]", "--json", {"action": "store_true", "help": "one JSON object per image"})
+# Help, then how each argument is written, its name and its settings for argparse.
+COMMANDS = {
+    "train": ("train, or resume the run in run_dir (the default command)",),
+    "evaluate": ("print loss, accuracy and the confusion matrix of the test set", CHECKPOINT),
+    "predict": (
+        "print the most probable classes of image files",
+        ("IMAGE...", "images", {"metavar": "IMAGE", "nargs": "+"}),
+        CHECKPOINT,
+        JSON,
+    ),
+    "export": (
+        "write a SavedModel into a new folder",
+        ("FOLDER", "folder", {"metavar": "FOLDER"}),
+        CHECKPOINT,
+    ),
+    "excitation": ("draw the mean gate of each SE block's channels for each class", CHECKPOINT),
+}
 
-def run_command(commands, Hyperparameters, argv=None):
-    """Run one of `commands`, a dict of functions that take a Hyperparameters, and return the exit
-    status: 0 done, 1 a failure at run time, 2 a wrong command line, 130 or 143 stopped by a signal.
 
-    `argv` is `[command] [argument ...] [--name=value ...]` without the program; without a command
-    the first of `commands` is run, which trains. The others start from the hyperparameters of the
-    run in `run_dir`. What a command takes besides hyperparameters stands in its signature.
-    """
+def run_command(train, network, Hyperparameters, argv=None):
+    """Run the command line `argv` of a script and return the exit status: 0 done, 1 failed at run
+    time, 2 wrong command line, 130 or 143 stopped by a signal.
+
+    `train` takes a Hyperparameters, `network` is the script's class. The other commands are those
+    of `senet.cli.commands`, with the hyperparameters of the run in `run_dir` where the command
+    line gives none."""
     try:
-        argv = sys.argv[1:] if argv is None else argv
-        train = next(iter(commands))
-        name, *rest = argv if argv and not argv[0].startswith("-") else [train, *argv]
-        if {"-h", "--help"} & set(argv):
-            print(_help(commands, Hyperparameters))
-            return 0
-        if name not in commands:
-            raise HyperparameterError(
-                f"unknown command {name!r}: it is one of {', '.join(commands)}"
-            )
-        arguments, options, values = _parse(rest, name, commands[name], Hyperparameters)
-        if name != train:
-            run_dir = values.get("run_dir", Hyperparameters.run_dir)
-            values = _of_run(run_dir, Hyperparameters) | values
-        return commands[name](Hyperparameters(**values), *arguments, **options) or 0
+        command, fields, arguments = parse(sys.argv[1:] if argv is None else argv, Hyperparameters)
+        if command == "train":
+            train(Hyperparameters(**fields))
+            status = 0
+        else:
+            run_dir = fields.get("run_dir", Hyperparameters.run_dir)
+            # The run_dir in the file is where the run was trained; it may have moved since.
+            fields = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir} | fields
+            run = getattr(commands, command)
+            status = run(network, Hyperparameters(**fields), **arguments) or 0
+        sys.stdout.flush()
+        return status
     except HyperparameterError as error:
         return _fail(2, error)
     except Failure as error:
@@ -44,93 +67,128 @@ def run_command(commands, Hyperparameters, argv=None):
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_status
+    except BrokenPipeError:  # as of `| head`; Python flushes once more at its exit
+        discard_output(1)
+        return 1
     except OSError as error:
         return _fail(1, f"{error.filename or 'input or output'}: {error.strerror or error}")
-    except tf.errors.ResourceExhaustedError:
-        return _fail(
-            1, "out of memory: try again with a smaller --micro_batch_size (0 is the whole batch)"
-        )
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        return _fail(1, "out of memory: try a smaller --micro_batch_size (0 is the whole batch)")
+    except (OverflowError, RecursionError, UnicodeError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{pathlib.Path(frame.filename).name}, line {frame.lineno}"
+        kind = type(error).__name__
+        return _fail(1, f"{kind} in {where}: {first_line(error)}; check the values given")
     except KeyboardInterrupt:
-        return _fail(130, f"{name}: interrupted; the same command starts again")
+        return _fail(130, "interrupted; the same command starts again")
 
 
 def _fail(status, message):
-    print(f"error: {message}", file=sys.stderr)
+    line = str(message).replace("\n", "\\n").replace("\r", "\\r")
+    print(f"error: {line}", file=sys.stderr)
     return status
 
 
-def _parse(argv, name, command, Hyperparameters):
-    """What the command `name` is given: its arguments, its options, and values of fields."""
-    parameters = list(inspect.signature(command).parameters.values())[1:]
-    named = [p for p in parameters if p.default is p.empty]
-    own = [(p.name, type(p.default), p.default) for p in parameters if p not in named]
-    Options = dataclasses.make_dataclass("Options", own)
-    kinds = dict.fromkeys([option for option, *_ in own], Options)
-    kinds |= dict.fromkeys([f.name for f in dataclasses.fields(Hyperparameters)], Hyperparameters)
-
-    arguments, given = [], {Options: {}, Hyperparameters: {}}
-    for text in argv:
-        if not text.startswith("-"):
-            arguments.append(text)
-            continue
-        if not text.startswith("--"):
-            raise HyperparameterError(f"{text!r} is not understood: options are --name=value")
-        option, equals, value = text.removeprefix("--").partition("=")
-        if option not in kinds:
-            raise HyperparameterError(
-                f"unknown hyperparameter {option!r}: it is one of {', '.join(kinds)}"
-            )
-        kind = kinds[option]
-        if not equals and field_type(kind, option)[0] is not bool:
-            raise HyperparameterError(f"{option} has no value: write --{option}=VALUE")
-        given[kind][option] = parse_field(kind, option, value if equals else "True")
-
-    several = any(p.kind is p.VAR_POSITIONAL for p in named)
-    if not (len(arguments) == len(named) or (several and len(arguments) >= len(named))):
-        wanted = [word for word in _arguments(command).split() if not word.startswith("[")]
-        usage = " ".join(wanted) or "no arguments"
-        raise HyperparameterError(f"{name} takes {usage}, not {' '.join(arguments) or 'none'}")
-    return arguments, given[Options], given[Hyperparameters]
-
-
-def _arguments(command):
-    """How a command is called, without the hyperparameters: like PICTURE... [--json]."""
-    words = []
-    for parameter in list(inspect.signature(command).parameters.values())[1:]:
-        if parameter.default is not parameter.empty:
-            value = "" if isinstance(parameter.default, bool) else "=VALUE"
-            words.append(f"[--{parameter.name}{value}]")
-        else:
-            several = parameter.kind is parameter.VAR_POSITIONAL
-            words.append(parameter.name.upper().removesuffix("S") + several * "...")
-    return " ".join(words)
-
-
-def _of_run(run_dir, Hyperparameters):
-    """The hyperparameters with which the run in `run_dir` was started, without fields that the
-    script no longer has."""
+def _fields_of_run(run_dir, Hyperparameters):
     path = pathlib.Path(run_dir) / "hyperparameters.json"
-    names = {field.name for field in dataclasses.fields(Hyperparameters)}
-    try:
-        kept = dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise Failure(f"{path}: cannot be read: {first_line(error)}") from None
-    # Where the run is now, not where it was when it started.
-    return {name: kept[name] for name in names & kept.keys()} | {"run_dir": run_dir}
+    if not path.exists():
+        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run")
+    return load_fields(path, Hyperparameters)
 
 
-def _help(commands, Hyperparameters):
-    """How to call the script, and the declaration of its hyperparameters as it stands there."""
-    module = inspect.getmodule(Hyperparameters)
-    source = inspect.getsource(Hyperparameters)
-    declaration = source.partition("class Hyperparameters:\n")[2].partition("    def ")[0]
-    script = pathlib.Path(module.__file__).name
-    train, *others = commands
-    calls = [
-        f"python {script}",
-        *(f"python {script} {n} {_arguments(commands[n])}" for n in others),
+def parse(argv, Hyperparameters):
+    """Return (command, fields, arguments): the command's name, the hyperparameters that `argv`
+    gives, {name: value}, and what else the command takes, {name: value}.
+
+    Prints the help and raises SystemExit for --help; raises HyperparameterError for what is
+    wrong."""
+    names = [field.name for field in dataclasses.fields(Hyperparameters)]
+    flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
+    _check_names(argv, [*(f"--{name}" for name in names), "--checkpoint", "--json", "--help"])
+    # A bare --flag is --flag=True, never followed by its value: `--xla evaluate`.
+    argv = [
+        f"{word}=True" if word in flags and following not in ("True", "False") else word
+        for word, following in itertools.zip_longest(argv, argv[1:])
     ]
-    usage = "\n".join(f"{call.rstrip()} [--name=value ...]" for call in calls)
-    return f"{usage}\n\n{inspect.cleandoc(module.__doc__)}\n\n{declaration.rstrip()}"
+    parsed = vars(_parser(Hyperparameters).parse_args(argv))
+    command = parsed.pop("command", "train")
+    texts = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
+    fields = {name: parse_field(Hyperparameters, name, text) for name, text in texts.items()}
+    return command, fields, parsed
+
+
+def _check_names(argv, known):
+    """Refuse an unknown --name; argparse would blame the word that follows it."""
+    for word in itertools.takewhile(lambda word: word != "--", argv):
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(known)}"
+            raise HyperparameterError(f"unknown option {shown(name)}: {hint}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings):
+        super().__init__(argument_default=argparse.SUPPRESS, allow_abbrev=False, **settings)
+
+    def error(self, message):
+        text = message.removeprefix("argument ").replace("COMMAND: ", "")
+        text = re.sub(r"\S{101,}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", text)
+        raise HyperparameterError(f"{text}; see --help")
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def _parser(Hyperparameters):
+    module = sys.modules[Hyperparameters.__module__]
+    script = pathlib.Path(getattr(module, "__file__", None) or sys.argv[0]).name
+    fields, groups = _Parser(add_help=False), {}
+    for name, (heading, comment) in _comments(Hyperparameters).items():
+        if heading not in groups:
+            groups[heading] = fields.add_argument_group(heading)
+        text = f"{comment} (default: {getattr(Hyperparameters, name)})".strip().replace("%", "%%")
+        groups[heading].add_argument(f"--{name}", dest=f"--{name}", metavar="VALUE", help=text)
+
+    common = {"parents": [fields], "formatter_class": _Formatter}
+    usage = f"python {script} [COMMAND] [--name=value ...]"
+    parser = _Parser(usage=usage, description=module.__doc__, **common)
+    add = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands").add_parser
+    for command, (text, *arguments) in COMMANDS.items():
+        words = " ".join([command, *(written for written, *_ in arguments)])
+        usage = f"python {script} {words} [--name=value ...]"
+        subparser = add(command, usage=usage, help=text, description=text, **common)
+        for _, name, settings in arguments:
+            subparser.add_argument(name, **settings)
+    return parser
+
+
+def _comments(Hyperparameters):
+    """Return {field: (heading, comment)}, the script's own fields first: the comment after the
+    field's declaration, and the comment line above its group. Without source, both are ""."""
+    fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
+    found = {}
+    for cls in Hyperparameters.__mro__[:-1]:
+        for name, heading, comment in _declarations(cls):
+            _, overriding = found.get(name, ("", ""))
+            found[name] = heading, overriding or comment
+    own = {name: found[name] for name in inspect.get_annotations(Hyperparameters) if name in found}
+    return {name: text for name, text in (own | fields | found).items() if name in fields}
+
+
+def _declarations(cls):
+    """Yield (name, heading, comment) of each assignment in the source of a class."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # such as a class typed into an interpreter
+        return
+    lines = source.splitlines()
+    (definition,) = ast.parse(source).body
+    for node in definition.body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+            above = [line.strip(" #") for line in lines[: node.lineno] if line.strip()[:1] == "#"]
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            yield ast.unparse(target), (above or ["hyperparameters"])[-1], after.strip(" #")

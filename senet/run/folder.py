@@ -17,7 +17,7 @@ import filelock
 
 from senet.compat import tf
 from senet.errors import Failure, first_line
-from senet.hyperparameters import changed_fields
+from senet.hyperparameters import changed_fields, load_fields
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
@@ -83,11 +83,11 @@ class RunFolder:
         """Raise Failure if the checkpoints were made with hyperparameters that compute something
         else."""
         try:
-            before = dict(json.loads(self.settings.read_text("utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
+            before = load_fields(self.settings, type(self.hyperparameters))
+        except Failure as error:
             raise Failure(
-                f"{self.path} has checkpoints, but {self.settings} cannot be read; give another "
-                f"--run_dir to start from scratch"
+                f"{self.path} has checkpoints, but {error}, or give another --run_dir to start "
+                f"from scratch"
             ) from None
         if changes := changed_fields(self.hyperparameters, before):
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in changes)
