@@ -13,6 +13,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from typing import Any, Literal
 
 import numpy as np
 import pooch
@@ -110,7 +111,7 @@ def download(record, archive):
     """Download the archive of `record` to the path `archive`, where it appears only when it is
     complete and its hash is right."""
     pooch.get_logger().setLevel("ERROR")
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(record.url, record.hash, archive.name, archive.parent, downloader=downloader)
@@ -155,9 +156,9 @@ def unpack(record, archive):
                         f"{archive}: refused, since {member.name!r} does not belong in it; "
                         f"{record.archive_remedy}"
                     )
-                if name in record.files:
+                if name in record.files and (source := members.extractfile(member)):
                     with (aside / name).open("wb") as copy:
-                        shutil.copyfileobj(members.extractfile(member), copy)
+                        shutil.copyfileobj(source, copy)
             # The checksum of a .gz is behind the last member.
             while members.fileobj.read(2**20):
                 pass
@@ -189,7 +190,7 @@ def read_batch(record, path, class_count):
     """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N]."""
     content, key, remedy = _read_pickle(record, path), record.labels_key, record.folder_remedy
     data, labels = content.get(b"data"), content.get(key.encode())
-    data = data.rows if isinstance(data, _PickledArray) else np.empty(0)
+    data = data.rows if isinstance(data, _PickledArray) else np.empty([0, 0])
     if data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
         raise Failure(f"{path}: 'data' is not an array of rows of 3072 bytes; {remedy}")
     if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
@@ -279,7 +280,7 @@ class _PickledType:
 class _PickledArray:
     """An array in a pickle; its values are `rows`."""
 
-    def __init__(self, raw=b"", dtype=None, shape=(0,), order="C"):
+    def __init__(self, raw=b"", dtype=None, shape=(0,), order: Literal["C", "F"] = "C"):
         if dtype is not None and dtype.code not in (b"u1", "u1"):
             raise ValueError("not an array of bytes")
         self.rows = np.frombuffer(raw, np.uint8).reshape(shape, order=order)

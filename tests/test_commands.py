@@ -112,8 +112,8 @@ def test_predict_answers_the_rest_if_some_pictures_are_broken(call, files):
     _, whole, _ = call("predict", files[0], files[2])
     assert output == whole
     assert errors.splitlines() == [
-        f"error: {files[1]}: cannot be read as a picture: cannot identify image file",
-        "error: nowhere.png: cannot be read as a picture: No such file or directory",
+        f"error: {files[1]}: not an image, or a damaged one",
+        "error: nowhere.png: cannot be read as an image: No such file or directory",
     ]
 
 

@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
     test: Split
     label_names: list  # of str, in the order of the labels
 
-    def channel_statistics(self):
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of each channel of the training images, in pixel
         values, as two float32 arrays [3]. Both splits are normalised with them."""
         # One channel at a time and in integers: exact, and without a float copy of the set.
@@ -48,7 +48,7 @@ class Dataset(NamedTuple):
         mean = [channel.mean(dtype=np.float64) for channel in channels]
         square = [np.square(c, dtype=np.uint16).mean(dtype=np.float64) for c in channels]
         std = np.sqrt(np.subtract(square, np.square(mean)))
-        return np.float32(mean), np.float32(np.maximum(std, 1))
+        return np.array(mean, np.float32), np.maximum(std, 1).astype(np.float32)
 
 
 def load_dataset(name, data_dir, image_size=SIDE):
