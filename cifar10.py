@@ -1,10 +1,11 @@
-"""CIFAR-10 in the format of its authors: find or download, verify, read.
+"""CIFAR-10 and CIFAR-100 in the format of their authors: find or download, verify, read.
 
-60,000 colour pictures of 32x32 pixels in 10 classes (Krizhevsky, Learning Multiple Layers of
-Features from Tiny Images, 2009), as the "python version": seven pickled files in a .tar.gz.
+60,000 colour images of 32x32 pixels in 10 or 100 classes (Krizhevsky, Learning Multiple Layers of
+Features from Tiny Images, 2009), each as the "python version": pickled files in a .tar.gz.
 A pickle can run any code and an archive can write anywhere; here neither can.
 """
 
+import dataclasses
 import io
 import pathlib
 import pickle
@@ -12,93 +13,161 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from typing import Any, Literal
 
 import numpy as np
 import pooch
 
-from senet.errors import Failure, first_line
+from senet.errors import Failure, first_line, printable
+from senet.files import open_regular, read_regular
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-ARCHIVE = "cifar-10-python.tar.gz"
-FOLDER = "cifar-10-batches-py"
-TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
-TEST_FILE = "test_batch"
-NAMES_FILE = "batches.meta"
-FILES = (*TRAIN_FILES, TEST_FILE, NAMES_FILE)
 SIDE = 32  # pixels
-LARGEST_FILE = 64 * 2**20  # bytes; the official ones have 31 MB
-ARCHIVE_REMEDY = f"remove it and start again, or put the official {ARCHIVE} there"
-FOLDER_REMEDY = f"remove the folder {FOLDER} and start again"
 
 
-def load_cifar10(data_dir, url=URL, sha256=SHA256):
-    """(train images, train labels, test images, test labels, label names) of the data set in the
-    folder `data_dir`, after unpacking or downloading it there if need be.
+@dataclasses.dataclass(frozen=True)
+class Cifar:
+    """A data set in the format of CIFAR: where it is, which files it has, what they hold."""
+
+    title: str
+    url: str
+    hash: str  # of the archive: "sha256:..." or "md5:..."
+    archive: str
+    folder: str  # in the archive, and in data_dir
+    train_files: tuple[str, ...]
+    test_file: str
+    names_file: str
+    labels_key: str
+    names_key: str
+    largest_file: int  # bytes; refuses larger ones, in the archive too
+
+    @property
+    def files(self):
+        """The names of all files."""
+        return *self.train_files, self.test_file, self.names_file
+
+    @property
+    def archive_remedy(self):
+        """What to do about a bad archive."""
+        return f"remove it and restart, or put the official {self.archive} there"
+
+    @property
+    def folder_remedy(self):
+        """What to do about a bad file in the folder."""
+        return f"remove the folder {self.folder} and restart"
+
+
+CIFAR10 = Cifar(
+    title="CIFAR-10",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    hash="sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    archive="cifar-10-python.tar.gz",
+    folder="cifar-10-batches-py",
+    train_files=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test_file="test_batch",
+    names_file="batches.meta",
+    labels_key="labels",
+    names_key="label_names",
+    largest_file=64 * 2**20,  # the official ones have 31 MB
+)
+CIFAR100 = Cifar(
+    title="CIFAR-100",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    hash="md5:eb9058c3a382ffc7106e4002c42a8d85",
+    archive="cifar-100-python.tar.gz",
+    folder="cifar-100-python",
+    train_files=("train",),
+    test_file="test",
+    names_file="meta",
+    labels_key="fine_labels",
+    names_key="fine_label_names",
+    largest_file=256 * 2**20,  # the official ones have 31 MB and 155 MB
+)
+
+
+def load_cifar(record, data_dir):
+    """Return (train images, train labels, test images, test labels, label names) of the data set
+    `record`, a Cifar, from the folder `data_dir`; unpack or download it there first if needed.
 
     Images are uint8 [N, 32, 32, 3], labels int32 [N]. Raises Failure, with one line that names the
-    file, for anything that is missing, damaged or not what it should be.
-    """
-    folder = pathlib.Path(data_dir) / FOLDER
-    archive = pathlib.Path(data_dir) / ARCHIVE
-    if not folder.exists():
-        if not archive.exists():
-            download(archive, url, sha256)
-        elif pooch.file_hash(archive) != sha256:
-            print(f"note: {archive} is not the official archive: its SHA-256 differs")
-        unpack(archive, folder)
+    file, for anything that is missing, damaged or not in the format."""
+    folder = pathlib.Path(data_dir) / record.folder
+    archive = pathlib.Path(data_dir) / record.archive
+    try:
+        if not folder.exists():
+            if not archive.exists():
+                download(record, archive)
+            unpack(record, archive)
+    except OSError as error:
+        raise Failure(f"{archive}: cannot be read: {first_line(error)}") from None
 
-    label_names = read_label_names(folder / NAMES_FILE)
-    batches = [read_batch(folder / name, len(label_names)) for name in TRAIN_FILES]
+    label_names = read_label_names(record, folder / record.names_file)
+    batches = [read_batch(record, folder / f, len(label_names)) for f in record.train_files]
     train_images, train_labels = (np.concatenate(part) for part in zip(*batches, strict=True))
-    test_images, test_labels = read_batch(folder / TEST_FILE, len(label_names))
+    test_images, test_labels = read_batch(record, folder / record.test_file, len(label_names))
     return train_images, train_labels, test_images, test_labels, label_names
 
 
-def download(archive, url=URL, sha256=SHA256):
-    """Download `url` to the path `archive`, where it appears only when it is whole and right."""
+def download(record, archive):
+    """Download the archive of `record` to the path `archive`, where it appears only when it is
+    complete and its hash is right."""
     pooch.get_logger().setLevel("ERROR")
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(url, f"sha256:{sha256}", archive.name, archive.parent, downloader=downloader)
+        pooch.retrieve(record.url, record.hash, archive.name, archive.parent, downloader=downloader)
     # Network and disk raise OSError, a wrong hash ValueError.
     except (OSError, ValueError) as error:
         raise Failure(
-            f"cannot download CIFAR-10: {first_line(error)}; "
-            f"put {ARCHIVE} into {archive.parent}, or train without it: --dataset=shapes"
+            f"cannot download {record.title}: {first_line(error)}; "
+            f"put {record.archive} into {archive.parent}, or train without it: --dataset=shapes"
         ) from None
 
 
-def unpack(archive, folder):
-    """Unpack the seven files of `archive` into `folder`, which appears only when it is whole.
+def unpack(record, archive):
+    """Unpack the files of `record` from the path `archive` into its folder next to it, which
+    appears only when it is complete.
 
-    Raises Failure if the archive is damaged or holds anything but plain files in one folder."""
+    Prints a note if the hash of the archive is not the official one. Raises Failure if the archive
+    is damaged or holds anything but plain files in one folder."""
     try:
+        file = open_regular(archive, record.largest_file * len(record.files))
+    except OSError as error:
+        raise Failure(
+            f"{archive}: cannot be read: {first_line(error)}; {record.archive_remedy}"
+        ) from None
+    algorithm, _, digest = record.hash.partition(":")
+    try:
+        if pooch.file_hash(archive, algorithm) != digest:
+            print(f"note: {printable(archive)} is not the official archive: its hash differs")
         with (
-            tarfile.open(archive) as members,
-            tempfile.TemporaryDirectory(prefix="unpacking-", dir=folder.parent) as aside,
+            file,
+            tarfile.open(fileobj=file) as members,
+            tempfile.TemporaryDirectory(prefix="unpacking-", dir=archive.parent) as aside,
         ):
-            aside = pathlib.Path(aside) / FOLDER
+            aside = pathlib.Path(aside) / record.folder
             aside.mkdir()
             for member in members:
                 place, name = member.name.rpartition("/")[::2]
-                if member.isdir() and member.name == FOLDER:
+                if member.isdir() and member.name == record.folder:
                     continue
-                if not (member.isfile() and place == FOLDER and member.size <= LARGEST_FILE):
+                plain = member.isfile() and member.size <= record.largest_file
+                if not (plain and place == record.folder):
                     raise Failure(
                         f"{archive}: refused, since {member.name!r} does not belong in it; "
-                        f"{ARCHIVE_REMEDY}"
+                        f"{record.archive_remedy}"
                     )
-                if name in FILES:
-                    with (aside / name).open("wb") as file:
-                        shutil.copyfileobj(members.extractfile(member), file)
-            # The checksum of what was read stands behind the last member.
+                if name in record.files and (source := members.extractfile(member)):
+                    with (aside / name).open("wb") as copy:
+                        shutil.copyfileobj(source, copy)
+            # The checksum of a .gz is behind the last member.
             while members.fileobj.read(2**20):
                 pass
-            for name in FILES:
+            for name in record.files:
                 if not (aside / name).exists():
-                    raise Failure(f"{archive}: {FOLDER}/{name} is missing; {ARCHIVE_REMEDY}")
+                    raise Failure(
+                        f"{archive}: {record.folder}/{name} is missing; {record.archive_remedy}"
+                    )
+            folder = archive.parent / record.folder
             try:
                 aside.rename(folder)
             except OSError:
@@ -110,65 +179,66 @@ def unpack(archive, folder):
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
-                f"cannot unpack {archive} into {folder.parent}: {error.strerror}"
+                f"cannot unpack {archive} into {archive.parent}: {error.strerror}"
             ) from None
         raise Failure(
-            f"{archive}: cannot be unpacked: {first_line(error)}; {ARCHIVE_REMEDY}"
+            f"{archive}: cannot be unpacked: {first_line(error)}; {record.archive_remedy}"
         ) from None
 
 
-def read_batch(path, class_count):
-    """(images, labels) of one batch file: uint8 [N, 32, 32, 3] and int32 [N]."""
-    content = _read_pickle(path)
-    data, labels = content.get(b"data"), content.get(b"labels")
-    data = data.rows if isinstance(data, _PickledArray) else np.empty(0)
+def read_batch(record, path, class_count):
+    """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N]."""
+    content, key, remedy = _read_pickle(record, path), record.labels_key, record.folder_remedy
+    data, labels = content.get(b"data"), content.get(key.encode())
+    data = data.rows if isinstance(data, _PickledArray) else np.empty([0, 0])
     if data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
-        raise Failure(f"{path}: 'data' is not an array of rows of 3072 bytes; {FOLDER_REMEDY}")
+        raise Failure(f"{path}: 'data' is not an array of rows of 3072 bytes; {remedy}")
     if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
-        raise Failure(f"{path}: 'labels' is not a list of whole numbers; {FOLDER_REMEDY}")
+        raise Failure(f"{path}: {key!r} is not a list of integers; {remedy}")
     if not len(data) == len(labels) > 0:
-        raise Failure(f"{path}: {len(data)} pictures, {len(labels)} labels; {FOLDER_REMEDY}")
+        raise Failure(f"{path}: {len(data)} images, {len(labels)} labels; {remedy}")
     if not 0 <= min(labels) <= max(labels) < class_count:
         raise Failure(
-            f"{path}: labels from {min(labels)} to {max(labels)}, "
-            f"which is not within 0 to {class_count - 1}; {FOLDER_REMEDY}"
+            f"{path}: {key!r} must be from 0 to {class_count - 1}, "
+            f"got {min(labels)} to {max(labels)}; {remedy}"
         )
-    # A row is a picture's red plane, then green, then blue.
+    # A row is an image's red plane, then green, then blue.
     images = data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), np.array(labels, np.int32)
 
 
-def read_label_names(path):
-    """The names of the classes, in the order of their labels."""
-    names = _read_pickle(path).get(b"label_names")
+def read_label_names(record, path):
+    """Return the names of the classes, in the order of their labels."""
+    names = _read_pickle(record, path).get(record.names_key.encode())
     if not (isinstance(names, list) and len(names) > 1 and all(type(n) is bytes for n in names)):
-        raise Failure(f"{path}: 'label_names' is not a list of texts; {FOLDER_REMEDY}")
-    return [name.decode(errors="replace") for name in names]
+        raise Failure(
+            f"{path}: {record.names_key!r} is not a list of strings; {record.folder_remedy}"
+        )
+    return [printable(name.decode(errors="replace")) for name in names]
 
 
-def _read_pickle(path):
-    """The dict in a pickle file, with nothing in it but arrays of bytes, strings, ints, lists and
-    dicts; strings and keys are bytes, as Python 2 wrote them. Raises Failure for all else."""
+def _read_pickle(record, path):
+    """Return the dict in a pickle file, with nothing in it but arrays of bytes, strings, ints,
+    lists and dicts; strings and keys are bytes, as Python 2 wrote them. Raises Failure for all
+    else."""
+    remedy = record.folder_remedy
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise Failure(f"{path}: larger than any file of CIFAR-10; {FOLDER_REMEDY}")
-        content = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = io.BytesIO(read_regular(path, record.largest_file))
+        content = _PlainUnpickler(content, encoding="bytes").load()
     except FileNotFoundError:
-        raise Failure(f"{path}: is missing; {FOLDER_REMEDY}") from None
+        raise Failure(f"{path}: is missing; {remedy}") from None
     except OSError as error:
-        raise Failure(f"{path}: cannot be read: {error.strerror}") from None
+        raise Failure(f"{path}: cannot be read: {first_line(error)}; {remedy}") from None
     except _Refused as error:
         raise Failure(
-            f"{path}: refused, since it asks for {error}, which data has no use for; "
-            f"{FOLDER_REMEDY}"
+            f"{path}: refused, since it asks for {first_line(error)}, which data does not need; "
+            f"{remedy}"
         ) from None
     # A damaged pickle can make the unpickler raise nearly anything.
     except Exception as error:
-        raise Failure(
-            f"{path}: damaged or cut short ({type(error).__name__}); {FOLDER_REMEDY}"
-        ) from None
+        raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):
-        raise Failure(f"{path}: is not a batch of CIFAR-10; {FOLDER_REMEDY}")
+        raise Failure(f"{path}: is not a file of {record.title}; {remedy}")
     return content
 
 
@@ -179,8 +249,8 @@ class _Refused(Exception):
 # The unpickler written in Python: the one in C can be made to take gigabytes of memory by a damaged
 # file (its table of seen objects grows to whatever index the file names).
 class _PlainUnpickler(pickle._Unpickler):
-    """Unpickles without looking up a single name: the few by which Python 2 and 3 pickle bytes and
-    NumPy arrays stand for functions of this module, any other one is refused."""
+    """Unpickles without looking up any name: the few names with which Python 2 and 3 pickle bytes
+    and NumPy arrays give functions of this module, all others are refused."""
 
     def find_class(self, module, name):
         match module, name:
@@ -198,19 +268,19 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 class _PickledType:
-    """An array's dtype in a pickle."""
+    """The dtype of an array in a pickle."""
 
     def __init__(self, code):
         self.code = code
 
     def __setstate__(self, state):
-        """The rest of a dtype (byte order, fields) means nothing for bytes."""
+        """Ignore the rest of a dtype: byte order and fields mean nothing for bytes."""
 
 
 class _PickledArray:
-    """An array in a pickle; `rows` is what it holds."""
+    """An array in a pickle; its values are `rows`."""
 
-    def __init__(self, raw=b"", dtype=None, shape=(0,), order="C"):
+    def __init__(self, raw=b"", dtype=None, shape=(0,), order: Literal["C", "F"] = "C"):
         if dtype is not None and dtype.code not in (b"u1", "u1"):
             raise ValueError("not an array of bytes")
         self.rows = np.frombuffer(raw, np.uint8).reshape(shape, order=order)

@@ -1,23 +1,42 @@
-"""What ends a program without being a mistake in it. Each message is one line that says what to
-do; `senet.cli.command_line` prints it without a traceback."""
+"""Errors that are not bugs. Each message is one line that says what is wrong and what to do;
+`senet.cli.command_line` prints it without a traceback."""
+
+import re
 
 
-class HyperparameterError(ValueError):
-    """A hyperparameter that cannot work; names the field, the value and what the field takes."""
+class OneLineError(Exception):
+    """An exception whose message is `printable`, whatever names and paths are in it."""
+
+    def __init__(self, message):
+        super().__init__(printable(message))
 
 
-class Failure(Exception):
-    """Something outside the code (data, disk, network, device) that stops the program."""
+class HyperparameterError(OneLineError, ValueError):
+    """A hyperparameter that cannot work; the message says which one, its value and what is
+    allowed."""
+
+
+class Failure(OneLineError):
+    """A problem outside the code (data, disk, network, device) that stops the program."""
 
 
 def first_line(error):
-    """What an exception says, on one line of at most 200 characters."""
+    """Return the message of an exception as one line of at most 200 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__
 
 
-def shortened(names, limit=3):
-    """Return a list of names as text: the first `limit`, and how many more there are."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+def printable(text):
+    """Return `str(text)` with control characters, line breaks and bytes that are not UTF-8 (in the
+    names of files) written as escapes: it prints, on one line and in any terminal."""
+    unsafe = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(unsafe, lambda match: repr(match[0])[1:-1], str(text))
+
+
+def shortened(names, count=5, width=60):
+    """Return the first `count` of `names` with commas between them, then how many more there are:
+    "a, b, c, d, e and 2,995 more". Each name is cut after `width` characters."""
+    names = [name if len(name) <= width else f"{name[:width]}..." for name in map(printable, names)]
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

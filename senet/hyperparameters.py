@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import operator
-import pathlib
 import re
 import reprlib
 import sys
@@ -20,6 +19,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_origin, get_type_hi
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MultipleOf
 
 from senet.errors import Failure, HyperparameterError, first_line
+from senet.files import read_regular
 
 
 class Rule(NamedTuple):
@@ -44,6 +44,7 @@ def _is_utf8(text):
     return text == text.encode(errors="ignore").decode()
 
 
+LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
 NOT_EMPTY = Rule("not be empty", bool)
 DEVICES = Rule(
     "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1", _are_devices
@@ -131,7 +132,7 @@ def _declared(Hyperparameters):
             raise TypeError(f"{where} must be int, float, bool or str, got {hint}")
         metadata = list(EVERY.get(kind, []))
         for item in getattr(hint, "__metadata__", ()):
-            metadata += item if isinstance(item, GroupedMetadata) else [item]
+            metadata.extend(item if isinstance(item, GroupedMetadata) else [item])
         for item in metadata:
             if not isinstance(item, (Rule, Resume, *LIMITS)):
                 allowed = ", ".join(cls.__name__ for cls in LIMITS)
@@ -210,7 +211,7 @@ def load_fields(path, Hyperparameters):
     """Return the dict in hyperparameters.json at `path`. A field added to the script later is
     missing. Raises Failure if it cannot be read or used by this script."""
     try:
-        fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(read_regular(path, LARGEST_FILE).decode())
         check_fields(Hyperparameters, fields)
     except HyperparameterError as error:
         raise Failure(f"{path} is not for this script: {error}; fix it") from None

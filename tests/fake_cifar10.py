@@ -1,15 +1,16 @@
-"""CIFAR-10 files with made-up pictures, in the real format."""
+"""Small made-up data sets in the official formats of CIFAR-10 and CIFAR-100."""
 
 import io
+import os
 import pickle
 import struct
 import tarfile
 
 import numpy as np
 
-import cifar10
+from cifar10 import CIFAR10, CIFAR100
 
-LABEL_NAMES = [f"class {label}".encode() for label in range(10)]
+CLASSES = {CIFAR10: 10, CIFAR100: 100}
 
 
 class Python2Pickler(pickle._Pickler):
@@ -30,43 +31,59 @@ def python2_pickle(content):
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def make_batch(count, seed):
+class Mark:
+    """Pickles to something that makes a folder when it is unpickled the usual way."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def label_names(record=CIFAR10):
+    return [f"class {label}" for label in range(CLASSES[record])]
+
+
+def make_batch(count, seed, record=CIFAR10):
     rng = np.random.default_rng(seed)
-    return {
+    batch = {
         b"batch_label": b"a batch",
-        b"labels": rng.integers(0, 10, count).tolist(),
+        record.labels_key.encode(): rng.integers(0, CLASSES[record], count).tolist(),
         b"data": rng.integers(0, 256, (count, 3072), np.uint8),
         b"filenames": [b"%d.png" % number for number in range(count)],
     }
+    return batch | ({b"coarse_labels": [0] * count} if record is CIFAR100 else {})
 
 
-def make_files(count=20):
-    """{file name: content} of the whole data set, `count` pictures a batch."""
+def make_files(count=20, record=CIFAR10):
+    """{file name: content} of the whole data set, `count` images a batch."""
     files = {
-        name: python2_pickle(make_batch(count, seed))
-        for seed, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE))
+        name: python2_pickle(make_batch(count, seed, record))
+        for seed, name in enumerate((*record.train_files, record.test_file))
     }
-    files[cifar10.NAMES_FILE] = python2_pickle({b"label_names": LABEL_NAMES, b"num_vis": 3072})
-    return files
+    names = [name.encode() for name in label_names(record)]
+    meta = {record.names_key.encode(): names, b"coarse_label_names": [b"coarse"]}
+    return files | {record.names_file: python2_pickle(meta)}
 
 
-def write_folder(data_dir, files):
-    folder = data_dir / cifar10.FOLDER
+def write_folder(data_dir, files, record=CIFAR10):
+    folder = data_dir / record.folder
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
 
 
-def make_archive(files, *extra_members, compression="gz"):
+def make_archive(files, *extra_members, compression="gz", record=CIFAR10):
     """The bytes of a .tar.gz with `files` in their folder, then `extra_members` (TarInfo)."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
-        folder = tarfile.TarInfo(cifar10.FOLDER)
+        folder = tarfile.TarInfo(record.folder)
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
         for name, content in files.items():
-            member = tarfile.TarInfo(f"{cifar10.FOLDER}/{name}")
+            member = tarfile.TarInfo(f"{record.folder}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
         for member in extra_members:

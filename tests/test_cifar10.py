@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -6,13 +7,15 @@ import lzma
 import os
 import pathlib
 import pickle
+import socket
 import tarfile
 import threading
 
 import numpy as np
 import pytest
 from fake_cifar10 import (
-    LABEL_NAMES,
+    Mark,
+    label_names,
     make_archive,
     make_batch,
     make_files,
@@ -21,59 +24,94 @@ from fake_cifar10 import (
 )
 
 import cifar10
-from cifar10 import load_cifar10
+from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.errors import Failure
+
+both = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def check_loaded(loaded, count=20):
+def member(name, **attributes):
+    info = tarfile.TarInfo(name)
+    for attribute, value in attributes.items():
+        setattr(info, attribute, value)
+    return info
+
+
+def check_loaded(loaded, record=CIFAR10, count=20):
     """`loaded` is what `make_files` wrote, worked out again from its rows."""
     train_images, train_labels, test_images, test_labels, names = loaded
-    batches = [make_batch(count, seed) for seed in range(6)]
-    assert train_labels.tolist() == sum((batch[b"labels"] for batch in batches[:5]), [])
-    assert test_labels.tolist() == batches[5][b"labels"]
-    assert names == [name.decode() for name in LABEL_NAMES]
-    assert train_images.shape == (5 * count, 32, 32, 3)
+    key, batch_count = record.labels_key.encode(), len(record.train_files)
+    *train, test = (make_batch(count, seed, record) for seed in range(batch_count + 1))
+    assert train_labels.tolist() == sum((batch[key] for batch in train), [])
+    assert test_labels.tolist() == test[key]
+    assert names == label_names(record)
+    assert train_images.shape == (batch_count * count, 32, 32, 3)
     assert test_images.shape == (count, 32, 32, 3)
     assert train_images.dtype == np.uint8
-    row = batches[1][b"data"][3]
+    row = train[-1][b"data"][3]
     for (y, x), channel in zip([(0, 0), (5, 9), (31, 31)], range(3), strict=True):
-        assert train_images[count + 3, y, x, channel] == row[1024 * channel + 32 * y + x]
+        assert train_images[3 - count, y, x, channel] == row[1024 * channel + 32 * y + x]
 
 
-def test_reads_the_official_format(tmp_path):
-    write_folder(tmp_path, make_files())
-    check_loaded(load_cifar10(tmp_path))
+@both
+def test_reads_the_official_format(tmp_path, record):
+    write_folder(tmp_path, make_files(record=record), record)
+    check_loaded(load_cifar(record, tmp_path), record)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_reads_what_python_3_pickled(tmp_path, protocol):
     folder = write_folder(tmp_path, make_files())
-    for seed, name in enumerate(cifar10.TRAIN_FILES):
+    for seed, name in enumerate(CIFAR10.train_files):
         (folder / name).write_bytes(pickle.dumps(make_batch(20, seed), protocol))
-    check_loaded(load_cifar10(tmp_path))
+    check_loaded(load_cifar(CIFAR10, tmp_path))
 
 
-def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys):
-    content = make_archive(make_files())
-    (tmp_path / cifar10.ARCHIVE).write_bytes(content)
-    nowhere = "http://localhost:9/cifar-10-python.tar.gz"
-    check_loaded(load_cifar10(tmp_path, nowhere, hashlib.sha256(content).hexdigest()))
+@both
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, record, algorithm):
+    # The archive of CIFAR-100 has a file more, an editor's backup.
+    content = make_archive(
+        make_files(record=record), member(f"{record.folder}/file.txt~"), record=record
+    )
+    (tmp_path / record.archive).write_bytes(content)
+    record = dataclasses.replace(
+        record,
+        url="http://localhost:9/nobody-answers",
+        hash=f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}",
+    )
+    loaded = load_cifar(record, tmp_path)
+    assert (len(loaded[0]), len(loaded[2])) == (20 * len(record.train_files), 20)
     assert capsys.readouterr().out == ""
-    assert names(tmp_path) == [cifar10.FOLDER, cifar10.ARCHIVE]
+    assert names(tmp_path) == sorted([record.folder, record.archive])
+    assert names(tmp_path / record.folder) == sorted(record.files)
 
 
-def test_an_archive_with_another_hash_is_read_and_said_to_be_another(tmp_path, capsys):
-    (tmp_path / cifar10.ARCHIVE).write_bytes(make_archive(make_files()))
-    check_loaded(load_cifar10(tmp_path))
+def test_an_archive_with_another_hash_is_read_after_a_note(tmp_path, capsys):
+    (tmp_path / CIFAR10.archive).write_bytes(make_archive(make_files()))
+    check_loaded(load_cifar(CIFAR10, tmp_path))
     assert "is not the official archive" in capsys.readouterr().out
 
 
-def test_published_hash_is_the_default():
-    assert cifar10.SHA256 == "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+@pytest.mark.parametrize(
+    "record, published, largest",
+    [
+        (
+            CIFAR10,
+            "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            31_035_999,  # data_batch_3
+        ),
+        (CIFAR100, "md5:eb9058c3a382ffc7106e4002c42a8d85", 155_249_918),  # train
+    ],
+    ids=["CIFAR-10", "CIFAR-100"],
+)
+def test_the_published_hash_and_the_largest_official_file(record, published, largest):
+    assert record.hash == published
+    assert largest < record.largest_file
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -101,7 +139,7 @@ def serve():
         server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
-        return f"http://localhost:{server.server_port}/{cifar10.ARCHIVE}"
+        return f"http://localhost:{server.server_port}/{CIFAR10.archive}"
 
     yield start
     for server in servers:
@@ -109,11 +147,19 @@ def serve():
         server.server_close()
 
 
-def test_downloads_verifies_and_unpacks(tmp_path, serve):
-    content = make_archive(make_files())
+def served(record, url, content):
+    """`record` with its archive at `url`, where `content` is the right one."""
+    digest = hashlib.sha256(content).hexdigest()
+    return dataclasses.replace(record, url=url, hash=f"sha256:{digest}")
+
+
+@both
+def test_downloads_verifies_and_unpacks(tmp_path, serve, record):
+    content = make_archive(make_files(record=record), record=record)
     data_dir = tmp_path / "not" / "there"
-    check_loaded(load_cifar10(data_dir, serve(content), hashlib.sha256(content).hexdigest()))
-    assert names(data_dir) == [cifar10.FOLDER, cifar10.ARCHIVE]
+    local = served(record, serve(content), content)
+    assert len(load_cifar(local, data_dir)[3]) == 20
+    assert names(data_dir) == sorted([record.folder, record.archive])
 
 
 @pytest.mark.parametrize(
@@ -126,52 +172,46 @@ def test_downloads_verifies_and_unpacks(tmp_path, serve):
     ],
     ids=["cut", "html", "other bytes", "not found"],
 )
+@both
 def test_a_failed_download_leaves_nothing_and_names_both_ways_out(
-    tmp_path, serve, content, settings
+    tmp_path, serve, content, settings, record
 ):
-    sha256 = hashlib.sha256(make_archive(make_files())).hexdigest()
+    local = served(record, serve(content, **settings), make_archive(make_files()))
     with pytest.raises(Failure) as failure:
-        load_cifar10(tmp_path, serve(content, **settings), sha256)
-    assert str(failure.value).startswith("cannot download CIFAR-10: ")
-    assert f"put {cifar10.ARCHIVE} into {tmp_path}" in str(failure.value)
+        load_cifar(local, tmp_path)
+    assert str(failure.value).startswith(f"cannot download {record.title}: ")
+    assert f"put {record.archive} into {tmp_path}" in str(failure.value)
     assert "--dataset=shapes" in str(failure.value)
     assert "\n" not in str(failure.value)
     assert names(tmp_path) == []
-
-
-def member(name, **attributes):
-    info = tarfile.TarInfo(name)
-    for attribute, value in attributes.items():
-        setattr(info, attribute, value)
-    return info
 
 
 @pytest.mark.parametrize(
     "evil",
     [
         member("../evil", size=4),
-        member(f"{cifar10.FOLDER}/../../evil", size=4),
+        member(f"{CIFAR10.folder}/../../evil", size=4),
         member("/evil-of-cifar10-test", size=4),
         member("evil", size=4),
-        member(f"{cifar10.FOLDER}/sub/evil", size=4),
-        member(f"{cifar10.FOLDER}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        member(f"{cifar10.FOLDER}/evil", type=tarfile.LNKTYPE, linkname="../evil"),
-        member(f"{cifar10.FOLDER}/evil", type=tarfile.FIFOTYPE),
-        member(f"{cifar10.FOLDER}/evil", type=tarfile.CHRTYPE),
-        member(f"{cifar10.FOLDER}/evil", size=65 * 2**20),
+        member(f"{CIFAR10.folder}/sub/evil", size=4),
+        member(f"{CIFAR10.folder}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member(f"{CIFAR10.folder}/evil", type=tarfile.LNKTYPE, linkname="../evil"),
+        member(f"{CIFAR10.folder}/evil", type=tarfile.FIFOTYPE),
+        member(f"{CIFAR10.folder}/evil", type=tarfile.CHRTYPE),
+        member(f"{CIFAR10.folder}/evil", size=65 * 2**20),
     ],
     ids=lambda evil: f"{evil.name} {evil.type}",
 )
 def test_an_archive_with_anything_but_plain_files_is_refused(tmp_path, evil):
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    archive = data_dir / cifar10.ARCHIVE
+    archive = data_dir / CIFAR10.archive
     archive.write_bytes(make_archive(make_files(), evil))
     with pytest.raises(Failure) as failure:
-        load_cifar10(data_dir)
+        load_cifar(CIFAR10, data_dir)
     assert str(failure.value).startswith(f"{archive}: refused, since {evil.name!r}")
     assert names(tmp_path) == ["data"]
-    assert names(data_dir) == [cifar10.ARCHIVE]
+    assert names(data_dir) == [CIFAR10.archive]
     assert not pathlib.Path("/evil-of-cifar10-test").exists()
 
 
@@ -198,34 +238,24 @@ def long_names(count):
     ids=["html", "empty", "cut", "flipped", "cut xz", "long names", "incomplete"],
 )
 def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, content, message):
-    archive = tmp_path / cifar10.ARCHIVE
+    archive = tmp_path / CIFAR10.archive
     archive.write_bytes(content)
     with pytest.raises(Failure, match=message) as failure:
-        load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
     assert str(archive) in str(failure.value)
     assert "\n" not in str(failure.value)
-    assert names(tmp_path) == [cifar10.ARCHIVE]
-
-
-class Mark:
-    """Pickles to something that makes a folder when it is unpickled the usual way."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+    assert names(tmp_path) == [CIFAR10.archive]
 
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "mark"
     evil = pickle.dumps({b"data": Mark(mark)}, protocol=2)
     pickle.loads(evil)
-    assert mark.exists()  # that is what it does
+    assert mark.exists()  # the usual way runs it
     mark.rmdir()
     folder = write_folder(tmp_path, {**make_files(), "data_batch_3": evil})
     with pytest.raises(Failure) as failure:
-        load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
     assert str(failure.value).startswith(f"{folder}/data_batch_3: refused, since it asks for posix")
     assert not mark.exists()
 
@@ -239,24 +269,24 @@ def batch(**changes):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (batch()[:-100], "damaged or cut short"),
-        (b"", "damaged or cut short"),
-        (b"<html></html>", "damaged or cut short"),
-        (python2_pickle([1, 2]), "is not a batch of CIFAR-10"),
+        (batch()[:-100], "damaged or truncated"),
+        (b"", "damaged or truncated"),
+        (b"<html></html>", "damaged or truncated"),
+        (python2_pickle([1, 2]), "is not a file of CIFAR-10"),
         (batch(data=np.zeros((20, 3071), np.uint8)), "'data' is not an array of rows of 3072"),
-        (batch(data=np.zeros((20, 3072), np.float32)), "damaged or cut short"),
+        (batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
         (batch(data=b"none"), "'data' is not an array"),
-        (batch(labels=[0] * 19), "20 pictures, 19 labels"),
-        (batch(labels=[0] * 19 + [10]), "labels from 0 to 10, which is not within 0 to 9"),
-        (batch(labels=[-1] * 20), "labels from -1 to -1"),
-        (batch(labels=[b"cat"] * 20), "'labels' is not a list of whole numbers"),
-        (batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 pictures, 0 labels"),
+        (batch(labels=[0] * 19), "20 images, 19 labels"),
+        (batch(labels=[0] * 19 + [10]), "'labels' must be from 0 to 9, got 0 to 10"),
+        (batch(labels=[-1] * 20), "'labels' must be from 0 to 9, got -1 to -1"),
+        (batch(labels=[b"cat"] * 20), "'labels' is not a list of integers"),
+        (batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images, 0 labels"),
     ],
 )
 def test_a_wrong_batch_file_is_named(tmp_path, content, message):
     folder = write_folder(tmp_path, {**make_files(), "data_batch_2": content})
     with pytest.raises(Failure) as failure:
-        load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
     assert str(failure.value).startswith(f"{folder}/data_batch_2: ")
     assert message in str(failure.value)
     assert "\n" not in str(failure.value)
@@ -267,19 +297,110 @@ def test_a_disk_that_is_full_does_not_blame_the_archive(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(cifar10.shutil, "copyfileobj", full)
-    (tmp_path / cifar10.ARCHIVE).write_bytes(ARCHIVE)
+    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
     with pytest.raises(Failure) as failure:
-        load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
     assert str(failure.value) == (
-        f"cannot unpack {tmp_path / cifar10.ARCHIVE} into {tmp_path}: No space left on device"
+        f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device"
     )
-    assert names(tmp_path) == [cifar10.ARCHIVE]
+    assert names(tmp_path) == [CIFAR10.archive]
 
 
-@pytest.mark.parametrize("name", [cifar10.TEST_FILE, "data_batch_5", cifar10.NAMES_FILE])
+@pytest.mark.parametrize("name", [CIFAR10.test_file, "data_batch_5", CIFAR10.names_file])
 def test_a_missing_file_is_named(tmp_path, name):
     files = make_files()
     del files[name]
     folder = write_folder(tmp_path, files)
     with pytest.raises(Failure, match=f"{folder}/{name}: is missing"):
-        load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
+
+
+def test_messages_are_about_the_data_set_that_is_read(tmp_path):
+    files = make_files(record=CIFAR100)
+    folder = write_folder(tmp_path, {**files, "test": python2_pickle([1, 2])}, CIFAR100)
+    with pytest.raises(Failure) as failure:
+        load_cifar(CIFAR100, tmp_path)
+    assert str(failure.value) == (
+        f"{folder}/test: is not a file of CIFAR-100; remove the folder cifar-100-python and restart"
+    )
+    (folder / "test").write_bytes(python2_pickle({**make_batch(1, 0), b"fine_labels": [100]}))
+    with pytest.raises(Failure, match="'fine_labels' must be from 0 to 99, got 100 to 100"):
+        load_cifar(CIFAR100, tmp_path)
+
+
+@both
+def test_a_file_may_be_as_large_as_its_record_says(tmp_path, record):
+    folder = write_folder(tmp_path, make_files(record=record), record)
+    with (folder / record.test_file).open("r+b") as file:
+        file.truncate(record.largest_file)  # sparse, and behind the end of the pickle
+    check_loaded(load_cifar(record, tmp_path), record)
+    with (folder / record.test_file).open("r+b") as file:
+        file.truncate(record.largest_file + 1)
+    with pytest.raises(Failure, match=f"more than the {record.largest_file:,} allowed"):
+        load_cifar(record, tmp_path)
+
+
+def test_a_label_name_is_one_line(tmp_path):
+    meta = python2_pickle({b"label_names": [b"a\nb", b"caf\xc3\xa9", b"\xff", *(7 * [b"c"])]})
+    write_folder(tmp_path, {**make_files(), "batches.meta": meta})
+    assert load_cifar(CIFAR10, tmp_path)[4][:3] == [r"a\nb", "caf\u00e9", "\ufffd"]
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        here = pathlib.Path.cwd()
+        os.chdir(path.parent)  # since the path of a socket has 107 bytes at most
+        server.bind(path.name)
+        os.chdir(here)
+
+
+IRREGULAR = pytest.mark.parametrize(
+    "make, kind",
+    [
+        (os.mkfifo, "FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "device"),
+        (make_socket, "socket"),
+        (pathlib.Path.mkdir, "folder"),
+    ],
+    ids=["FIFO", "zero", "socket", "folder"],
+)
+
+
+@IRREGULAR
+@pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
+def test_only_regular_files_are_read(tmp_path, name, make, kind):
+    folder = write_folder(tmp_path, make_files())
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(Failure) as failure:
+        load_cifar(CIFAR10, tmp_path)
+    assert str(failure.value) == (
+        f"{folder}/{name}: cannot be read: not a regular file but a {kind}; "
+        f"remove the folder cifar-10-batches-py and restart"
+    )
+
+
+@IRREGULAR
+def test_only_a_regular_archive_is_read(tmp_path, make, kind):
+    make(tmp_path / CIFAR10.archive)
+    with pytest.raises(Failure) as failure:
+        load_cifar(CIFAR10, tmp_path)
+    assert str(failure.value) == (
+        f"{tmp_path}/cifar-10-python.tar.gz: cannot be read: not a regular file but a {kind}; "
+        f"remove it and restart, or put the official cifar-10-python.tar.gz there"
+    )
+    assert names(tmp_path) == [CIFAR10.archive]
+
+
+def test_an_archive_larger_than_all_its_files_is_not_read(tmp_path):
+    with (tmp_path / CIFAR10.archive).open("wb") as file:
+        file.truncate(7 * 64 * 2**20 + 1)
+    with pytest.raises(Failure, match="469,762,049 bytes, more than the 469,762,048 allowed"):
+        load_cifar(CIFAR10, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 300])
+def test_an_odd_data_dir_is_one_line(tmp_path, name):
+    with pytest.raises(Failure) as failure:
+        load_cifar(dataclasses.replace(CIFAR10, url="http://localhost:9/"), tmp_path / name)
+    assert "\n" not in str(failure.value)

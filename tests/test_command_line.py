@@ -39,7 +39,7 @@ def call(capsys, tmp_path, monkeypatch):
         ("--allow_soft_placement=yes", "allow_soft_placement=yes: allow_soft_placement takes True"),
         (
             "--dataset=mnist",
-            "dataset=mnist: takes cifar10, shapes or a folder with pictures in train/<",
+            "--dataset must be cifar10, cifar100, shapes or a folder with images in train/<",
         ),
         ("--reduction_ratio=257", "reduction_ratio=257: the first stage has 256 channels"),
         (
@@ -93,7 +93,7 @@ def test_a_broken_data_file_is_one_line_and_exit_1(call, tmp_path):
     write_folder(tmp_path / "data", {**make_files(), "test_batch": b""})
     status, output, errors = call()
     assert (status, output) == (1, "")
-    assert errors.startswith("error: data/cifar-10-batches-py/test_batch: damaged or cut short")
+    assert errors.startswith("error: data/cifar-10-batches-py/test_batch: damaged or truncated")
     assert errors.count("\n") == 1
 
 

@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from conftest import run_python
+from image_folders import write_classes
 from PIL import Image
-from test_pictures import write_classes
 
 import SE_ResNeXt
-from cifar10 import load_cifar10
+from cifar10 import CIFAR10, load_cifar
 from senet.cli.excitation import draw_excitation
 from senet.compat import tf
 
@@ -30,7 +30,7 @@ def call(capsys, trained):
 @pytest.fixture(scope="session")
 def test_set(trained):
     """(images, labels) of the 100 test pictures."""
-    return load_cifar10(trained.parent / "data")[2:4]
+    return load_cifar(CIFAR10, trained.parent / "data")[2:4]
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_predict_answers_the_rest_if_some_pictures_are_broken(call, files):
     _, whole, _ = call("predict", files[0], files[2])
     assert output == whole
     assert errors.splitlines() == [
-        f"error: {files[1]}: cannot be read as a picture: cannot identify image file",
-        "error: nowhere.png: cannot be read as a picture: No such file or directory",
+        f"error: {files[1]}: not an image, or a damaged one",
+        "error: nowhere.png: cannot be read as an image: No such file or directory",
     ]
 
 

@@ -1,13 +1,24 @@
 import numpy as np
 import pytest
+from fake_cifar10 import label_names, make_files, write_folder
 
-from senet.data.datasets import Dataset, Split, batches, epoch_order, load_dataset, steps_per_epoch
+from cifar10 import CIFAR100
+from senet.data.datasets import (
+    LOADERS,
+    Dataset,
+    Split,
+    batches,
+    epoch_order,
+    load_dataset,
+    steps_per_epoch,
+)
 from senet.data.shapes import OUTLINES, load_shapes
+from senet.errors import HyperparameterError
 
 
 @pytest.fixture
 def split(rng):
-    """23 pictures, each filled with its own number."""
+    """23 images, each filled with its own number."""
     images = np.broadcast_to(np.arange(23, dtype=np.uint8)[:, None, None, None], (23, 32, 32, 3))
     return Split(images, np.arange(23, dtype=np.int32))
 
@@ -16,7 +27,7 @@ def split(rng):
     "batch_size, sizes",
     [(1, [1] * 23), (5, [5, 5, 5, 4, 4]), (22, [12, 11]), (23, [23]), (100, [23])],
 )
-def test_batches_hold_every_picture_once_with_its_label(split, batch_size, sizes):
+def test_batches_hold_every_image_once_with_its_label(split, batch_size, sizes):
     order = epoch_order(split, seed=1, epoch=1)
     parts = list(batches(split, batch_size, order))
     assert [len(part.labels) for part in parts] == sizes
@@ -32,7 +43,7 @@ def test_batches_can_start_in_the_middle_of_an_epoch(split):
     assert [part.labels.tolist() for part in batches(split, 5, order, first=3)] == whole[3:]
 
 
-def test_order_depends_on_seed_and_epoch_alone(split):
+def test_order_depends_on_seed_and_epoch_only(split):
     order = epoch_order(split, seed=1, epoch=1).tolist()
     assert epoch_order(split, seed=1, epoch=1).tolist() == order
     assert epoch_order(split, seed=1, epoch=2).tolist() != order
@@ -41,13 +52,58 @@ def test_order_depends_on_seed_and_epoch_alone(split):
 
 def test_channel_statistics(rng):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
-    images[..., 2] = 7  # a channel without any contrast must not be divided by zero
+    images[..., 2] = 7  # a constant channel: no division by zero
     train = Split(images, np.zeros(50, np.int32))
     mean, std = Dataset(
         "noise", train, Split(images[:1], train.labels[:1]), []
     ).channel_statistics()
     np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, [images[..., 0].std(), images[..., 1].std(), 1], rtol=1e-6)
+
+
+def test_cifar100_is_a_data_set(tmp_path):
+    write_folder(tmp_path, make_files(record=CIFAR100), CIFAR100)
+    data = load_dataset("cifar100", tmp_path)
+    assert (data.name, data.label_names) == ("cifar100", label_names(CIFAR100))
+    assert (len(data.train.labels), len(data.test.labels)) == (20, 20)
+
+
+def test_a_data_set_is_added_by_one_entry(monkeypatch):
+    arrays = np.zeros([2, 32, 32, 3], np.uint8), np.arange(2)
+    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, *arrays, ["a", "b"]))
+    assert load_dataset("mine", "no/data").label_names == ["a", "b"]
+    with pytest.raises(HyperparameterError, match="^--dataset must .*, shapes, mine or a "):
+        load_dataset("yours", "no/data")
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("mnist", "mnist"),
+        ("a\nb", r"a\nb"),
+        ("\udcff", r"\udcff"),
+        ("x" * 5000, "x" * 60 + "..."),
+        ("", ""),
+    ],
+)
+def test_an_unknown_name_is_told_which_there_are(name, shown):
+    with pytest.raises(HyperparameterError) as caught:
+        load_dataset(name, "no/data")
+    assert str(caught.value) == (
+        f"--dataset must be cifar10, cifar100, shapes or a folder with images in train/<class>/ "
+        f"and test/<class>/, got {shown}"
+    )
+
+
+def test_a_folder_without_both_splits_is_not_a_data_set(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(HyperparameterError, match="^--dataset must be "):
+        load_dataset(str(tmp_path), "no/data")
+
+
+def test_image_size_is_for_folders():
+    with pytest.raises(HyperparameterError, match="^--image_size must be 32 for --dataset=shapes"):
+        load_dataset("shapes", "no/data", 64)
 
 
 class TestShapes:
@@ -60,16 +116,16 @@ class TestShapes:
         assert np.bincount(data.test.labels).tolist() == [50] * 10
         assert data.label_names == list(OUTLINES)
 
-    def test_every_start_draws_the_same(self):
+    def test_images_are_the_same_every_time(self):
         for one, other in zip(load_shapes()[:4], load_shapes()[:4], strict=True):
             np.testing.assert_array_equal(one, other)
 
-    def test_no_picture_is_in_both_splits(self):
+    def test_no_image_is_in_both_splits(self):
         train, _, test, _, _ = load_shapes()
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
-    def test_colour_and_brightness_do_not_tell_the_class(self):
-        """The nearest mean of simple statistics is right in about one of ten."""
+    def test_colour_and_brightness_do_not_give_the_class_away(self):
+        """Nearest class mean of simple statistics: about 10 % are right."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

@@ -1,15 +1,14 @@
-"""1,200 mutated batch files and archives: the reader gives pictures or its own error, and nothing
-else happens."""
+"""1,200 mutated batch files and archives: the reader returns images or raises its own error, and
+nothing else happens."""
 
 import pickle
 import random
 
 import numpy as np
 import pytest
-from fake_cifar10 import make_archive, make_batch, make_files, python2_pickle, write_folder
-from test_cifar10 import Mark
+from fake_cifar10 import Mark, make_archive, make_batch, make_files, python2_pickle, write_folder
 
-import cifar10
+from cifar10 import CIFAR10, load_cifar, read_batch
 from senet.errors import Failure
 
 # Opcodes that look names up, call, build, or take a length from the file.
@@ -47,7 +46,7 @@ def listing(folder):
 
 
 def read(function):
-    """Call the reader. Returns whether it read something; any error but its own gets through."""
+    """Return whether the reader read something; lets all errors but its own through."""
     try:
         images, labels = function()
     except Failure as failure:
@@ -73,7 +72,7 @@ def test_mutated_batch_files(tmp_path, kind):
     outcomes = set()
     for _ in range(300):
         path.write_bytes(mutate(seeds[kind], rng))
-        outcomes.add(read(lambda: cifar10.read_batch(path, 10)))
+        outcomes.add(read(lambda: read_batch(CIFAR10, path, 10)))
         assert listing(tmp_path) == ["data_batch_1"]
     assert outcomes == ({False} if kind == "malicious" else {True, False})
 
@@ -85,16 +84,16 @@ def test_mutated_archives(tmp_path):
     plain = make_archive(make_files(count=2), compression="")
     outcomes = set()
     for number in range(300):
-        archive = data_dir / cifar10.ARCHIVE
-        folder = data_dir / cifar10.FOLDER
-        # A mutated .gz fails its checksum nearly always; a mutated .tar is seen into.
+        archive = data_dir / CIFAR10.archive
+        folder = data_dir / CIFAR10.folder
+        # A mutated .gz fails its checksum nearly always; a mutated .tar is read.
         content = plain if number % 3 else make_archive(make_files(count=2))
         archive.write_bytes(mutate(content, rng))
-        outcomes.add(read(lambda: cifar10.load_cifar10(data_dir)[:2]))
+        outcomes.add(read(lambda: load_cifar(CIFAR10, data_dir)[:2]))
         assert listing(tmp_path) == ["data"]
-        assert set(listing(data_dir)) <= {cifar10.ARCHIVE, cifar10.FOLDER}
+        assert set(listing(data_dir)) <= {CIFAR10.archive, CIFAR10.folder}
         if folder.exists():
-            assert set(listing(folder)) == set(cifar10.FILES)
+            assert set(listing(folder)) == set(CIFAR10.files)
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
@@ -106,5 +105,5 @@ def test_a_malicious_file_among_good_ones_stops_the_load(tmp_path):
     evil = python2_pickle({**make_batch(20, seed=0), b"x": Mark(mark)})
     write_folder(tmp_path, {**make_files(), "test_batch": evil})
     with pytest.raises(Failure, match="test_batch: refused"):
-        cifar10.load_cifar10(tmp_path)
+        load_cifar(CIFAR10, tmp_path)
     assert not mark.exists()

@@ -9,7 +9,7 @@ from PIL import Image
 from scripts import by_script
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from cifar10 import load_cifar10
+from cifar10 import CIFAR10, load_cifar
 from senet.compat import tf
 from senet.data.datasets import Dataset, Split
 from senet.run.events import CHARTS
@@ -93,7 +93,7 @@ def picture(value):
 
 
 def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(shown, trained):
-    images = load_cifar10(trained.parent / "data")[0]
+    images = load_cifar(CIFAR10, trained.parent / "data")[0]
     pages = [picture(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
     # A batch of 50 images in rows of eight, each pixel three wide, six pixels between them.
     assert pages[0].shape == (6 + 7 * (96 + 6), 6 + 8 * (96 + 6), 3)
@@ -118,7 +118,7 @@ def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(sho
 
 
 def test_misclassified_pictures_are_of_the_test_set(shown, trained):
-    images = load_cifar10(trained.parent / "data")[2]
+    images = load_cifar(CIFAR10, trained.parent / "data")[2]
     page = picture(shown["test_images/misclassified"][2])
     # Six in a row, each pixel four wide, six pixels between them, and a caption of 36 below.
     assert page.shape == (6 + 5 * (128 + 6 + 36), 6 + 6 * (128 + 6), 3)

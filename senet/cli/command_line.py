@@ -188,7 +188,8 @@ def _declarations(cls):
     (definition,) = ast.parse(source).body
     for node in definition.body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
-            after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+            last = lines[(node.end_lineno or node.lineno) - 1]
+            after = last.encode()[node.end_col_offset :].decode()
             above = [line.strip(" #") for line in lines[: node.lineno] if line.strip()[:1] == "#"]
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             yield ast.unparse(target), (above or ["hyperparameters"])[-1], after.strip(" #")

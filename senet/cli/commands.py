@@ -16,7 +16,7 @@ from PIL import Image
 
 from senet.compat import tf, without_chatter
 from senet.data.datasets import batches, load_dataset
-from senet.data.image_files import PictureError, read_picture
+from senet.data.image_files import ImageError, read_image
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluate as evaluate_batches
 from senet.run.pages import confusion_page
@@ -102,8 +102,8 @@ def predict(network, hyperparameters, *pictures, checkpoint="", json=False):
 def _picture_or_error(path, side):
     """The picture in a file; None if there is none, after a line that says so."""
     try:
-        return read_picture(path, side)
-    except PictureError as error:
+        return read_image(path, side)
+    except ImageError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return None
 

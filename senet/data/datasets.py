@@ -1,75 +1,99 @@
 """The data sets by name, and the order in which an epoch sees them."""
 
+import functools
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from cifar10 import load_cifar10
+from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.data.image_files import load_folder
 from senet.data.shapes import load_shapes
-from senet.errors import HyperparameterError
+from senet.errors import HyperparameterError, shortened
+
+# Each takes data_dir and returns (train images, train labels, test images, test labels, label
+# names). The images have SIDE pixels a side.
+LOADERS = {
+    "cifar10": functools.partial(load_cifar, CIFAR10),
+    "cifar100": functools.partial(load_cifar, CIFAR100),
+    "shapes": lambda data_dir: load_shapes(),
+}
+SIDE = 32
 
 
 class Split(NamedTuple):
-    """Pictures with their classes."""
+    """Images with their labels."""
 
     images: np.ndarray  # uint8 [N, image_size, image_size, 3]
     labels: np.ndarray  # int32 [N], from 0 up to the number of classes
 
     def first(self, count):
-        """The first `count` pictures, or all if there are fewer."""
+        """Return the first `count` images, or all if there are fewer."""
         return Split(self.images[:count], self.labels[:count])
 
 
 class Dataset(NamedTuple):
-    """What a run trains and tests on."""
+    """The training and the test set of a run."""
 
     name: str
     train: Split
     test: Split
     label_names: list  # of str, in the order of the labels
 
-    def channel_statistics(self):
-        """Mean and standard deviation of each channel of the training pictures, in pixel values:
-        two float32 arrays [3]. They serve both splits."""
-        # One channel at a time and in whole numbers: exact, and without a float copy of the set.
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean and standard deviation of each channel of the training images, in pixel
+        values, as two float32 arrays [3]. Both splits are normalised with them."""
+        # One channel at a time and in integers: exact, and without a float copy of the set.
         channels = [self.train.images[..., channel] for channel in range(3)]
         mean = [channel.mean(dtype=np.float64) for channel in channels]
         square = [np.square(c, dtype=np.uint16).mean(dtype=np.float64) for c in channels]
         std = np.sqrt(np.subtract(square, np.square(mean)))
-        return np.float32(mean), np.float32(np.maximum(std, 1))
+        return np.array(mean, np.float32), np.maximum(std, 1).astype(np.float32)
 
 
-def load_dataset(name, data_dir, image_size=32):
-    """The Dataset `name`: "cifar10", "shapes" or a folder with pictures in train/<class>/ and
-    test/<class>/. `data_dir` is where CIFAR-10 is kept, `image_size` the side of the pictures.
+def load_dataset(name, data_dir, image_size=SIDE):
+    """Return the Dataset `name`: one of LOADERS, which keeps its files in `data_dir`, or a folder
+    with images in train/<class>/ and test/<class>/, resized to `image_size`.
 
-    Raises Failure if it cannot be had, HyperparameterError if there is no such data set."""
-    if name not in ("cifar10", "shapes"):
+    Raises Failure if it cannot be loaded, HyperparameterError if there is no such data set or if
+    `image_size` does not suit it."""
+    if name not in LOADERS:
+        if not _has_splits(name):
+            raise HyperparameterError(
+                f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
+                f"and test/<class>/, got {shortened([name])}"
+            )
         *arrays, label_names = load_folder(name, image_size)
-    elif image_size != 32:
+    elif image_size != SIDE:
         raise HyperparameterError(
-            f"image_size={image_size}: the pictures of {name} have 32 pixels a side; image_size is "
-            f"for a folder of your own pictures, with larger pictures use --padding"
+            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}: it is for a "
+            f"folder of your own images; to enlarge these, use --padding"
         )
     else:
-        *arrays, label_names = load_shapes() if name == "shapes" else load_cifar10(data_dir)
+        *arrays, label_names = LOADERS[name](data_dir)
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(
         name, Split(train_images, train_labels), Split(test_images, test_labels), label_names
     )
 
 
+def _has_splits(folder):
+    try:
+        return all((pathlib.Path(folder) / split).is_dir() for split in ("train", "test"))
+    except OSError:  # a name of 5,000 characters
+        return False
+
+
 def steps_per_epoch(split, batch_size):
-    """The number of batches that hold every picture of `split` once."""
+    """Return the number of batches in which every image of `split` occurs once."""
     return -(-len(split.labels) // batch_size)
 
 
 def batches(split, batch_size, order=None, first=0):
     """Yield `split` in `order` (as stored if None) in batches, from batch number `first` on; each
-    batch is a Split of at most `batch_size` pictures.
+    batch is a Split of at most `batch_size` images.
 
-    Sizes differ by one at most, so that no step leans on the few pictures of a short last batch.
+    Sizes differ by at most one, so that no step depends on the few images of a short last batch.
     """
     order = np.arange(len(split.labels)) if order is None else order
     for part in np.array_split(order, steps_per_epoch(split, batch_size))[first:]:
@@ -77,5 +101,6 @@ def batches(split, batch_size, order=None, first=0):
 
 
 def epoch_order(split, seed, epoch):
-    """The order in which an epoch sees `split`: a permutation keyed by (seed, epoch) alone."""
+    """Return the order in which an epoch sees `split`: a permutation that depends on (seed, epoch)
+    only."""
     return np.random.default_rng([seed, epoch]).permutation(len(split.labels))

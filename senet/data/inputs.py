@@ -44,12 +44,13 @@ def image_inputs(data):
 
 def statistics_of(data):
     """Return the Statistics of a Dataset, as arrays."""
-    return Statistics(*data.channel_statistics(), json_to_numbers(data.label_names))
+    mean, std = data.channel_statistics()
+    return Statistics(mean, std, json_to_numbers(data.label_names))
 
 
 def read_statistics(reader):
     """Return the Statistics in a checkpoint, as arrays; `reader` is TensorFlow's."""
-    return Statistics(*(reader.get_tensor(f"{SCOPE}/{name}") for name in Statistics._fields))
+    return Statistics._make(reader.get_tensor(f"{SCOPE}/{name}") for name in Statistics._fields)
 
 
 def inputs_with(image_size, statistics):
@@ -57,11 +58,9 @@ def inputs_with(image_size, statistics):
     with tf.variable_scope(SCOPE):
         images = tf.placeholder(tf.uint8, [None, image_size, image_size, 3], "images")
         labels = tf.placeholder(tf.int32, [None], "labels")
-        variables = Statistics(
-            *(
-                tf.get_variable(name, initializer=value, trainable=False)
-                for name, value in statistics._asdict().items()
-            )
+        variables = Statistics._make(
+            tf.get_variable(name, initializer=value, trainable=False)
+            for name, value in statistics._asdict().items()
         )
         normalised = (tf.cast(images, tf.float32) - variables.mean) / variables.std
         return Inputs(images, labels, normalised, variables)

@@ -1,8 +1,9 @@
 """The data set `shapes`: ten classes of coloured 32x32 shapes on noisy backgrounds.
 
-Drawn with NumPy from a fixed seed in well under a second: no download for a first run, a demo or
-a test. Place, size, turn, colours, the background's slope, its noise and a distracting bar differ
-from picture to picture and say nothing about the class, so only the outline does.
+Drawn with NumPy from a fixed seed in well under a second: a first run, a demo or a test needs no
+download. Position, size, rotation, colours, the gradient of the background, its noise and a
+distracting bar differ from image to image and are independent of the class: only the outline
+depends on it.
 """
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 SIDE = 32  # pixels
 
 
-def _polygon(x, y, corners, turn=0.0):
-    """Distance to the outline of a regular polygon whose sides are 0.8 from its centre."""
-    angles = turn + 2 * np.pi * np.arange(corners) / corners
+def _polygon(x, y, corners, rotation=0.0):
+    """Return the distance to the outline of a regular polygon with an inradius of 0.8."""
+    angles = rotation + 2 * np.pi * np.arange(corners) / corners
     return np.max([x * np.cos(a) + y * np.sin(a) for a in angles], axis=0) - 0.8
 
 
@@ -22,12 +23,12 @@ def _plus(x, y):
 
 
 def _turned(x, y):
-    """The same plane turned by an eighth."""
+    """Return the coordinates rotated by 45 degrees."""
     return (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
 
 
-# One function a class: about the distance from the outline, negative inside, of the shape that
-# fills the square -1..1 (y points down).
+# One function a class: the approximate distance from the outline, negative inside, of the shape in
+# the square -1..1 (y points down).
 OUTLINES = {
     "circle": lambda x, y: np.hypot(x, y) - 0.9,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
@@ -43,43 +44,43 @@ OUTLINES = {
 
 
 def draw_shapes(labels, rng):
-    """uint8 pictures [N, 32, 32, 3] of the classes `labels` (int [N], an index into OUTLINES)."""
+    """Return uint8 images [N, 32, 32, 3] of the classes `labels` (int [N], indices of OUTLINES)."""
     count = len(labels)
 
     def draw(low, high, *shape):
         return rng.uniform(low, high, (count, *shape)).astype(np.float32)
 
     pixels = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
-    right, down = draw(-4, 4, 1, 1), draw(-4, 4, 1, 1)
-    radius, turn = draw(8, 12, 1, 1), draw(-0.25, 0.25, 1, 1)
-    x, y = (pixels[None, None, :] - right) / radius, (pixels[None, :, None] - down) / radius
-    x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
+    shift_x, shift_y = draw(-4, 4, 1, 1), draw(-4, 4, 1, 1)
+    radius, rotation = draw(8, 12, 1, 1), draw(-0.25, 0.25, 1, 1)
+    x, y = (pixels[None, None, :] - shift_x) / radius, (pixels[None, :, None] - shift_y) / radius
+    x, y = x * np.cos(rotation) - y * np.sin(rotation), x * np.sin(rotation) + y * np.cos(rotation)
     outline = np.empty_like(x)
     for label, distance in enumerate(OUTLINES.values()):
         outline[labels == label] = distance(x[labels == label], y[labels == label])
-    # How much of each pixel the shape covers: the outline is about one pixel soft.
+    # The share of each pixel that the shape covers: the edge is blurred over about one pixel.
     cover = np.clip(0.5 - outline * radius, 0, 1)[..., None]
 
-    # Bright on dark, in any colours: with both ways round, 2,000 pictures would not be enough.
-    paper = draw(0, 110, 1, 1, 3)
-    ink = paper + draw(90, 160, 1, 1, 3)
+    # Bright on dark, in any colours: with dark on bright as well, 2,000 images are not enough.
+    background = draw(0, 110, 1, 1, 3)
+    colour = background + draw(90, 160, 1, 1, 3)
     slope = draw(-1.5, 1.5, 1, 1, 3) * pixels[None, None, :, None]
     slope = slope + draw(-1.5, 1.5, 1, 1, 3) * pixels[None, :, None, None]
 
-    # The bar: 3 pixels wide, at any angle, in a colour of its own, below the shape.
+    # The bar: 3 pixels wide, at any angle, in its own colour, under the shape.
     angle = draw(0, np.pi, 1, 1)
     across = pixels[None, None, :] * np.cos(angle) + pixels[None, :, None] * np.sin(angle)
     bar = (np.abs(across - draw(-14, 14, 1, 1)) < 1.5)[..., None]
 
-    picture = np.where(bar, draw(0, 255, 1, 1, 3), paper + slope)
-    picture = picture + cover * (ink - picture)
-    picture = picture + draw(8, 32, 1, 1, 1) * rng.standard_normal(picture.shape, np.float32)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.where(bar, draw(0, 255, 1, 1, 3), background + slope)
+    image = image + cover * (colour - image)
+    image = image + draw(8, 32, 1, 1, 1) * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def load_shapes(train_count=2000, test_count=500, seed=0):
-    """(train images, train labels, test images, test labels, label names), each class equally
-    often; images are uint8 [N, 32, 32, 3], labels int32 [N]."""
+    """Return (train images, train labels, test images, test labels, label names) with equally many
+    images of each class; images are uint8 [N, 32, 32, 3], labels int32 [N]."""
     rng = np.random.default_rng(seed)
     labels = np.arange(train_count + test_count, dtype=np.int32) % len(OUTLINES)
     images = draw_shapes(labels, rng)

@@ -17,12 +17,14 @@ import filelock
 
 from senet.compat import tf
 from senet.errors import Failure, first_line
+from senet.files import read_regular
 from senet.hyperparameters import changed_fields, load_fields
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
+LARGEST_ROWS = 2**28  # bytes of a logs.txt: a million epochs have 0.1 GB
 ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
 
 
@@ -119,8 +121,9 @@ class RunFolder:
 
     def best_epoch(self):
         """Return the first epoch with the best test accuracy, None without any row."""
-        accuracy = {e: float(ROW_PATTERN.fullmatch(row)[2]) for e, row in self.rows.items()}
-        return max(accuracy, key=accuracy.get, default=None)
+        # The later parts of the key break ties: the first of several bests.
+        ranked = [(row.rpartition(" ")[2], -epoch) for epoch, row in self.rows.items()]
+        return -max(ranked)[1] if ranked else None
 
 
 @contextlib.contextmanager
@@ -139,9 +142,13 @@ def writing(path):
 
 def _read_rows(path):
     """Return the complete rows of logs.txt, {epoch: row}."""
-    if not path.exists():
+    try:
+        text = read_regular(path, LARGEST_ROWS).decode(errors="replace")
+    except FileNotFoundError:
         return {}
-    lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
+    lines = text.splitlines(keepends=True)
     found = [ROW_PATTERN.fullmatch(line.removesuffix("\n")) for line in lines if line[-1] == "\n"]
     return {int(row[1]): row[0] for row in found if row}
 

@@ -45,7 +45,8 @@ def confusion_page(matrix, label_names):
     names = [_shortened(name, font, 140) if classes <= 60 else "" for name in label_names]
     length = 8 + math.ceil(max(font.getlength(name) for name in names))
     margin = 36 + length
-    page = Image.new("RGB", (margin + classes * cell + 12,) * 2, PAPER)
+    side = margin + classes * cell + 12
+    page = Image.new("RGB", (side, side), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((8, 8), "true, from top", GREY, _font(11))
     draw.text((8, 22), "predicted, across", GREY, _font(11))

@@ -1,0 +1,54 @@
+"""Reading files that others provide: only regular ones, and no more of them than is sensible."""
+
+import errno
+import os
+import pathlib
+import stat
+
+KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def open_regular(path, largest=None):
+    """Open the regular file `path`, or the one that it links to, for reading bytes.
+
+    Raises OSError for anything else without waiting (a FIFO would wait for a writer, a device may
+    never end), and for a file of more than `largest` bytes."""
+    # Once by name, since a device may react to being opened, and once for what has been opened.
+    _check_regular(pathlib.Path(path).stat())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        size = _check_regular(os.fstat(descriptor))
+        if largest is not None and size > largest:
+            raise _too_large(size, largest)
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path, largest):
+    """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does, and if
+    the file turns out to have more than `largest` bytes while it is read."""
+    with open_regular(path, largest) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise _too_large(len(content), largest)
+    return content
+
+
+def _check_regular(status):
+    """Return the size of a regular file; raise OSError if the `os.stat_result` is of another."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
+        raise OSError(errno.EINVAL, f"not a regular file but a {kind}")
+    return status.st_size
+
+
+def _too_large(size, largest):
+    return OSError(errno.EFBIG, f"it has {size:,} bytes, more than the {largest:,} allowed")

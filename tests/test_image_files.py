@@ -1,0 +1,268 @@
+import os
+
+import numpy as np
+import pytest
+from conftest import run_python
+from image_folders import plain, save, write_classes
+from PIL import Image
+
+from senet.data import image_files
+from senet.data.datasets import load_dataset
+from senet.data.image_files import ImageError, read_image
+from senet.errors import Failure, HyperparameterError
+
+
+def sixteen_bits(value):
+    return Image.fromarray(np.full([40, 40], value, np.uint16))
+
+
+def palette_with_a_hole():
+    image = plain("P", 1)
+    image.putpalette([0, 0, 0, 255, 0, 0, 10, 20, 30])
+    image.info["transparency"] = 1  # the only colour in it, red
+    return image
+
+
+@pytest.mark.parametrize(
+    "name, image, colour",
+    [
+        ("grey.png", plain("L", 100), (100, 100, 100)),
+        ("black and white.png", plain("1", 1), (255, 255, 255)),
+        ("clear.png", plain("RGBA", (200, 0, 0, 0)), (255, 255, 255)),  # transparent on white
+        ("half.png", plain("RGBA", (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
+        ("grey with alpha.png", plain("LA", (0, 51)), (204, 204, 204)),
+        ("palette.gif", plain("RGB", (0, 255, 0)).quantize(4), (0, 255, 0)),
+        ("hole.png", palette_with_a_hole(), (255, 255, 255)),
+        ("16 bits.png", sixteen_bits(51400), (200, 200, 200)),  # 200 x 257
+        ("16 bits.tif", sixteen_bits(65535), (255, 255, 255)),
+        ("one pixel.png", plain("RGB", (10, 20, 30), (1, 1)), (10, 20, 30)),
+        ("a line.png", plain("RGB", (10, 20, 30), (1, 500)), (10, 20, 30)),
+        ("small.bmp", plain("RGB", (10, 20, 30), (7, 5)), (10, 20, 30)),
+        ("photo.webp", plain("RGB", (0, 0, 0), (300, 200)), (0, 0, 0)),
+        ("print.jpg", plain("CMYK", (0, 0, 0, 0)), (255, 255, 255)),
+        ("huge.png", plain("L", 7, (9500, 9500)), (7, 7, 7)),  # 90 million pixels
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_any_kind_of_image(tmp_path, name, image, colour):
+    path = save(tmp_path / name, image)
+    array = read_image(path, 32)
+    assert (array.dtype, array.shape) == (np.uint8, (32, 32, 3))
+    assert np.abs(array.astype(int) - colour).max() <= 1
+
+
+def test_a_readable_image_gives_no_warning(tmp_path):
+    """90 million pixels, and a JPEG with truncated EXIF data, in another process, since pytest has
+    its own filters of warnings."""
+    huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
+    damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
+    code = "import sys; from senet.data.image_files import read_image\n"
+    code += "for path in sys.argv[1:]: read_image(path, 32)"
+    assert run_python("-c", code, huge, damaged) == (0, "", "")
+
+
+def test_an_image_of_the_right_size_is_unchanged(tmp_path, rng):
+    array = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(array))
+    np.testing.assert_array_equal(read_image(path, 32), array)
+
+
+def test_an_image_is_centre_cropped(tmp_path):
+    array = np.zeros([50, 100, 3], np.uint8)
+    array[:, :25, 0] = array[:, 75:, 2] = 255  # red on the left, blue on the right
+    array[:, 25:75, 1] = 255
+    read = read_image(save(tmp_path / "wide.png", Image.fromarray(array)), 32)
+    # Except for the outermost columns, which the resizing mixes with their neighbours.
+    assert (read[:, 2:-2] == (0, 255, 0)).all()
+
+
+def test_an_image_is_rotated_per_exif(tmp_path):
+    array = np.zeros([64, 64, 3], np.uint8)
+    array[:32, :, 0] = array[32:, :, 2] = 255  # red above, blue below
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top row belongs on the right
+    path = save(tmp_path / "rotated.jpg", Image.fromarray(array), exif=exif, quality=95)
+    shown = read_image(path, 32)
+    assert shown[16, 28, 0] > 200 > 50 > shown[16, 28, 2]
+    assert shown[16, 3, 2] > 200 > 50 > shown[16, 3, 0]
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [plain("RGB", colour) for colour in ("red", "blue")]
+    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert (read_image(path, 32) == (255, 0, 0)).all()
+
+
+def broken_files(folder):
+    whole = save(folder / "whole.png", plain("RGB", "red", (200, 200))).read_bytes()
+    half = folder / "half.png"
+    half.write_bytes(whole[: len(whole) // 2])
+    text = folder / "text.jpg"
+    text.write_text("not an image")
+    empty = folder / "empty.png"
+    empty.touch()
+    (folder / "folder.png").mkdir()
+    bomb = save(folder / "bomb.png", plain("1", 0, (20_000, 10_000)))
+    return {
+        half: "cannot be read as an image: ",
+        text: "not an image, or a damaged one",
+        empty: "not an image, or a damaged one",
+        bomb: "cannot be read as an image: Image size (200000000 pixels) exceeds limit",
+        folder / "folder.png": "cannot be read as an image: not a regular file but a folder",
+        save(folder / "real.tif", plain("F", 0.5)): "cannot be read as an image: its values do",
+        save(folder / "wide.tif", plain("I", 200)): "cannot be read as an image: its values do",
+        folder / "nowhere.png": "cannot be read as an image: No such file or directory",
+    }
+
+
+def test_a_file_that_is_not_an_image_is_named_with_the_reason(tmp_path):
+    for path, reason in broken_files(tmp_path).items():
+        with pytest.raises(ImageError) as caught:
+            read_image(path, 32)
+        assert str(caught.value).startswith(f"{path}: {reason}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes, size", [(2, (32, 32)), (37, (50, 20))])
+def test_a_folder_of_classes(tmp_path, classes, size):
+    names = [f"class {number:02}" for number in range(classes)]
+    write_classes(tmp_path, names, size=size)
+    (tmp_path / "train" / names[0] / ".DS_Store").write_text("hidden")
+    (tmp_path / "train" / "a list.txt").write_text("next to the classes")
+    data = load_dataset(str(tmp_path), "no/data")
+    assert data.label_names == names
+    assert data.train.images.shape == (3 * classes, 32, 32, 3)
+    assert data.test.images.shape == (2 * classes, 32, 32, 3)
+    for split, count in (data.train, 3), (data.test, 2):
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(split.labels, np.repeat(range(classes), count))
+        np.testing.assert_array_equal(split.images[:, 9, 9, 0], 5 * split.labels)
+
+
+def test_images_are_resized_to_image_size(tmp_path):
+    write_classes(tmp_path, "ab", size=(100, 60))
+    assert load_dataset(str(tmp_path), "no/data", 48).train.images.shape == (6, 48, 48, 3)
+
+
+def remove(path):
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+
+
+def empty(path):
+    for file in path.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: remove(f / "test" / "b"), "test/b: is missing; each class needs images to tra"),
+        (lambda f: remove(f / "train" / "b"), "train/b: is missing; each class needs images"),
+        (lambda f: empty(f / "test" / "b"), "test/b: has no images"),
+        (
+            lambda f: (f / "train" / "b" / "1.png").write_text("broken"),
+            "train/b/1.png: not an image, or a damaged one; fix or remove it",
+        ),
+        (
+            lambda f: [(f / "test" / c / "1.png").write_text("broken") for c in "abc"],
+            "test/a/1.png: not an image, or a damaged one; fix or remove it (2 more like it)",
+        ),
+        (
+            lambda f: (f / "test" / "c" / "deeper").mkdir(),
+            "test/c/deeper: cannot be read as an image: not a regular file but a f",
+        ),
+        (
+            lambda f: [remove(f / s / c) for s in ("train", "test") for c in "ab"],
+            "train: must have folders for at least 2 classes, got 1",
+        ),
+    ],
+)
+def test_a_faulty_folder_is_named_with_what_to_do(tmp_path, damage, message):
+    write_classes(tmp_path, "abc")
+    damage(tmp_path)
+    with pytest.raises(Failure) as caught:
+        load_dataset(str(tmp_path), "no/data")
+    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+
+
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (os.mkfifo, "FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "device"),
+    ],
+    ids=["FIFO", "zero"],
+)
+def test_only_regular_files_are_read(tmp_path, make, kind):
+    write_classes(tmp_path, "ab")
+    path = tmp_path / "train" / "a" / "odd.png"
+    make(path)
+    reason = f"{path}: cannot be read as an image: not a regular file but a {kind}"
+    with pytest.raises(ImageError) as caught:
+        read_image(path, 32)
+    assert str(caught.value) == reason
+    with pytest.raises(Failure) as caught:
+        load_dataset(str(tmp_path), "no/data")
+    assert str(caught.value) == f"{reason}; fix or remove it"
+
+
+def test_images_may_be_links(tmp_path):
+    write_classes(tmp_path / "images", "ab", size=(32, 32))
+    linked = tmp_path / "images" / "train" / "a" / "linked.png"
+    linked.symlink_to(save(tmp_path / "elsewhere.png", plain("L", 9, (32, 32))))
+    assert load_dataset(str(tmp_path / "images"), "no/data").train.images[3, 0, 0, 0] == 9
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_read(tmp_path):
+    write_classes(tmp_path, "abc")  # 9 + 6 images
+    with pytest.raises(HyperparameterError) as caught:
+        load_dataset(str(tmp_path), "no/data", 1_000_000)
+    assert str(caught.value).startswith(
+        f"--image_size=1000000 is too large: the 15 images of {tmp_path} need 4.5e+04 GB of memory "
+    )
+    assert str(caught.value).endswith(" GB are available; give a smaller --image_size")
+
+
+def test_images_that_just_fit_into_memory_are_read(tmp_path, monkeypatch):
+    write_classes(tmp_path, "abc")
+    needed = 15 * 32 * 32 * 3
+    monkeypatch.setattr(image_files, "available_memory", lambda: needed)
+    assert len(load_dataset(str(tmp_path), "no/data").train.labels) == 9
+    monkeypatch.setattr(image_files, "available_memory", lambda: needed - 1)
+    with pytest.raises(HyperparameterError, match="need 4.61e-05 GB of memory and 4.61e-05 GB are"):
+        load_dataset(str(tmp_path), "no/data")
+
+
+def test_a_line_break_in_a_name_is_escaped(tmp_path):
+    write_classes(tmp_path, ["a\nb", "c\x1b[31m\u2028", "d"])
+    assert load_dataset(str(tmp_path), "no/data").label_names == [
+        "a\\nb",
+        "c\\x1b[31m\\u2028",
+        "d",
+    ]
+    (tmp_path / "train" / "d" / "e\nf\udcff.png").touch()
+    with pytest.raises(Failure) as caught:
+        load_dataset(str(tmp_path), "no/data")
+    assert str(caught.value) == (
+        f"{tmp_path}/train/d/e\\nf\\udcff.png: not an image, or a damaged one; fix or remove it"
+    )
+
+
+def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path):
+    write_classes(tmp_path, ["caf\udce9", "tea"])
+    with pytest.raises(Failure) as caught:
+        load_dataset(str(tmp_path), "no/data")
+    assert str(caught.value) == (
+        f"{tmp_path}/train/caf\\udce9: the name is not UTF-8; rename the folder"
+    )
+
+
+def test_class_names_are_the_same_without_a_utf_8_locale(tmp_path):
+    write_classes(tmp_path, ["caf\u00e9", "tea"])
+    code = "import sys; from senet.data.image_files import load_folder\n"
+    code += "print(ascii(load_folder(sys.argv[1], 32)[4]))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert run_python("-c", code, tmp_path, **plain) == (0, "['caf\\xe9', 'tea']\n", "")
