@@ -130,7 +130,7 @@ def _declared(Hyperparameters):
         kind = getattr(hint, "__origin__", hint)
         if kind not in TYPES:
             raise TypeError(f"{where} must be int, float, bool or str, got {hint}")
-        metadata = list(EVERY.get(kind, []))
+        metadata: list = list(EVERY.get(kind, []))
         for item in getattr(hint, "__metadata__", ()):
             metadata.extend(item if isinstance(item, GroupedMetadata) else [item])
         for item in metadata:
