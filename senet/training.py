@@ -69,8 +69,8 @@ def training_step(loss, optimizer, decayed, images, labels, step, epoch_steps, h
             sums = tf.identity(sums)
         return sums, tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
 
-    batch_size = tf.size(labels)
     with tf.name_scope("train"):
+        batch_size = tf.size(labels)
         sums, gradient = (
             strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for value in strategy.run(replica)

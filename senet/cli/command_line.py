@@ -111,7 +111,7 @@ def parse(argv, Hyperparameters):
         for word, following in itertools.zip_longest(argv, argv[1:])
     ]
     parsed = vars(_parser(Hyperparameters).parse_args(argv))
-    command = parsed.pop("command", "train")
+    command = parsed.pop("command", None) or "train"
     texts = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
     fields = {name: parse_field(Hyperparameters, name, text) for name, text in texts.items()}
     return command, fields, parsed
