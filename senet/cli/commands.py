@@ -30,8 +30,8 @@ def _evaluation(trained):
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     if data.label_names != trained.label_names:
         raise Failure(
-            f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but {hp.dataset} "
-            f"has {shortened(data.label_names)}: give the --dataset it was trained on"
+            f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
+            f"{hp.dataset} has {shortened(data.label_names)}: give the --dataset it was trained on"
         )
     # The same batches as in training, so that the numbers are the same to the last bit.
     todo = batches(data.test, hp.micro_batch_size or hp.batch_size)
