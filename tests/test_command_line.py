@@ -1,110 +1,289 @@
-import dataclasses
-import inspect
+"""From the command line to a command, and from an error to one line and an exit status."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pytest
+from annotated_types import Interval
+from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
-from test_scripts import SCRIPTS
+from scripts import by_script
 
 import SE_ResNeXt
-from senet.cli.command_line import run_command
+from senet.cli.command_line import COMMANDS, parse, run_command
 from senet.compat import tf
 from senet.errors import HyperparameterError
+from senet.hyperparameters import RunHyperparameters
+
+
+@dataclass(frozen=True)
+class Settings(RunHyperparameters):
+    # network
+    width: Annotated[int, Interval(ge=0, le=64)] = 8  # 50 % of the "#" channels
+    rate: float = 0.5
+    fast: bool = False  # skip nothing
 
 
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
-    """Run a script's `main` in an empty folder: (exit status, standard output, standard error)."""
+    """Run a command line in an empty folder: (exit status, standard output, standard error). What
+    `train` is given is printed."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*argv, script=SE_ResNeXt):
-        status = script.main(list(argv))
+    def call(*argv, train=print, Hyperparameters=Settings):
+        status = run_command(train, None, Hyperparameters, list(argv))
         return status, *capsys.readouterr()
 
     return call
 
 
-@pytest.mark.parametrize(
-    "argument, message",
-    [
-        ("--paddin=0", "unknown hyperparameter 'paddin': it is one of cardinality, depth,"),
-        ("--padding=-1", "padding=-1: padding takes a whole number, 0 or more"),
-        ("--padding=1.5", "padding=1.5: padding takes a whole number, 0 or more"),
-        ("--padding", "padding has no value: write --padding=VALUE"),
-        ("--batch_size=0", "batch_size=0: batch_size takes a whole number, 1 or more"),
-        ("--momentum=1", "momentum=1.0: momentum takes a number, from 0.0 up to, not including,"),
-        ("--init_learning_rate=0", "init_learning_rate=0.0: init_learning_rate takes a number, ab"),
-        ("--init_learning_rate=inf", "init_learning_rate=inf: init_learning_rate takes a number"),
-        ("--weight_decay=nan", "weight_decay=nan: weight_decay takes a number, 0.0 or more"),
-        ("--allow_soft_placement=yes", "allow_soft_placement=yes: allow_soft_placement takes True"),
-        (
-            "--dataset=mnist",
-            "--dataset must be cifar10, cifar100, shapes or a folder with images in train/<",
-        ),
-        ("--reduction_ratio=257", "reduction_ratio=257: the first stage has 256 channels"),
-        (
-            "--total_epochs=ten",
-            "total_epochs=ten: total_epochs takes a whole number, from 1 up to, not",
-        ),
-        ("-x", "'-x' is not understood: options are --name=value"),
-        (
-            "evalute",
-            "unknown command 'evalute': it is one of train, evaluate, predict, export, excit",
-        ),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_and_exit_2(call, tmp_path, argument, message):
-    status, output, errors = call(argument)
-    assert (status, output) == (2, "")
-    assert errors.startswith(f"error: {message}")
-    assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def one_line(result, status, start):
+    assert result[:2] == (status, "")
+    assert result[2].startswith(f"error: {start}")
+    assert result[2].count("\n") == 1
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_prints_the_declaration_of_the_hyperparameters(call, script):
-    status, output, errors = call("--help", script=script)
-    assert (status, errors) == (0, "")
-    declared = inspect.getsource(script.Hyperparameters)
-    for field in dataclasses.fields(script.Hyperparameters):
-        (line,) = (line for line in declared.splitlines() if line.startswith(f"    {field.name}: "))
-        assert "  # " in line  # what it means
-        assert line in output
-    assert "def " not in output
+class TestParse:
+    @pytest.mark.parametrize(
+        "argv, command, fields, arguments",
+        [
+            ([], "train", {}, {}),
+            (["train"], "train", {}, {}),
+            (["--width=4"], "train", {"width": 4}, {}),
+            (["--width", "4"], "train", {"width": 4}, {}),
+            (["--rate=-1e-3"], "train", {"rate": -0.001}, {}),
+            (["--rate", "-1"], "train", {"rate": -1.0}, {}),
+            (["--run_dir=a=b"], "train", {"run_dir": "a=b"}, {}),
+            (["--fast"], "train", {"fast": True}, {}),
+            (["--fast=False"], "train", {"fast": False}, {}),
+            (["--fast", "False"], "train", {"fast": False}, {}),
+            (["--width=1", "--width=2"], "train", {"width": 2}, {}),
+            (["--run_dir=x", "evaluate"], "evaluate", {"run_dir": "x"}, {}),
+            (["--run_dir", "x", "evaluate"], "evaluate", {"run_dir": "x"}, {}),
+            (["--run_dir=x", "evaluate", "--run_dir=y"], "evaluate", {"run_dir": "y"}, {}),
+            (["--fast", "evaluate", "--width=2"], "evaluate", {"fast": True, "width": 2}, {}),
+            (["evaluate", "--checkpoint", "c"], "evaluate", {}, {"checkpoint": "c"}),
+            (
+                ["predict", "--json", "a.png", "b.png"],
+                "predict",
+                {},
+                {"images": ["a.png", "b.png"], "json": True},
+            ),
+            (["predict", "--", "-a.png"], "predict", {}, {"images": ["-a.png"], "json": False}),
+            (["export", "--width=2", "out"], "export", {"width": 2}, {"folder": "out"}),
+            (["excitation"], "excitation", {}, {}),
+        ],
+    )
+    def test_command_fields_and_arguments(self, argv, command, fields, arguments):
+        given = parse(argv, Settings)
+        assert given[:2] == (command, fields)
+        assert {"json": False, **given[2]} == {"json": False, **arguments}
+
+    def test_a_new_hyperparameter_is_one_line(self, call):
+        @dataclass(frozen=True)
+        class WithDropout(Settings):
+            dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2  # share of zeros
+
+        _, output, _ = call("--help", Hyperparameters=WithDropout)
+        assert "share of zeros (default: 0.2)" in output
+        _, output, _ = call("--dropout=0.3", Hyperparameters=WithDropout)
+        assert "dropout=0.3" in output
+        result = call("--dropout=1", Hyperparameters=WithDropout)
+        one_line(result, 2, "--dropout must be less than 1, got 1.0")
+
+
+class TestWrongCommandLines:
+    @pytest.mark.parametrize(
+        "argv, message",
+        [
+            (["--widht=0"], "unknown option '--widht': did you mean --width?"),
+            (["--zzz", "0"], "unknown option '--zzz': it is one of "),
+            (["--wid=3"], "unknown option '--wid': did you mean --width?"),
+            (["--width=-1"], "--width must be at least 0, got -1"),
+            (["--width=1.5"], "--width must be a whole number, got '1.5'"),
+            (["--rate=nan"], "--rate must be finite, got nan"),
+            (["--fast=yes"], "--fast must be True or False, got 'yes'"),
+            (["--run_dir=a\nb"], r"--run_dir must not contain control characters, got 'a\nb'"),
+            (["evaluate", "--width=-1"], "--width must be at least 0, got -1"),
+        ],
+    )
+    def test_the_message_says_what_is_allowed(self, call, argv, message):
+        one_line(call(*argv), 2, message)
+
+    @pytest.mark.parametrize(
+        "argv, culprit",
+        [
+            (["--width"], "--width"),
+            (["-x"], "-x"),
+            (["evalute"], "evaluate"),
+            (["x\ny"], r"x\ny"),
+            (["evaluate", "more"], "more"),
+            (["evaluate", "--json"], "--json"),
+            (["--checkpoint=x"], "--checkpoint"),
+            (["predict"], "IMAGE"),
+            (["export"], "FOLDER"),
+        ],
+    )
+    def test_what_argparse_refuses_is_one_line_too(self, call, argv, culprit):
+        result = call(*argv)
+        one_line(result, 2, "")
+        assert culprit in result[2]
+        assert "usage" not in result[2]
+
+    def test_a_long_word_is_shortened(self, call):
+        assert len(call("x" * 10_000)[2]) < 300
+
+    @by_script
+    def test_a_script_refuses_before_it_writes(self, script, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert script.module.main(["--padding=-1"]) == 2
+        assert capsys.readouterr() == ("", "error: --padding must be at least 0, got -1\n")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_reduction_ratio_is_at_most_the_channels(self, capsys):
+        assert SE_ResNeXt.main(["--reduction_ratio=257"]) == 2  # 4 x 64 channels
+        assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 256")
+        SE_ResNeXt.Hyperparameters(reduction_ratio=256)
+
+
+class TestHelp:
+    def test_fields_with_comment_and_default_and_commands(self, call):
+        status, output, errors = call("--help")
+        assert (status, errors) == (0, "")
+        text = " ".join(output.split())
+        assert '--width VALUE 50 % of the "#" channels (default: 8)' in text
+        assert "--rate VALUE (default: 0.5)" in text
+        assert "--data_dir VALUE " in text
+        assert output.index("network:") < output.index("--width") < output.index("--run_dir")
+        for command in "train", "evaluate", "predict", "export", "excitation":
+            assert f"\n    {command} " in output
+
+    def test_of_a_command(self, call):
+        status, output, errors = call("predict", "--help")
+        assert (status, errors) == (0, "")
+        assert "predict IMAGE... [--checkpoint=NAME] [--json]" in output
+        assert "--width" in output
+
+    @by_script
+    def test_every_field_of_a_script_without_docstrings(self, script):
+        status, output, errors = run_python(
+            *("-W", "ignore", f"{script.name}.py", "--help"), PYTHONOPTIMIZE="2"
+        )
+        assert (status, errors) == (0, "")
+        for name in vars(script.hyperparameters()):
+            assert f"--{name} " in output
+        assert "Nesterov's (default: 0.9)" in output
+
+    def test_a_closed_pipe_ends_it_quietly(self):
+        command = f"{sys.executable} SE_ResNeXt.py --help | (exec 0<&-; sleep 0)"
+        result = subprocess.run(
+            command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (result.stdout, result.stderr) == ("", "")
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        "error, message",
+        [
+            (MemoryError(), "out of memory: try a smaller --micro_batch_size"),
+            (OverflowError("int too large"), "OverflowError in test_command_line.py, line "),
+            (RecursionError("too deep"), "RecursionError in test_command_line.py, line "),
+            (FileNotFoundError(2, "No such file", "a\nb"), r"a\nb: No such file"),
+        ],
+    )
+    def test_what_input_can_cause_is_one_line_and_exit_1(self, call, error, message):
+        def train(_):
+            raise error
+
+        one_line(call(train=train), 1, message)
+
+    @pytest.mark.parametrize("mistake", [TypeError, AttributeError, NameError, ValueError])
+    def test_a_mistake_in_a_script_keeps_its_traceback(self, call, mistake):
+        def train(_):
+            raise mistake("in an edited script")
+
+        with pytest.raises(mistake, match="in an edited script"):
+            call(train=train)
+
+    def test_interrupted_before_there_is_anything_to_save(self, call):
+        def train(_):
+            raise KeyboardInterrupt
+
+        one_line(call(train=train), 130, "interrupted")
+
+    def test_tensorflow_out_of_memory(self, capfd):
+        def allocate_a_petabyte(_):
+            with tf.Graph().as_default(), tf.Session() as session:
+                size = tf.placeholder_with_default(np.int64(2**48), [])
+                session.run(tf.fill([size], 0.0))
+
+        assert run_command(allocate_a_petabyte, None, Settings, []) == 1
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: out of memory: try a smaller --micro_batch_size")
+
+    def test_without_network_and_data_both_ways_out_are_named(self, call, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nobody answers there
+        options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
+        result = call("--data_dir=here", **options)
+        one_line(result, 1, "cannot download CIFAR-10: ")
+        assert "into here" in result[2]
+        assert "--dataset=shapes" in result[2]
+
+    def test_a_broken_data_file_is_named(self, call, tmp_path):
+        write_folder(tmp_path / "data", {**make_files(), "test_batch": b""})
+        options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
+        one_line(call(**options), 1, "data/cifar-10-batches-py/test_batch: ")
+
+    def test_a_data_set_that_does_not_exist(self, call):
+        options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
+        one_line(call("--dataset=mnist", **options), 2, "--dataset must be cifar10, ")
+
+
+class TestHyperparametersOfTheRun:
+    """Commands that use a trained network start from the run's file."""
+
+    @pytest.fixture
+    def evaluate(self, call, tmp_path, monkeypatch):
+        """Evaluate a run with a hyperparameters.json of the given text."""
+
+        def evaluate(text, *options):
+            (tmp_path / "hyperparameters.json").write_text(text, "utf-8")
+            return call("evaluate", "--run_dir=.", *options)
+
+        print_them = (lambda network, hyperparameters: print(hyperparameters), "print them")
+        monkeypatch.setitem(COMMANDS, "evaluate", print_them)
+        return evaluate
+
+    def test_the_file_then_the_command_line_then_the_defaults(self, evaluate):
+        status, output, _ = evaluate('{"width": 3, "rate": 0.1, "run_dir": "old"}', "--rate=0.2")
+        assert status == 0
+        assert "run_dir='.'" in output
+        assert "width=3, rate=0.2, fast=False" in output
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ('{"foo": 3}', "has no hyperparameter 'foo'"),
+            ('{"width": "3"}', "width must be a whole number, got '3'"),
+            ('{"width": null}', "width must be a whole number, got None"),
+            ("[" * 100_000, "too deeply nested"),
+            ("{", "cannot be read"),
+        ],
+    )
+    def test_a_file_that_cannot_be_used_is_named(self, evaluate, text, message):
+        result = evaluate(text)
+        one_line(result, 1, "hyperparameters.json ")
+        assert message in result[2]
+
+    def test_no_run(self, call):
+        result = call("evaluate", "--run_dir=nowhere")
+        one_line(result, 1, "no run in nowhere: train first, or give the --run_dir of a run")
 
 
 def test_hyperparameters_made_in_code_are_checked_too():
-    with pytest.raises(HyperparameterError, match="padding=-1"):
+    with pytest.raises(HyperparameterError, match="--padding must be at least 0, got -1"):
         SE_ResNeXt.Hyperparameters(padding=-1)
-    with pytest.raises(HyperparameterError, match="batch_size=1.5"):
-        SE_ResNeXt.Hyperparameters(batch_size=1.5)
-
-
-def test_no_network_and_no_data_names_both_ways_out(call, tmp_path, monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nobody answers there
-    status, output, errors = call("--data_dir=here")
-    assert (status, output) == (1, "")
-    assert errors.startswith("error: cannot download CIFAR-10: ")
-    assert "put cifar-10-python.tar.gz into here, or train without it: --dataset=shapes" in errors
-    assert errors.count("\n") == 1
-
-
-def test_a_broken_data_file_is_one_line_and_exit_1(call, tmp_path):
-    write_folder(tmp_path / "data", {**make_files(), "test_batch": b""})
-    status, output, errors = call()
-    assert (status, output) == (1, "")
-    assert errors.startswith("error: data/cifar-10-batches-py/test_batch: damaged or truncated")
-    assert errors.count("\n") == 1
-
-
-def test_out_of_memory_names_the_cure(capfd):
-    def allocate_a_petabyte(hyperparameters):
-        with tf.Graph().as_default(), tf.Session() as session:
-            size = tf.placeholder_with_default(np.int64(2**48), [])
-            session.run(tf.fill([size], 0.0))
-
-    status = run_command({"train": allocate_a_petabyte}, SE_ResNeXt.Hyperparameters, [])
-    assert status == 1
-    assert capfd.readouterr().err.splitlines()[-1] == (
-        "error: out of memory: try again with a smaller --micro_batch_size (0 is the whole batch)"
-    )

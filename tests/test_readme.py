@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -6,16 +7,14 @@ import matplotlib
 import pytest
 from conftest import ROOT, run_python
 from PIL import Image, ImageChops, ImageDraw
-from test_inceptions import PARAMETERS, network
-from test_scripts import SCRIPTS
+from scripts import SCRIPTS, by_script
 
-import SE_ResNeXt
 from senet import layers
-from senet.cli.commands import commands_for
+from senet.cli.command_line import parse
 from senet.compat import tf
-from senet.hyperparameters import parse_field
-from senet.run.run import MAY_CHANGE
+from senet.hyperparameters import computing_fields
 
+HYPERPARAMETERS = {script.name: script.module.Hyperparameters for script in SCRIPTS}
 README = (ROOT / "README.md").read_text()
 
 
@@ -102,11 +101,6 @@ def python_blocks():
     return blocks("python")
 
 
-def test_hyperparameters_are_those_of_the_script():
-    declaration = inspect.getsource(SE_ResNeXt.Hyperparameters).partition("    def ")[0].rstrip()
-    assert f"{declaration}\n" in python_blocks()
-
-
 def script_calls():
     """(script, [argument, ...]) of each call of a script in a command block."""
     calls = re.findall(r"python (SE_\w+)\.py((?: [^\s\"&]+)*)", "".join(blocks("bash", "")))
@@ -117,33 +111,31 @@ def test_the_calls_are_found():
     assert len(script_calls()) >= 12
 
 
+def parsed(name, arguments):
+    """What the command line of the script `name` says: (command, fields, arguments)."""
+    return parse(arguments, HYPERPARAMETERS[name])
+
+
 @pytest.mark.parametrize("name, arguments", script_calls())
 def test_every_call_of_a_script_is_understood(name, arguments):
-    (script,) = (script for script in SCRIPTS if script.__name__ == name)
-    commands = commands_for(getattr(script, name))
-    if arguments and not arguments[0].startswith("-"):
-        assert arguments.pop(0) in commands
-    options = [argument for argument in arguments if argument.startswith("-")]
-    pairs = (option.removeprefix("--").split("=") for option in options)
-    values = {field: parse_field(script.Hyperparameters, field, text) for field, text in pairs}
-    script.Hyperparameters(**values)
+    command, fields, _ = parsed(name, arguments)
+    if command == "train":
+        HYPERPARAMETERS[name](**fields)
 
 
 def test_no_two_trainings_of_the_page_meet_in_a_folder():
     trained = {}
     for name, arguments in script_calls():
-        if not arguments or arguments[0].startswith("-"):
-            fields = dict(argument.removeprefix("--").split("=") for argument in arguments)
-            run_dir = fields.get("run_dir", f"runs/{name}")
-            matter = {field: text for field, text in fields.items() if field not in MAY_CHANGE}
-            assert trained.setdefault(run_dir, (name, matter)) == (name, matter)
+        command, fields, _ = parsed(name, arguments)
+        if command == "train":
+            hyperparameters = HYPERPARAMETERS[name](**fields)
+            computed = name, computing_fields(hyperparameters)
+            assert trained.setdefault(hyperparameters.run_dir, computed) == computed
     assert len(trained) >= 6
 
 
 def test_every_option_named_exists():
-    fields = {
-        name for script in SCRIPTS for name in inspect.get_annotations(script.Hyperparameters)
-    }
+    fields = {f.name for cls in HYPERPARAMETERS.values() for f in dataclasses.fields(cls)}
     assert set(re.findall(r"`--(\w+)", README)) - {"help", "name", "checkpoint", "json"} <= fields
 
 
@@ -156,40 +148,28 @@ def test_every_file_named_exists():
     assert [name for name in named - written_by_a_run if not (ROOT / name).exists()] == []
 
 
-TITLES = dict(
-    zip(SCRIPTS, ("SE-ResNeXt-29 8x64d", "SE-Inception-v4", "SE-Inception-ResNet-v2"), strict=True)
-)
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@by_script
 def test_parameters_and_multiply_adds_of_the_table(graph, script):
-    model = network(script)(
-        tf.placeholder(tf.float32, [1, 32, 32, 3]), False, script.Hyperparameters()
-    ).model
-    assert model.shape.as_list() == [1, 10]
+    x = tf.placeholder(tf.float32, [1, 32, 32, 3])
+    script.network(x, False, script.hyperparameters())
     products = 0
     for op in graph.get_operations():
         if op.type in ("Conv2D", "MatMul"):
             *inner, _ = op.inputs[1].shape.as_list()
             products += tf.TensorShape(inner).num_elements() * op.outputs[0].shape.num_elements()
-    with_se = sum(v.shape.num_elements() for v in tf.trainable_variables())
-    without = {s: n for s, ratio, n in [*PARAMETERS, (SE_ResNeXt, 0, 34_426_698)] if ratio == 0}
-    cells = [
-        cell.strip()
-        for cell in re.search(rf"\| ({TITLES[script]} \| \d+,.*)", README).group(1).split("|")
-    ]
-    assert cells[1:4] == [
-        f"{with_se:,}",
-        f"{with_se - without[script]:,}",
+    cells = re.search(rf"\| {script.title} \| (\d+,.*)", README).group(1).split(" | ")
+    assert cells[:3] == [
+        f"{script.parameters[16]:,}",
+        f"{script.parameters[16] - script.parameters[0]:,}",
         f"{products / 1e9:.2f} G",
     ]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@by_script
 def test_hours_on_a_gpu_follow_from_the_multiply_adds(script):
-    """Two FLOP a multiply-add, three times for a step, 100 epochs of 50,000 pictures."""
-    row = re.search(rf"\| `{script.__name__}\.py` \| ([\d.]+) G \|(.*)\|\n", README)
-    assert f"| {row.group(1)} G |" in re.search(rf"\| {TITLES[script]} \| \d+,.*", README).group()
+    """Two FLOP a multiply-add, three times for a step, 100 epochs of 50,000 images."""
+    row = re.search(rf"\| `{script.name}\.py` \| ([\d.]+) G \|(.*)\|\n", README)
+    assert f"| {row.group(1)} G |" in re.search(rf"\| {script.title} \| \d+,.*", README).group()
     work, *hours = map(float, row.group(2).split("|"))
     assert work == pytest.approx(6 * float(row.group(1)) * 1e9 * 100 * 50_000, rel=0.05)
     expected = [work / rate / 3600 for rate in (110e12, 20e12)]

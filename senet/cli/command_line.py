@@ -21,43 +21,44 @@ from senet.run.signals import Stopped
 
 CHECKPOINT = ("[--checkpoint=NAME]", "--checkpoint", {"metavar": "NAME", "help": "default: newest"})
 JSON = ("[--json]", "--json", {"action": "store_true", "help": "one JSON object per image"})
-# Help, then how each argument is written, its name and its settings for argparse.
+# The function, its help, then each argument: how to write it, its name, settings for argparse.
 COMMANDS = {
-    "train": ("train, or resume the run in run_dir (the default command)",),
-    "evaluate": ("print loss, accuracy and the confusion matrix of the test set", CHECKPOINT),
+    "train": (None, "train, or resume the run in run_dir (the default command)"),
+    "evaluate": (
+        commands.evaluate,
+        "print loss, accuracy and the confusion matrix of the test set",
+        CHECKPOINT,
+    ),
     "predict": (
+        commands.predict,
         "print the most probable classes of image files",
         ("IMAGE...", "images", {"metavar": "IMAGE", "nargs": "+"}),
         CHECKPOINT,
         JSON,
     ),
     "export": (
+        commands.export,
         "write a SavedModel into a new folder",
         ("FOLDER", "folder", {"metavar": "FOLDER"}),
         CHECKPOINT,
     ),
-    "excitation": ("draw the mean gate of each SE block's channels for each class", CHECKPOINT),
+    "excitation": (
+        commands.excitation,
+        "draw the mean gate of each SE block's channels for each class",
+        CHECKPOINT,
+    ),
 }
 
 
 def run_command(train, network, Hyperparameters, argv=None):
     """Run the command line `argv` of a script and return the exit status: 0 done, 1 failed at run
-    time, 2 wrong command line, 130 or 143 stopped by a signal.
+    time, 2 wrong command line, 128 + number stopped by a signal.
 
     `train` takes a Hyperparameters, `network` is the script's class. The other commands are those
     of `senet.cli.commands`, with the hyperparameters of the run in `run_dir` where the command
     line gives none."""
     try:
-        command, fields, arguments = parse(sys.argv[1:] if argv is None else argv, Hyperparameters)
-        if command == "train":
-            train(Hyperparameters(**fields))
-            status = 0
-        else:
-            run_dir = fields.get("run_dir", Hyperparameters.run_dir)
-            # The run_dir in the file is where the run was trained; it may have moved since.
-            fields = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir} | fields
-            run = getattr(commands, command)
-            status = run(network, Hyperparameters(**fields), **arguments) or 0
+        status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except HyperparameterError as error:
@@ -80,7 +81,22 @@ def run_command(train, network, Hyperparameters, argv=None):
         kind = type(error).__name__
         return _fail(1, f"{kind} in {where}: {first_line(error)}; check the values given")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; the same command starts again")
+        return _fail(130, "interrupted; run the same command to start again")
+
+
+def _run(train, network, Hyperparameters, argv):
+    try:
+        command, fields, arguments = parse(argv, Hyperparameters)
+    except SystemExit:  # of argparse, after --help
+        return 0
+    if command == "train":
+        train(Hyperparameters(**fields))
+        return 0
+    run_dir = fields.get("run_dir", Hyperparameters.run_dir)
+    # The run_dir in the file is where the run was trained; it may have moved since.
+    fields = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir} | fields
+    function, *_ = COMMANDS[command]
+    return function(network, Hyperparameters(**fields), **arguments) or 0
 
 
 def _fail(status, message):
@@ -156,7 +172,7 @@ def _parser(Hyperparameters):
     usage = f"python {script} [COMMAND] [--name=value ...]"
     parser = _Parser(usage=usage, description=module.__doc__, **common)
     add = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands").add_parser
-    for command, (text, *arguments) in COMMANDS.items():
+    for command, (_, text, *arguments) in COMMANDS.items():
         words = " ".join([command, *(written for written, *_ in arguments)])
         usage = f"python {script} {words} [--name=value ...]"
         subparser = add(command, usage=usage, help=text, description=text, **common)
@@ -182,7 +198,7 @@ def _declarations(cls):
     """Yield (name, heading, comment) of each assignment in the source of a class."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # such as a class typed into an interpreter
+    except (OSError, TypeError):  # no source, as of a class typed into an interpreter
         return
     lines = source.splitlines()
     (definition,) = ast.parse(source).body

@@ -1,11 +1,9 @@
-"""What one does with a trained network: evaluate, predict, export, excitation.
+"""The commands that use a trained network: evaluate, predict, export, excitation.
 
-Each command takes the hyperparameters, which are those of the run in `run_dir` but for what the
-command line says; its other positional arguments are what the command line names, and its keywords
-are options.
+Each takes the network's class, the hyperparameters, and what `senet.cli.command_line.COMMANDS`
+declares for it.
 """
 
-import functools
 import json as json_format
 import pathlib
 import sys
@@ -17,31 +15,25 @@ from PIL import Image
 from senet.compat import tf, without_chatter
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
-from senet.errors import Failure, first_line
+from senet.errors import Failure, first_line, shortened
 from senet.evaluation import evaluate as evaluate_batches
 from senet.run.pages import confusion_page
 from senet.run.trained import TrainedNetwork
 
-TOP = 3  # classes named for a picture
-AT_ONCE = 64  # pictures predicted together, at most
-
-
-def commands_for(network):
-    """{name: command} for a network, the class."""
-    commands = evaluate, predict, export, excitation
-    return {command.__name__: functools.partial(command, network) for command in commands}
+TOP = 3  # classes printed for an image
+AT_ONCE = 64  # images predicted together, at most
 
 
 def _evaluation(trained):
-    """The Evaluation of the test set, and its Dataset."""
+    """Return the Evaluation of the test set, and the Dataset."""
     hp = trained.hyperparameters
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     if data.label_names != trained.label_names:
         raise Failure(
-            f"{trained.checkpoint} tells apart {', '.join(trained.label_names)}, but {hp.dataset} "
-            f"has {', '.join(data.label_names)}: give the --dataset it was trained on"
+            f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
+            f"{hp.dataset} has {shortened(data.label_names)}: give the --dataset it was trained on"
         )
-    # Pieces of the size that training takes them in: the same numbers, to the last bit.
+    # The same batches as in training, so that the numbers are the same to the last bit.
     todo = batches(data.test, hp.micro_batch_size or hp.batch_size)
     return evaluate_batches(trained.session, trained.outputs, trained.inputs, todo), data
 
@@ -52,18 +44,18 @@ def evaluate(network, hyperparameters, checkpoint=""):
         tested, data = _evaluation(trained)
         matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
         print(f"checkpoint: {trained.checkpoint}")
-        print(f"data: {data.name}, {len(tested.labels):,} test pictures")
+        print(f"data: {data.name}, {len(tested.labels):,} test images")
         print(f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}\n")
         for line in _class_table(matrix, names):
             print(line)
-        picture = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
-        Image.fromarray(confusion_page(matrix, names)).save(picture)
-        print(f"\nas a picture: {picture}")
+        figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
+        Image.fromarray(confusion_page(matrix, names)).save(figure)
+        print(f"\nfigure: {figure}")
 
 
 def _class_table(matrix, names):
-    """Accuracy and pictures of each class and, where it fits into 100 columns, what they were taken
-    for; else, the class they were most often mistaken for."""
+    """Yield the lines of a table: accuracy and images of each class and its row of the confusion
+    matrix, or where that exceeds 100 columns, the class it was most often mistaken for."""
     digits = len(str(len(names) - 1))
     width = min(20, max(4, *map(len, names)))
     cell = max(4, len(str(matrix.max())) + 1)
@@ -72,24 +64,24 @@ def _class_table(matrix, names):
     last = "".join(heads) if whole else "  most often mistaken for"
     yield f"{'class':{digits + 2 + width}}{'accuracy':>9}{'of':>7}{last}"
     for number, (name, row) in enumerate(zip(names, matrix, strict=True)):
-        pictures = row.sum()
-        share = f"{row[number] / pictures:.4f}" if pictures else "   -  "
+        images = row.sum()
+        share = f"{row[number] / images:.4f}" if images else "   -  "
         wrong = np.where(np.arange(len(row)) == number, 0, row)
         if whole:
             last = "".join(f"{count or '.'}".rjust(cell) for count in row)
         else:
             last = f"  {names[wrong.argmax()]} ({wrong.max():,})" if wrong.max() else "  -"
-        yield f"{number:{digits}}  {name[:width]:{width}}{share:>9}{pictures:>7,}{last}"
+        yield f"{number:{digits}}  {name[:width]:{width}}{share:>9}{images:>7,}{last}"
 
 
-def predict(network, hyperparameters, *pictures, checkpoint="", json=False):
-    """Print the three most probable classes of each picture file, or with --json an object of them
-    each line. Returns 1 if one could not be read."""
+def predict(network, hyperparameters, images, checkpoint="", json=False):
+    """Print the three most probable classes of each image file, a list of paths; with `json` as an
+    object per line. Return 1 if a file could not be read."""
     status = 0
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        for first in range(0, len(pictures), AT_ONCE):
-            paths = pictures[first : first + AT_ONCE]
-            read = [_picture_or_error(path, hyperparameters.image_size) for path in paths]
+        for first in range(0, len(images), AT_ONCE):
+            paths = images[first : first + AT_ONCE]
+            read = [_image_or_error(path, hyperparameters.image_size) for path in paths]
             good = [image for image in read if image is not None]
             status |= len(good) < len(read)
             answers = iter(trained.probabilities(np.stack(good)) if good else [])
@@ -99,8 +91,8 @@ def predict(network, hyperparameters, *pictures, checkpoint="", json=False):
     return int(status)
 
 
-def _picture_or_error(path, side):
-    """The picture in a file; None if there is none, after a line that says so."""
+def _image_or_error(path, side):
+    """Return the image in a file; None after printing an error."""
     try:
         return read_image(path, side)
     except ImageError as error:
@@ -112,17 +104,17 @@ def _answer(path, probabilities, names, as_json):
     order = np.argsort(-probabilities, kind="stable")[:TOP]
     if as_json:
         top = [{"label": names[c], "probability": float(probabilities[c])} for c in order]
-        return json_format.dumps({"picture": path, "top": top})
+        return json_format.dumps({"image": path, "top": top})
     return f"{path}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
 
 
 def export(network, hyperparameters, folder, checkpoint=""):
-    """Write a SavedModel into a new `folder`: from `images`, uint8 [batch, side, side, 3], to the
-    classes of each picture, the most probable one first: `labels`, texts [batch, classes], and
+    """Write a SavedModel into a new `folder`. It maps `images`, uint8 [batch, side, side, 3], to
+    the classes of each image, most probable first: `labels`, strings [batch, classes], and
     `probabilities`, float32 of the same shape."""
     folder = pathlib.Path(folder)
     if folder.exists():
-        raise Failure(f"{folder} is there already: remove it, or name another folder")
+        raise Failure(f"{folder} already exists: remove it, or give another folder")
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         names = trained.label_names
         with tf.name_scope("answer"):
@@ -133,7 +125,7 @@ def export(network, hyperparameters, folder, checkpoint=""):
         )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # It appears when it is whole: a server may be looking.
+            # Renamed when complete, since a server may be watching the folder.
             with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
                 aside = pathlib.Path(aside) / "model"
                 builder = tf.saved_model.Builder(str(aside))
@@ -151,24 +143,24 @@ def export(network, hyperparameters, folder, checkpoint=""):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"checkpoint: {trained.checkpoint}")
         print(
-            f"exported: {folder} ({size / 1e6:.1f} MB), {len(names)} classes, pictures of "
+            f"exported: {folder} ({size / 1e6:.1f} MB), {len(names)} classes, images of "
             f"{hyperparameters.image_size}x{hyperparameters.image_size}"
         )
         print(f"next: saved_model_cli show --all --dir {folder}")
 
 
 def excitation(network, hyperparameters, checkpoint=""):
-    """Draw the mean gate of each channel for each class of the test set, at every SE block, into
-    run_dir/excitation.png, and print how far they are apart (SENet, arXiv 1709.01507, the section
-    on the role of excitation)."""
-    # Here, since no other command has a use for Matplotlib.
+    """Draw the mean gate of each channel of every SE block for each class of the test set into
+    run_dir/excitation.png, and print how much they differ (SENet, arXiv 1709.01507, the section on
+    the role of excitation)."""
+    # Imported here because only this command needs Matplotlib.
     from senet.cli.excitation import draw_excitation
 
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
             raise Failure(
                 f"{trained.checkpoint} is of a network without SE blocks (reduction_ratio=0): "
-                f"train one that has them"
+                f"train one with SE blocks"
             )
         tested, data = _evaluation(trained)
         print(f"checkpoint: {trained.checkpoint}")
@@ -180,6 +172,6 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
                 f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
             )
-        picture = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        draw_excitation(tested.gates, data.label_names).savefig(picture, dpi=110)
-        print(f"as a picture: {picture}")
+        figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
+        draw_excitation(tested.gates, data.label_names).savefig(figure, dpi=110)
+        print(f"figure: {figure}")

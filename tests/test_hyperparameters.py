@@ -1,0 +1,245 @@
+"""Fields with bounds, and what may differ when a run is resumed."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+from annotated_types import Ge, Interval, Len, MultipleOf
+from scripts import by_script
+
+from senet.errors import Failure, HyperparameterError
+from senet.hyperparameters import (
+    MAY_CHANGE,
+    MAY_GROW,
+    NOT_EMPTY,
+    RunHyperparameters,
+    changed_fields,
+    computing_fields,
+    load_fields,
+    one_of,
+    parse_field,
+)
+
+
+@dataclass(frozen=True)
+class Settings(RunHyperparameters):
+    run_dir = "runs/settings"
+
+    width: Annotated[int, Interval(ge=1, le=64)] = 8
+    even: Annotated[int, MultipleOf(2)] = 4
+    rate: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    kind: Annotated[str, one_of("plain", "wide")] = "plain"
+    name: str = ""
+    folder: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "here"
+    epochs: Annotated[int, Ge(1), MAY_GROW] = 10
+    fast: bool = True
+
+
+REFUSED = [
+    ("width", 0, "be at least 1, got 0"),
+    ("width", 65, "be at most 64, got 65"),
+    ("width", 10**30, f"be at most 64, got {10**30}"),
+    ("width", "8", "be a whole number, got '8'"),
+    ("width", 8.0, "be a whole number, got 8.0"),
+    ("width", True, "be a whole number, got True"),
+    ("width", None, "be a whole number, got None"),
+    ("even", 3, "be a multiple of 2, got 3"),
+    ("rate", 0.0, "be greater than 0, got 0.0"),
+    ("rate", 1.0, "be less than 1, got 1.0"),
+    ("rate", float("nan"), "be finite, got nan"),
+    ("rate", float("inf"), "be finite, got inf"),
+    ("rate", 10**400, f"be finite, got 1{'0' * 47}...{'0' * 49}"),
+    ("kind", "Plain", "be one of plain, wide, got 'Plain'"),
+    ("folder", "", "not be empty, got ''"),
+    ("folder", "a\nb", r"not contain control characters, got 'a\nb'"),
+    ("folder", "a\0b", r"not contain control characters, got 'a\x00b'"),
+    ("folder", "\udcff", r"be valid UTF-8, got '\udcff'"),
+    ("fast", 1, "be True or False, got 1"),
+    ("devices", "cpu:0,cpu:0", "be all, different GPUs like 0,1 or different CPU devices like"),
+    ("devices", "0,00", "be all, different GPUs"),
+    ("devices", "12345", "be all, different GPUs"),
+    ("devices", "0,cpu:0", "be all, different GPUs"),
+    ("devices", "٣", "be all, different GPUs"),
+    ("image_size", 7, "be at least 8, got 7"),
+]
+
+
+@pytest.mark.parametrize("name, value, message", REFUSED)
+def test_a_value_that_is_not_allowed_is_named_on_one_line(name, value, message):
+    with pytest.raises(HyperparameterError) as caught:
+        Settings(**{name: value})
+    assert str(caught.value).startswith(f"--{name} must {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_python_does_not_write_out():
+    with pytest.raises(HyperparameterError, match="at most 64, got a number of thousands"):
+        Settings(width=10**5000)
+
+
+def test_a_long_value_is_shortened():
+    with pytest.raises(HyperparameterError) as caught:
+        Settings(folder="x" * 5000)
+    message = "--folder must have at most 4,096 characters, got 'xxx"
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 160
+
+
+def test_values_at_the_bounds_are_allowed():
+    Settings(width=1, rate=1e-9, folder="ü" * 4096, devices="cpu:0,cpu:1", even=0)
+    Settings(width=64, rate=0.999, name="", devices="9999", epochs=10**9)
+    Settings(devices="all")
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [("width", "12", 12), ("rate", "5e-1", 0.5), ("fast", "False", False), ("name", "12", "12")],
+)
+def test_text_becomes_a_value_of_the_fields_type(name, text, value):
+    parsed = parse_field(Settings, name, text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("width", "1.5", "--width must be a whole number, got '1.5'"),
+        ("width", "1" * 5000, "--width must be a whole number, got '111"),
+        ("rate", "fast", "--rate must be a number, got 'fast'"),
+        ("fast", "yes", "--fast must be True or False, got 'yes'"),
+    ],
+)
+def test_text_of_the_wrong_type_is_refused(name, text, message):
+    with pytest.raises(HyperparameterError) as caught:
+        parse_field(Settings, name, text)
+    assert str(caught.value).startswith(message)
+
+
+class TestDeclarations:
+    def test_a_default_is_overridden_without_an_annotation(self):
+        assert Settings().run_dir == "runs/settings"
+        with pytest.raises(HyperparameterError):
+            Settings(run_dir="")
+
+    def test_a_new_field_without_a_type_is_an_error(self):
+        with pytest.raises(TypeError, match="dropout needs a type: dropout: float = 0.5"):
+
+            class _(Settings):
+                dropout = 0.5
+
+    def test_a_forgotten_decorator_is_an_error(self):
+        class Undecorated(Settings):
+            dropout: float = 0.5
+
+        with pytest.raises(TypeError, match=r"dropout is not a field.*@dataclass"):
+            Undecorated()
+
+    def test_a_type_that_has_no_flag_is_an_error(self):
+        @dataclass(frozen=True)
+        class WithList(RunHyperparameters):
+            sizes: list | None = None
+
+        with pytest.raises(TypeError, match="sizes must be int, float, bool or str"):
+            WithList()
+
+    def test_a_constraint_that_is_not_checked_is_an_error(self):
+        @dataclass(frozen=True)
+        class WithLength(RunHyperparameters):
+            name: Annotated[str, Len(3)] = "abc"
+
+        with pytest.raises(TypeError, match=r"name: cannot check MinLen.*; use Ge, Gt"):
+            WithLength()
+
+
+class TestChangedFields:
+    def test_each_difference_is_given_with_both_values(self):
+        now = Settings(width=9, kind="wide")
+        before = {"width": 8, "kind": "plain", "epochs": 10}
+        assert changed_fields(now, before) == [("width", 8, 9), ("kind", "plain", "wide")]
+
+    def test_what_may_change_may_change(self):
+        assert changed_fields(Settings(folder="there", xla=True), {"folder": "here"}) == []
+
+    def test_what_may_grow_may_not_shrink(self):
+        assert changed_fields(Settings(epochs=11), {"epochs": 10}) == []
+        assert changed_fields(Settings(epochs=9), {"epochs": 10}) == [("epochs", 10, 9)]
+
+    def test_a_missing_field_had_its_default(self):
+        assert changed_fields(Settings(), {}) == []
+        assert changed_fields(Settings(width=9), {}) == [("width", 8, 9)]
+
+    @pytest.mark.parametrize(
+        "before, message",
+        [
+            ({"widht": 8}, "no hyperparameter 'widht'"),
+            ({"width": "8"}, "^width must be a whole number, got '8'"),
+            ({"folder": None}, "^folder must be text, got None"),
+            ({"rate": [0.5]}, r"^rate must be a number, got \[0.5\]"),
+        ],
+    )
+    def test_fields_that_cannot_have_been_written_are_an_error(self, before, message):
+        with pytest.raises(HyperparameterError, match=message):
+            changed_fields(Settings(), before)
+
+
+def test_what_is_computed_does_not_depend_on_what_may_change():
+    assert set(computing_fields(Settings())) == {
+        *("width", "even", "rate", "kind", "name", "epochs", "fast"),
+        "image_size",
+    }
+
+
+class TestLoadFields:
+    def test_fields_come_back_as_they_were_written(self, tmp_path):
+        path = tmp_path / "hyperparameters.json"
+        path.write_text(json.dumps({"width": 3, "folder": "Äpfel"}), "utf-8")
+        assert load_fields(path, Settings) == {"width": 3, "folder": "Äpfel"}
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"[1]", b"[" * 10**5, b"\xff", b'{"rate": NaN}', b'{"width": %d}' % 10**4000],
+        ids=["empty", "list", "nested", "no UTF-8", "NaN", "digits"],
+    )
+    def test_a_file_that_cannot_be_used_is_one_line_with_its_name(self, tmp_path, content):
+        path = tmp_path / "hyperparameters.json"
+        path.write_bytes(content)
+        with pytest.raises(Failure) as caught:
+            load_fields(path, Settings)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < len(str(path)) + 300
+
+
+TOO_MUCH = {
+    **{"padding": 10**5, "image_size": 10**5, "batch_size": 10**9, "total_epochs": 10**9},
+    **{"seed": 2**32, "micro_batch_size": 10**9, "reduction_ratio": 10**5, "schedule": "stepz"},
+    **{"label_smoothing": 1.0, "momentum": 1.0, "weight_decay": -1.0, "init_learning_rate": 0.0},
+    **{"dataset": "", "data_dir": "", "run_dir": "", "save_minutes": 0.0, "devices": "gpu"},
+}
+
+
+@by_script
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_scripts_refuse_values_beyond_reason(script, name):
+    with pytest.raises(HyperparameterError, match=f"--{name} must "):
+        script.hyperparameters(**{name: TOO_MUCH[name]})
+
+
+@by_script
+def test_which_fields_may_differ_when_a_run_is_resumed(script):
+    fields = {
+        "data_dir": "d",
+        "run_dir": "r",
+        "save_minutes": 1.0,
+        "devices": "0",
+        "xla": True,
+        "allow_soft_placement": False,
+        "dataset": "shapes",
+        "micro_batch_size": 4,
+        "total_epochs": 101,
+    }
+    assert changed_fields(script.hyperparameters(**fields), {}) == []
+    changed = script.hyperparameters(seed=1, mixed_precision=False, label_smoothing=0.1)
+    assert len(changed_fields(changed, {})) == 3
