@@ -16,13 +16,7 @@ from senet.data.inputs import image_inputs
 from senet.devices import compute_type
 from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
-from senet.hyperparameters import (
-    MAY_CHANGE,
-    MAY_GROW,
-    NOT_EMPTY,
-    RunHyperparameters,
-    one_of,
-)
+from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
 from senet.layers import (
     Fully_connected,
     Global_Average_Pooling,
@@ -166,15 +160,10 @@ def build_graph(data, hyperparameters):
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)
+    objective = functools.partial(loss, network=network, hyperparameters=hp)
+    batch = images, inputs.labels
     train_step, epoch_end = training_step(
-        functools.partial(loss, network=network, hyperparameters=hp),
-        optimizer(rate, hp),
-        decayed_variables(),
-        images,
-        inputs.labels,
-        step,
-        epoch_steps,
-        hp,
+        objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
     # Scalars of these two go to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}

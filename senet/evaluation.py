@@ -73,7 +73,7 @@ def evaluate(session, outputs, inputs, batches):
     )
     gates = {}
     for layer in outputs["gates"]:
-        total = np.sum([result["gates"][layer] for result in results], axis=0, dtype=np.float64)
+        total = np.stack([r["gates"][layer] for r in results]).sum(axis=0, dtype=np.float64)
         images = np.bincount(labels, minlength=len(total))
         gates[layer] = total / np.maximum(images, 1)[:, None]
     loss, accuracy = loss_and_accuracy(sum(result["sums"] for result in results))

@@ -14,7 +14,7 @@ def current_step():
     return tf.identity(tf.train.get_or_create_global_step(), name="step")
 
 
-def training_step(loss, optimizer, decayed, images, labels, step, epoch_steps, hyperparameters):
+def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparameters):
     """Return two dicts to fetch: one takes a step when it is fetched, the other has the scalars of
     an epoch's end for TensorBoard, by tag.
 
@@ -25,11 +25,11 @@ def training_step(loss, optimizer, decayed, images, labels, step, epoch_steps, h
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
     called for each piece of the batch: every device takes its share, in micro-batches of at most
     `micro_batch_size` images. Batch norm uses the statistics of its piece; gradients and moving
-    averages are means over all pieces, weighted by their images. `images` and `labels` are the
-    batch, `step` the `current_step`. Raises Failure if the loss leaves a trained variable without
+    averages are means over all pieces, weighted by their images. `batch` is the images and labels,
+    `step` the `current_step`. Raises Failure if the loss leaves a trained variable without
     a gradient, or if a decayed variable is not trained.
     """
-    hp = hyperparameters
+    hp, (images, labels) = hyperparameters, batch
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
     names = {variable.op.name for variable in trainable}
     if untrained := [v.op.name for v in decayed if v.op.name not in names]:
@@ -69,8 +69,8 @@ def training_step(loss, optimizer, decayed, images, labels, step, epoch_steps, h
             sums = tf.identity(sums)
         return sums, tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
 
-    batch_size = tf.size(labels)
     with tf.name_scope("train"):
+        batch_size = tf.size(labels)
         sums, gradient = (
             strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for value in strategy.run(replica)

@@ -114,8 +114,9 @@ def test_two_hosts_are_the_same_run(folder, one, two_hosts):
     name, results = two_hosts
     (status, output, errors), (other_status, other_output, other_errors) = results
     assert (status, errors, other_status, other_errors) == (0, "", 0, "")
-    assert output.splitlines()[0] == "worker 0 of 2: waiting for the others"
-    assert other_output == "worker 1 of 2: waiting for the others\n"
+    waiting = "worker {} of 2: waiting up to 10 minutes for the others"
+    assert output.splitlines()[0] == waiting.format(0)
+    assert other_output == waiting.format(1) + "\n"
     assert_same_run(folder, name, one)
 
 
@@ -155,7 +156,7 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_go_on(folder, two_hosts
     assert status == 1
     assert errors == (
         f"error: worker {victim} at {addresses[victim]} does not answer; "
-        f"start all workers again to go on from the last checkpoint\n"
+        f"start all workers again to resume from the last checkpoint\n"
     )
     processes, _ = start_workers(command(folder, name), command(folder, name))
     assert [status for status, *_ in finish(processes)] == [0, 0]
@@ -167,12 +168,12 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_go_on(folder, two_hosts
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 
-@pytest.mark.parametrize("what", ["hyperparameters", "pictures", "code"])
+@pytest.mark.parametrize("what", ["hyperparameters", "images", "code"])
 def test_a_worker_with_something_else_is_refused(folder, tmp_path, what):
     other = command(folder, "other")
     if what == "hyperparameters":
         other += ["--weight_decay=0.1"]
-    elif what == "pictures":
+    elif what == "images":
         write_folder(tmp_path / "data", make_files(count=11))
         other += [f"--data_dir={tmp_path / 'data'}"]
     else:
@@ -186,8 +187,8 @@ def test_a_worker_with_something_else_is_refused(folder, tmp_path, what):
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
-            f"error: worker 1 at {addresses[1]} has other {what} than the chief: "
-            f"give all workers the same\n"
+            f"error: worker 1 at {addresses[1]} differs from the chief in its {what}; "
+            f"all workers need the same\n"
         )
 
 
@@ -198,18 +199,28 @@ def test_a_worker_without_the_chiefs_checkpoint_is_refused(folder, one):
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
-            f"error: worker 1 at {addresses[1]} has other checkpoint than the chief: "
-            f"give all workers the same\n"
+            f"error: worker 1 at {addresses[1]} differs from the chief in its checkpoint; "
+            f"all workers need the same\n"
         )
 
 
 @pytest.mark.parametrize(
     "options, environment, status, message",
     [
-        (["--devices=cpu:0,cpu:1,cpu:2"], {}, 2, "batch_size=50: does not divide among 3 devices"),
-        (["--devices=gpu1"], {}, 2, "devices=gpu1: devices takes a text, all, numbers"),
-        (["--devices=0,1"], {"CUDA_VISIBLE_DEVICES": ""}, 1, "devices=0,1: TensorFlow sees 0 GPUs"),
-        ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not understood: {worker: 1}; it takes"),
+        (
+            ["--devices=cpu:0,cpu:1,cpu:2"],
+            {},
+            2,
+            "--batch_size must be a multiple of the 3 devices, got 50",
+        ),
+        (["--devices=gpu1"], {}, 2, "--devices must be all, different GPUs"),
+        (
+            ["--devices=0,1"],
+            {"CUDA_VISIBLE_DEVICES": ""},
+            1,
+            "--devices=0,1: TensorFlow sees 0 GPUs",
+        ),
+        ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not valid: {worker: 1}; it must be"),
     ],
 )
 def test_devices_that_cannot_be_had(folder, options, environment, status, message):
@@ -224,3 +235,99 @@ def test_devices_that_cannot_be_had(folder, options, environment, status, messag
 
 def test_the_default_is_one_device_without_a_gpu():
     assert SE_ResNeXt.Hyperparameters().devices == "all"
+
+
+SHORTER = """
+import sys
+import senet.run.cluster as cluster
+cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = 20, 4, 10
+import SE_ResNeXt
+sys.exit(SE_ResNeXt.main(sys.argv[1:]))
+"""
+
+
+def start_worker(folder, name, addresses, index, *options):
+    """Start a worker that is less patient than usual."""
+    _, *arguments = command(folder, name, *options)
+    task = {"type": "worker", "index": index}
+    config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    return start_python("-c", SHORTER, *arguments, TF_CONFIG=config)
+
+
+@pytest.mark.slow
+def test_a_worker_that_never_starts_is_named_and_waited_for_in_vain(folder):
+    addresses = free_addresses(2)
+    ((status, _, errors),) = finish([start_worker(folder, "never", addresses, 0)])
+    *notes, last = errors.splitlines()
+    assert status == 1
+    missing = f"worker 1 at {addresses[1]} does not answer"
+    assert notes
+    assert all(re.fullmatch(rf"waiting for \d+ s: {missing}", note) for note in notes)
+    assert last.startswith(f"error: after 0 minutes, {missing}; start all workers again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_waits_ends_on_a_signal(folder, number):
+    process = start_worker(folder, "signal", free_addresses(2), 0)
+    while not process.stderr.readline().startswith("waiting for"):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.endswith(f"stopped by {number.name}; the workers had not met\n")
+
+
+@pytest.mark.slow
+def test_a_worker_that_starts_late_is_waited_for(folder):
+    addresses = free_addresses(2)
+    first = start_worker(folder, "late", addresses, 0, "--total_epochs=1")
+    while not first.stderr.readline().startswith("waiting for"):
+        assert first.poll() is None
+    results = finish([first, start_worker(folder, "late", addresses, 1, "--total_epochs=1")])
+    assert [status for status, *_ in results] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_found(folder):
+    addresses = free_addresses(2)
+    workers = [
+        start_worker(folder, "frozen", addresses, n, "--total_epochs=9999") for n in range(2)
+    ]
+    wait_for_step(folder, "frozen", 5, workers)
+    workers[1].send_signal(signal.SIGSTOP)
+    ((status, _, errors),) = finish(workers[:1])
+    workers[1].kill()
+    workers[1].communicate()
+    assert status == 1
+    assert errors.endswith(
+        f"error: worker 1 at {addresses[1]} does not answer; start all workers again to resume "
+        f"from the last checkpoint\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "twice",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0.0}}',
+            "not",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": true}}',
+            "not",
+        ),
+        ("[" * 100_000, "is not valid: [["),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(config, message, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", config)
+    assert SE_ResNeXt.main([]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: TF_CONFIG ")
+    assert message in errors
+    assert errors.count("\n") == 1

@@ -22,8 +22,9 @@ class Inputs(NamedTuple):
 
     def to_uint8(self, normalised):
         """Undo the normalisation: uint8 images again."""
-        values = tf.round(normalised * self.statistics.std + self.statistics.mean)
-        return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
+        with tf.name_scope("to_uint8"):
+            values = tf.round(normalised * self.statistics.std + self.statistics.mean)
+            return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
 class Statistics(NamedTuple):

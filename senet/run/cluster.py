@@ -194,8 +194,8 @@ class Cluster:
             different = [n for n, equal in zip(names, row == rows[0], strict=True) if not equal]
             if different:
                 raise Failure(
-                    f"worker {number} at {self.addresses[number]} has different "
-                    f"{' and '.join(different)} from the chief; all workers need the same"
+                    f"worker {number} at {self.addresses[number]} differs from the chief in its "
+                    f"{' and '.join(different)}; all workers need the same"
                 )
 
 
