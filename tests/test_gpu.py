@@ -130,4 +130,4 @@ def test_the_default_command_fits_16_gigabytes(graph, script, mixed_precision, p
         4 * sum(v.shape.num_elements() for v in group)
         for group in (tf.global_variables(), tf.trainable_variables())
     )
-    assert 1e9 < peak + variables + sums < 8e9  # the rest is for cuDNN and fragmentation
+    assert peak + variables + sums < 8e9  # the rest is for cuDNN and fragmentation
