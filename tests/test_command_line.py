@@ -17,6 +17,7 @@ from senet.cli.command_line import COMMANDS, parse, run_command
 from senet.compat import tf
 from senet.errors import HyperparameterError
 from senet.hyperparameters import RunHyperparameters
+from senet.run.signals import Stopped
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TestParse:
                 {"images": ["a.png", "b.png"], "json": True},
             ),
             (["predict", "--", "-a.png"], "predict", {}, {"images": ["-a.png"], "json": False}),
+            (["predict", "--", "--fast"], "predict", {}, {"images": ["--fast"], "json": False}),
             (["export", "--width=2", "out"], "export", {"width": 2}, {"folder": "out"}),
             (["excitation"], "excitation", {}, {}),
         ],
@@ -104,6 +106,8 @@ class TestWrongCommandLines:
             (["--wid=3"], "unknown option '--wid': did you mean --width?"),
             (["--width=-1"], "--width must be at least 0, got -1"),
             (["--width=1.5"], "--width must be a whole number, got '1.5'"),
+            (["--width="], "--width must be a whole number, got ''"),
+            (["--width=65"], "--width must be at most 64, got 65"),
             (["--rate=nan"], "--rate must be finite, got nan"),
             (["--fast=yes"], "--fast must be True or False, got 'yes'"),
             (["--run_dir=a\nb"], r"--run_dir must not contain control characters, got 'a\nb'"),
@@ -165,7 +169,7 @@ class TestHelp:
         status, output, errors = call("predict", "--help")
         assert (status, errors) == (0, "")
         assert "predict IMAGE... [--checkpoint=NAME] [--json]" in output
-        assert "--width" in output
+        assert '50 % of the "#" channels (default: 8)' in " ".join(output.split())
 
     @by_script
     def test_every_field_of_a_script(self, script, capsys):
@@ -195,7 +199,9 @@ class TestFailures:
             (MemoryError(), "out of memory: try a smaller --micro_batch_size"),
             (OverflowError("int too large"), "OverflowError in test_command_line.py, line "),
             (RecursionError("too deep"), "RecursionError in test_command_line.py, line "),
+            (UnicodeError("no such character"), "UnicodeError in test_command_line.py, line "),
             (FileNotFoundError(2, "No such file", "a\nb"), r"a\nb: No such file"),
+            (FileNotFoundError(2, "No such file", "\x1b[2J"), r"\x1b[2J: No such file"),
         ],
     )
     def test_what_input_can_cause_is_one_line_and_exit_1(self, call, error, message):
@@ -217,6 +223,12 @@ class TestFailures:
             raise KeyboardInterrupt
 
         one_line(call(train=train), 130, "interrupted")
+
+    def test_stopped_by_a_signal(self, call):
+        def train(_):
+            raise Stopped(15, "saved at step 3")  # SIGTERM
+
+        assert call(train=train) == (143, "", "saved at step 3\n")
 
     def test_tensorflow_out_of_memory(self, capfd):
         def allocate_a_petabyte(_):

@@ -1,6 +1,7 @@
 """Fields with bounds, and what may differ when a run is resumed."""
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -199,8 +200,11 @@ class TestLoadFields:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"[1]", b"[" * 10**5, b"\xff", b'{"rate": NaN}', b'{"width": %d}' % 10**4000],
-        ids=["empty", "list", "nested", "no UTF-8", "NaN", "digits"],
+        [
+            *(b"", b"null", b"[1]", b"[" * 10**5, b"\xff", b'{"rate": NaN}'),
+            *(b'{"width": %d}' % 10**4000, b"{}" + b" " * 2**20),
+        ],
+        ids=["empty", "null", "list", "nested", "no UTF-8", "NaN", "digits", "large"],
     )
     def test_a_file_that_cannot_be_used_is_one_line_with_its_name(self, tmp_path, content):
         path = tmp_path / "hyperparameters.json"
@@ -210,6 +214,13 @@ class TestLoadFields:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < len(str(path)) + 300
+
+    @pytest.mark.parametrize("make, kind", [(os.mkfifo, "FIFO"), (os.mkdir, "folder")])
+    def test_what_is_not_a_file_is_refused_without_waiting(self, tmp_path, make, kind):
+        path = tmp_path / "hyperparameters.json"
+        make(path)
+        with pytest.raises(Failure, match=f"not a regular file but a {kind}"):
+            load_fields(path, Settings)
 
 
 TOO_MUCH = {

@@ -15,7 +15,7 @@ import traceback
 
 from senet.cli import commands
 from senet.compat import discard_output, tf
-from senet.errors import Failure, HyperparameterError, first_line
+from senet.errors import Failure, HyperparameterError, first_line, printable
 from senet.hyperparameters import load_fields, parse_field, shown
 from senet.run.signals import Stopped
 
@@ -100,8 +100,7 @@ def _run(train, network, Hyperparameters, argv):
 
 
 def _fail(status, message):
-    line = str(message).replace("\n", "\\n").replace("\r", "\\r")
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -122,20 +121,26 @@ def parse(argv, Hyperparameters):
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
     _check_names(argv, [*(f"--{name}" for name in names), "--checkpoint", "--json", "--help"])
     # A bare --flag is --flag=True, never followed by its value: `--xla evaluate`.
-    argv = [
+    options = _before_dashes(argv)
+    words = [
         f"{word}=True" if word in flags and following not in ("True", "False") else word
-        for word, following in itertools.zip_longest(argv, argv[1:])
+        for word, following in itertools.zip_longest(options, options[1:])
     ]
-    parsed = vars(_parser(Hyperparameters).parse_args(argv))
+    parsed = vars(_parser(Hyperparameters).parse_args(words + argv[len(options) :]))
     command = parsed.pop("command", None) or "train"
     texts = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
     fields = {name: parse_field(Hyperparameters, name, text) for name, text in texts.items()}
     return command, fields, parsed
 
 
+def _before_dashes(argv):
+    """Return the words before `--`; those after it are no options, such as `predict -- --xla`."""
+    return list(itertools.takewhile(lambda word: word != "--", argv))
+
+
 def _check_names(argv, known):
     """Refuse an unknown --name; argparse would blame the word that follows it."""
-    for word in itertools.takewhile(lambda word: word != "--", argv):
+    for word in _before_dashes(argv):
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
