@@ -11,6 +11,7 @@ from senet.data.inputs import inputs_with, numbers_to_json, read_statistics
 from senet.devices import session_config
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluation_outputs
+from senet.hyperparameters import check_path
 from senet.run.checkpoints import (
     describe_difference,
     network_in,
@@ -89,6 +90,7 @@ def _readable(checkpoint):
 
 
 def _named(checkpoint, model_folder):
+    check_path("--checkpoint", checkpoint)
     name = checkpoint.removesuffix(".index")
     path = pathlib.Path(name) if "/" in name else model_folder / name
     if not pathlib.Path(f"{path}.index").exists():
