@@ -35,9 +35,12 @@ def one_of(*choices):
 
 
 def _are_devices(text):
-    numbers = re.findall("[0-9]+", text)
-    pattern = "all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*"
-    return bool(re.fullmatch(pattern, text)) and len(set(map(int, numbers))) == len(numbers)
+    if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
+        return False
+    numbers = sorted(map(int, re.findall("[0-9]+", text)))
+    if "cpu" in text:  # the cores are shared out, so that there are as many as one asks for
+        return numbers == list(range(len(numbers)))
+    return len(set(numbers)) == len(numbers)
 
 
 def _is_utf8(text):
@@ -52,7 +55,8 @@ NOT_A_PATTERN = Rule(
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1", _are_devices
+    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1 from cpu:0 on",
+    _are_devices,
 )
 # For every field of the type.
 EVERY = {
