@@ -92,8 +92,11 @@ def assert_same_run(folder, name, other):
     np.testing.assert_allclose(numbers(folder, name), numbers(folder, other), atol=1.1e-4)
     values, others = checkpoint(folder, name), checkpoint(folder, other)
     assert values.keys() == others.keys()
+    # Twenty steps amplify the rounding of a sum in a different order, single values most: on some
+    # CPUs by 0.4 % of the largest. A gradient counted twice or half would differ by half or more.
     for key, value in values.items():
-        np.testing.assert_allclose(value, others[key], rtol=1e-3, atol=1e-4, err_msg=key)
+        difference = np.linalg.norm(value - others[key])
+        assert difference <= 0.01 * np.linalg.norm(others[key]) + 1e-6, key
 
 
 def test_two_devices_are_the_same_run(folder, one):
