@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from senet.compat import tf
-from senet.devices import has_grouped_convolution, visible_gpus
+from senet.devices import chosen_gpus, has_grouped_convolution
 
 SMALL_MAP = 100  # positions; up to here the CPU's filter gradient is a matrix product
 
@@ -62,7 +62,7 @@ def _conv2d_gradient(op, gradient):
     strides, padding = op.get_attr("strides"), op.get_attr("padding").decode()
     x_gradient = tf.nn.conv2d_backprop_input(tf.shape(x), weights, gradient, strides, padding)
     height, width, filters = gradient.shape[1:].as_list()
-    if visible_gpus() or height * width > SMALL_MAP:
+    if chosen_gpus() or height * width > SMALL_MAP:
         shape = weights.shape.as_list()
         return x_gradient, tf.nn.conv2d_backprop_filter(x, shape, gradient, strides, padding)
     *kernel, channels, _ = weights.shape.as_list()

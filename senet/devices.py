@@ -1,4 +1,5 @@
-"""What the session runs on."""
+"""The devices that this process computes on. `use_devices` chooses them; whatever else depends on
+them asks here."""
 
 import functools
 import os
@@ -8,76 +9,109 @@ import re
 import numpy as np
 
 from senet.compat import tf, without_chatter
+from senet.errors import Failure
 
 CPU_FLAGS = pathlib.Path("/proc/cpuinfo")  # on Linux
+_chosen = "all"
 
 
 @functools.cache
 def visible_gpus():
-    """The GPUs that TensorFlow sees, as a tuple of physical devices."""
+    """Return the GPUs that TensorFlow sees, a tuple of physical devices."""
     with without_chatter():
         return tuple(tf.config.list_physical_devices("GPU"))
 
 
+def use_devices(devices):
+    """Choose the devices of this process by the hyperparameter `devices` and return TensorFlow's
+    names of them. Raises Failure if there is no such GPU."""
+    global _chosen
+    gpus = len(visible_gpus())
+    if devices == "all":
+        names = [f"/gpu:{number}" for number in range(gpus)] or ["/cpu:0"]
+    elif "cpu" in devices:
+        names = [f"/{name}" for name in devices.split(",")]
+    elif all(int(number) < gpus for number in devices.split(",")):
+        names = [f"/gpu:{number}" for number in devices.split(",")]
+    else:
+        raise Failure(f"--devices={devices}: TensorFlow sees {gpus} GPUs here, numbered from 0")
+    _chosen = devices
+    return names
+
+
+def chosen_gpus():
+    """Return those of `visible_gpus` that are in use: () on the CPU."""
+    if _chosen == "all":
+        return visible_gpus()
+    numbers = [] if "cpu" in _chosen else map(int, _chosen.split(","))
+    return tuple(visible_gpus()[number] for number in numbers)
+
+
 def describe_devices(strategy):
-    """What training runs on, for the start-up lines."""
+    """Return what training runs on, for the start-up lines."""
     count = strategy.num_replicas_in_sync
-    if visible_gpus():
+    if chosen_gpus():
         names = [
-            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-            for gpu in visible_gpus()
+            tf.config.experimental.get_device_details(gpu).get("device_name", "of unknown name")
+            for gpu in chosen_gpus()
         ]
-        return f"{count} GPUs, {names[0]}" if count > 1 else f"GPU {names[0]}"
+        return f"{f'{count} GPUs,' if count > 1 else 'GPU'} {', '.join(dict.fromkeys(names))}"
+    # As TensorFlow counts them: `taskset` can leave fewer than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    unseen = "" if visible_gpus() else " (TensorFlow sees no GPU)"
     shared = f", shared out as {count} devices" if count > 1 else ""
-    return f"{os.cpu_count()} CPU cores (TensorFlow sees no GPU){shared}"
+    return f"{cores} CPU core{'s' * (cores != 1)}{unseen}{shared}"
 
 
 def session_config(hyperparameters):
-    """The `tf.ConfigProto` of a session for a script's `Hyperparameters`."""
-    visible_gpus()  # looks for them now, quietly, rather than when the session starts
+    """Return the `tf.ConfigProto` of a session for a script's `Hyperparameters`, on the devices
+    chosen before."""
     hp = hyperparameters
     config = tf.ConfigProto(allow_soft_placement=hp.allow_soft_placement)
     config.gpu_options.allow_growth = True  # take what is needed, so that others can share the GPU
+    config.device_count["CPU"] = max(1, _chosen.count("cpu"))
+    if not chosen_gpus():
+        config.device_count["GPU"] = 0
     if hp.xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
     return config
 
 
-@functools.cache
 def has_bfloat16():
-    """Whether the device has instructions for bfloat16: NVIDIA GPUs from Ampere on (compute
-    capability 8.0), x86 CPUs with AVX-512 BF16 or AMX."""
-    if visible_gpus():
-        details = map(tf.config.experimental.get_device_details, visible_gpus())
+    """Return whether the devices have instructions for bfloat16: NVIDIA GPUs from Ampere on
+    (compute capability 8.0), x86 CPUs with AVX-512 BF16 or AMX."""
+    if chosen_gpus():
+        details = map(tf.config.experimental.get_device_details, chosen_gpus())
         return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
     flags = CPU_FLAGS.read_text() if CPU_FLAGS.exists() else ""
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
 def compute_type(mixed_precision):
-    """The type in which a network computes. Variables, the statistics of batch norm, the gates and
-    the loss are float32 always: bfloat16 has float32's range, so gradients need no scaling."""
+    """Return the type in which a network computes. Variables, the statistics of batch norm, the
+    gates and the loss are float32 always: bfloat16 has float32's range, so gradients need no
+    scaling."""
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
 def describe_precision(mixed_precision):
-    """What `mixed_precision` comes to here, for the start-up lines."""
+    """Return what `mixed_precision` comes to here, for the start-up lines."""
     if compute_type(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
     return "float32" + " (it has no bfloat16)" * mixed_precision
 
 
-@functools.cache
 def has_grouped_convolution():
-    """Whether `tf.nn.conv2d` trains with grouped filters here.
+    """Return whether `tf.nn.conv2d` trains with grouped filters on the devices: GPUs do it with
+    cuDNN and x86 CPUs with oneDNN."""
+    return bool(chosen_gpus()) or _cpu_has_grouped_convolution()
 
-    GPUs do it with cuDNN and x86 CPUs with oneDNN. Without oneDNN (ARM, macOS,
-    TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it on the CPU, and says so only when
-    the gradient is run: so run one.
-    """
-    if visible_gpus():
-        return True
-    with tf.Graph().as_default(), without_chatter(re.compile("")):
+
+@functools.cache
+def _cpu_has_grouped_convolution():
+    # Without oneDNN (ARM, macOS, TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it, and
+    # says so only when the gradient is run: so run one.
+    with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter(re.compile("")):
         x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
         gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])
         try:

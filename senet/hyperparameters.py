@@ -35,9 +35,12 @@ def one_of(*choices):
 
 
 def _are_devices(text):
-    numbers = re.findall("[0-9]+", text)
-    pattern = "all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*"
-    return bool(re.fullmatch(pattern, text)) and len(set(map(int, numbers))) == len(numbers)
+    if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
+        return False
+    numbers = sorted(map(int, re.findall("[0-9]+", text)))
+    if "cpu" in text:  # the cores are shared out, so that there are as many as one asks for
+        return numbers == list(range(len(numbers)))
+    return len(set(numbers)) == len(numbers)
 
 
 def _is_utf8(text):
@@ -46,8 +49,14 @@ def _is_utf8(text):
 
 LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
 NOT_EMPTY = Rule("not be empty", bool)
+# TensorFlow would read the checkpoints of each folder that matches, or of none.
+NOT_A_PATTERN = Rule(
+    "not contain *, ?, [ or \\, which make a pattern for TensorFlow",
+    lambda path: not re.search(r"[*?\[\\]", path),
+)
 DEVICES = Rule(
-    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1", _are_devices
+    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1 from cpu:0 on",
+    _are_devices,
 )
 # For every field of the type.
 EVERY = {
@@ -89,7 +98,7 @@ class RunHyperparameters:
 
     # run
     data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # where to find or download CIFAR
-    run_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "runs/run"  # checkpoints and logs
+    run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of an image; resizes a folder's
 
@@ -168,6 +177,13 @@ def check_field(Hyperparameters, name, value, prefix="--"):
                     must.append(f"{words} {getattr(item, attribute)}")
     if must:
         raise HyperparameterError(f"{prefix}{name} must {must[0]}, got {shown(value)}")
+
+
+def check_path(name, path):
+    """Raise HyperparameterError, with the `name` of the argument, unless TensorFlow can write a
+    checkpoint to `path` and find it again."""
+    if not NOT_A_PATTERN.holds(path):
+        raise HyperparameterError(f"{name} must {NOT_A_PATTERN.words}, got {shown(path)}")
 
 
 def parse_field(Hyperparameters, name, text):

@@ -18,7 +18,7 @@ def pretend_gpu(monkeypatch):
     """Build graphs as on a machine with an Ampere GPU."""
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     for module in devices, convolution:
-        monkeypatch.setattr(module, "visible_gpus", lambda: ("GPU:0",))
+        monkeypatch.setattr(module, "chosen_gpus", lambda: ("GPU:0",))
         monkeypatch.setattr(module, "has_grouped_convolution", lambda: True)
 
 

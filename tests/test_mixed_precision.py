@@ -55,16 +55,16 @@ def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ())
-    assert devices.has_bfloat16.__wrapped__() is has_it
+    monkeypatch.setattr(devices, "chosen_gpus", lambda: ())
+    assert devices.has_bfloat16() is has_it
 
 
 @pytest.mark.parametrize("capability, has_it", [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, has_it):
     details = {"compute_capability": capability}
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ("GPU:0",))
+    monkeypatch.setattr(devices, "chosen_gpus", lambda: ("GPU:0",))
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    assert devices.has_bfloat16.__wrapped__() is has_it
+    assert devices.has_bfloat16() is has_it
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
 from senet.errors import Failure, first_line, shortened
 from senet.evaluation import evaluate as evaluate_batches
+from senet.hyperparameters import check_path
 from senet.run.pages import confusion_page
 from senet.run.trained import TrainedNetwork
 
@@ -112,6 +113,7 @@ def export(network, hyperparameters, folder, checkpoint=""):
     """Write a SavedModel into a new `folder`. It maps `images`, uint8 [batch, side, side, 3], to
     the classes of each image, most probable first: `labels`, strings [batch, classes], and
     `probabilities`, float32 of the same shape."""
+    check_path("FOLDER", folder)
     folder = pathlib.Path(folder)
     if folder.exists():
         raise Failure(f"{folder} already exists: remove it, or give another folder")

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 from senet.compat import print_error, tf
-from senet.devices import session_config, visible_gpus
+from senet.devices import session_config, use_devices
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.run.console import say
 
@@ -42,11 +42,12 @@ class Cluster:
         self.chief = self.number == 0
         self.gathering = {}
         self.met, self.finished = threading.Event(), threading.Event()
+        names = use_devices(hyperparameters.devices)
         self.config = session_config(hyperparameters)
         if len(self.addresses) > 1:
             self.strategy = self._of_hosts()
         else:
-            self.strategy = self._of_devices(device_names(hyperparameters.devices))
+            self.strategy = self._of_devices(names)
         replicas = self.strategy.num_replicas_in_sync
         if hyperparameters.batch_size % replicas:
             raise HyperparameterError(
@@ -55,11 +56,9 @@ class Cluster:
             )
 
     def _of_devices(self, names):
-        cpus = [name for name in names if "cpu" in name]
-        self.config.device_count["CPU"] = max(1, len(cpus))
         self.target = ""
-        if names == device_names("all")[:1]:
-            return tf.distribute.get_strategy()  # TensorFlow's own choice
+        if names in (["/gpu:0"], ["/cpu:0"]):
+            return tf.distribute.get_strategy()  # TensorFlow's own choice in this session
         if len(names) == 1:
             return tf.distribute.OneDeviceStrategy(names[0])
         return tf.distribute.MirroredStrategy(names)
@@ -250,16 +249,3 @@ def _hosts():
     if duplicates := sorted({a for a in addresses if addresses.count(a) > 1}):
         raise Failure(f"TF_CONFIG names {duplicates[0]} twice; give each worker its own address")
     return addresses, index
-
-
-def device_names(devices):
-    """Return the TensorFlow names of the hyperparameter `devices`.
-
-    Raises Failure if there is no such GPU."""
-    if devices == "all":
-        return [f"/gpu:{number}" for number in range(len(visible_gpus()))] or ["/cpu:0"]
-    names = [f"/{name}" if ":" in name else f"/gpu:{name}" for name in devices.split(",")]
-    gpus = len(visible_gpus())
-    if any("gpu" in name and int(name[5:]) >= gpus for name in names):
-        raise Failure(f"--devices={devices}: TensorFlow sees {gpus} GPUs here, numbered from 0")
-    return names

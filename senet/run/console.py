@@ -5,7 +5,7 @@ import time
 from tqdm import tqdm
 
 from senet.compat import discard_output, tf
-from senet.devices import describe_devices, describe_precision, visible_gpus
+from senet.devices import chosen_gpus, describe_devices, describe_precision
 
 
 def say(text):
@@ -34,7 +34,7 @@ def start_lines(network, data, strategy, hyperparameters, state):
 def long_run_note(test, data, epochs, smaller, strategy):
     """Return a note if `epochs` epochs take more than a day without a GPU, "" otherwise. `test`
     runs a batch of the test network, `smaller` is a command that takes less."""
-    if visible_gpus() or strategy.num_replicas_in_sync > 1:
+    if chosen_gpus() or strategy.num_replicas_in_sync > 1:
         return ""
     batch = data.train.first(32)
     test(batch)  # includes set-up

@@ -8,9 +8,10 @@ import numpy as np
 
 from senet.compat import tf, without_chatter
 from senet.data.inputs import inputs_with, numbers_to_json, read_statistics
-from senet.devices import session_config
+from senet.devices import session_config, use_devices
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluation_outputs
+from senet.hyperparameters import check_path
 from senet.run.checkpoints import (
     describe_difference,
     network_in,
@@ -18,7 +19,6 @@ from senet.run.checkpoints import (
     read_through,
     variables_behind,
 )
-from senet.run.cluster import device_names
 
 
 class TrainedNetwork:
@@ -43,7 +43,7 @@ class TrainedNetwork:
         with contextlib.ExitStack() as stack:
             hp = self.hyperparameters
             stack.enter_context(tf.Graph().as_default())
-            stack.enter_context(tf.device(device_names(hp.devices)[0]))
+            stack.enter_context(tf.device(use_devices(hp.devices)[0]))
             self.inputs = inputs_with(hp.image_size, self.statistics)
             with tf.name_scope("test"):
                 network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
@@ -89,6 +89,7 @@ def _readable(checkpoint):
 
 
 def _named(checkpoint, model_folder):
+    check_path("--checkpoint", checkpoint)
     name = checkpoint.removesuffix(".index")
     path = pathlib.Path(name) if "/" in name else model_folder / name
     if not pathlib.Path(f"{path}.index").exists():

@@ -1,0 +1,119 @@
+"""Devices and hosts: which ones a run is given, what it says, what follows from them."""
+
+import json
+import os
+
+import pytest
+import tiny_run
+from conftest import run_python
+
+import SE_ResNeXt
+from senet import devices
+from senet.compat import tf
+from senet.errors import Failure
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Pretend that the machine has two GPUs of which only the second has bfloat16."""
+    details = {
+        "GPU:0": {"device_name": "Tesla T4", "compute_capability": (7, 5)},
+        "GPU:1": {"device_name": "NVIDIA A100", "compute_capability": (8, 0)},
+    }
+    monkeypatch.setattr(devices, "visible_gpus", lambda: tuple(details))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", details.get)
+    monkeypatch.setattr(devices, "_chosen", "all")
+
+
+def session_devices(choice):
+    devices.use_devices(choice)
+    config = devices.session_config(SE_ResNeXt.Hyperparameters(devices=choice))
+    with tf.Session(config=config) as session:
+        return sorted(device.name.rpartition("/device:")[2] for device in session.list_devices())
+
+
+@pytest.mark.parametrize("choice", ["cpu:1", "cpu:7,cpu:9", "cpu:0,cpu:2"])
+def test_cpu_devices_that_are_not_made_are_refused(tmp_path, capsys, choice):
+    assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, "run", f"--devices={choice}")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --devices must be all") and line.endswith(f"got '{choice}'")
+
+
+@pytest.mark.parametrize("choice, count", [("cpu:0", 1), ("cpu:0,cpu:1", 2), ("cpu:1,cpu:0", 2)])
+def test_a_session_has_the_cpu_devices_asked_for(monkeypatch, choice, count):
+    monkeypatch.setattr(devices, "_chosen", "all")
+    assert session_devices(choice) == [f"CPU:{number}" for number in range(count)]
+
+
+def test_what_follows_from_gpus_does_not_hold_on_the_cpu_next_to_them(
+    two_gpus, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "no flags")
+    monkeypatch.setattr(devices, "_cpu_has_grouped_convolution", lambda: False)
+    for choice, bfloat16, grouped in [
+        ("all", False, True),
+        ("0", False, True),
+        ("1", True, True),
+        ("0,1", False, True),
+        ("cpu:0", False, False),
+    ]:
+        devices.use_devices(choice)
+        assert devices.has_bfloat16() is bfloat16, choice
+        assert devices.has_grouped_convolution() is grouped, choice
+
+
+def test_the_cpu_is_used_alone_where_there_are_gpus(two_gpus):
+    assert devices.use_devices("cpu:0") == ["/cpu:0"]
+    config = devices.session_config(SE_ResNeXt.Hyperparameters(devices="cpu:0"))
+    assert (config.device_count["CPU"], config.device_count["GPU"]) == (1, 0)
+    assert "no GPU" not in devices.describe_devices(tf.distribute.get_strategy())
+
+
+@pytest.mark.parametrize(
+    "choice, names, words",
+    [
+        ("0", ["/gpu:0"], "GPU Tesla T4"),
+        ("1", ["/gpu:1"], "GPU NVIDIA A100"),
+        ("all", ["/gpu:0", "/gpu:1"], "2 GPUs, Tesla T4, NVIDIA A100"),
+    ],
+)
+def test_the_gpus_in_use_are_named(two_gpus, choice, names, words):
+    class Strategy:
+        num_replicas_in_sync = len(names)
+
+    assert devices.use_devices(choice) == names
+    assert devices.describe_devices(Strategy()) == words
+
+
+def test_a_gpu_that_is_not_there(two_gpus):
+    with pytest.raises(Failure, match="--devices=1,2: TensorFlow sees 2 GPUs here"):
+        devices.use_devices("1,2")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
+def test_the_start_names_the_cores_that_the_process_may_use(monkeypatch):
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        described = devices.describe_devices(tf.distribute.get_strategy())
+    finally:
+        os.sched_setaffinity(0, before)
+    assert described == "1 CPU core (TensorFlow sees no GPU)"
+
+
+@pytest.mark.parametrize("index", ["0.0", "true", "-1", "1", "null", "99999999999999999999"])
+def test_an_index_that_is_not_a_number_of_a_worker(tmp_path, monkeypatch, capsys, index):
+    cluster = json.dumps({"worker": ["localhost:1"]})
+    task = f'{{"type": "worker", "index": {index}}}'
+    monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')
+    assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, "run")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: TF_CONFIG is not valid")
+
+
+def test_a_hundred_thousand_brackets_in_tf_config(tmp_path):
+    arguments = tiny_run.command(tmp_path, "run")
+    status, _, errors = run_python(*arguments, TF_CONFIG="[" * 100_000)
+    assert status == 1
+    assert errors.startswith("error: TF_CONFIG is not valid: [[[")
+    assert errors.count("\n") == 1 and len(errors) < 500
