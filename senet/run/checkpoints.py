@@ -8,8 +8,9 @@ network needs, so that no other program has to guess which of them are the optim
 import os
 import re
 import shutil
+import sys
 
-from senet.compat import print_error, tf, without_chatter
+from senet.compat import tf, without_chatter
 from senet.data.inputs import json_to_numbers, numbers_to_json
 from senet.errors import Failure, first_line, shortened
 
@@ -55,7 +56,7 @@ class Checkpoints:
             )
         self._load(session, path)
         for files, message in damaged:
-            print_error(f"warning: {message}; resuming from {path}")
+            print(f"warning: {message}; resuming from {path}", file=sys.stderr)
             for file in files:
                 file.rename(file.with_name(file.name + ".damaged"))
         self.current = step_of(path)

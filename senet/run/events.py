@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import sys
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 
-from senet.compat import print_error, tf
+from senet.compat import tf
 from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
@@ -46,7 +47,7 @@ class EventFile:
         """Append a `tf.Event` with these fields."""
         with writing(self.path):
             if not self.path.exists():
-                print_error(f"warning: {self.path} was deleted; starting another")
+                print(f"warning: {self.path} was deleted; starting another", file=sys.stderr)
                 self._open()
             self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.writer.flush()
