@@ -6,12 +6,13 @@ import re
 import matplotlib
 import pytest
 from conftest import ROOT, run_python
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops
 from scripts import SCRIPTS, by_script
 
 from senet import layers
 from senet.cli.command_line import parse
 from senet.compat import tf
+from senet.data.shapes import load_shapes
 from senet.hyperparameters import computing_fields
 
 HYPERPARAMETERS = {script.name: script.module.Hyperparameters for script in SCRIPTS}
@@ -65,9 +66,9 @@ def test_the_first_command_trains_to_95_percent_and_prints_what_is_shown(first_r
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export", "excitation"])
 def test_the_commands_print_what_is_shown(first_run, name):
     folder, _ = first_run
-    picture = Image.new("RGB", (300, 200), (60, 90, 60))
-    ImageDraw.Draw(picture).ellipse((90, 40, 210, 160), fill=(230, 40, 40))
-    picture.save(folder / "red_circle.png")
+    _, _, images, labels, label_names = load_shapes()
+    image = images[list(labels).index(label_names.index("circle"))]
+    Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST).save(folder / "circle.png")
     call, *shown = output_shown(name)
     assert call.startswith(f"$ python SE_ResNeXt.py {name}")
     script, *arguments = call.removeprefix("$ python ").split()
@@ -75,7 +76,7 @@ def test_the_commands_print_what_is_shown(first_run, name):
     assert (status, errors) == (0, "")
     lines = output.splitlines()
     if name == "predict":  # which shapes come second and third may differ
-        assert lines[0].startswith("red_circle.png: circle ")
+        assert lines[0].startswith("circle.png: circle ")
         assert len(lines) == len(shown) == 1
     else:
         assert words(lines) == words(shown)
