@@ -259,7 +259,7 @@ def wait_for_a_checkpoint(process, run_dir):
 class TestProcesses:
     LONG = ("--total_epochs=1000", "--save_minutes=1e-9")
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_stops_after_the_step_with_the_step_saved(self, tmp_path, number):
         process = start_python(*command(tmp_path, "run", "--total_epochs=1000"))
         while not process.stdout.readline().startswith("epoch: 1/"):
@@ -267,7 +267,10 @@ class TestProcesses:
         process.send_signal(number)
         _, errors = process.communicate()
         assert process.returncode == 128 + number
-        one_line(errors, f"stopped by {number.name} and saved after step ")
+        *notes, last = errors.splitlines(keepends=True)
+        finishing = "finishing this step, then saving; Ctrl-C again quits without saving\n"
+        assert notes == ([finishing] if number == signal.SIGINT else [])
+        one_line(last, f"stopped by {number.name} and saved after step ")
         assert "run the same command to resume" in errors
         step = int(errors.split("after step ")[1].split(";")[0])
         assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
