@@ -243,24 +243,25 @@ def test_the_default_is_one_device_without_a_gpu():
 SHORTER = """
 import sys
 import senet.run.cluster as cluster
-cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = 20, 4, 10
+cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = int(sys.argv.pop(1)), 4, 10
 import SE_ResNeXt
 sys.exit(SE_ResNeXt.main(sys.argv[1:]))
 """
 
 
-def start_worker(folder, name, addresses, index, *options):
-    """Start a worker that is less patient than usual."""
+def start_worker(folder, name, addresses, index, *options, patience=300):
+    """Start a worker that waits `patience` seconds for the others, and is otherwise less patient
+    than usual."""
     _, *arguments = command(folder, name, *options)
     task = {"type": "worker", "index": index}
     config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-    return start_python("-c", SHORTER, *arguments, TF_CONFIG=config)
+    return start_python("-c", SHORTER, patience, *arguments, TF_CONFIG=config)
 
 
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_named_and_waited_for_in_vain(folder):
     addresses = free_addresses(2)
-    ((status, _, errors),) = finish([start_worker(folder, "never", addresses, 0)])
+    ((status, _, errors),) = finish([start_worker(folder, "never", addresses, 0, patience=20)])
     *notes, last = errors.splitlines()
     assert status == 1
     missing = f"worker 1 at {addresses[1]} does not answer"
