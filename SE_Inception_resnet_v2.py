@@ -30,6 +30,7 @@ from senet.layers import (
     conv_layer,
 )
 from senet.losses import cross_entropy
+from senet.memory import check_training_memory
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -236,6 +237,7 @@ def build_graph(data, hyperparameters):
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
         test_batch = evaluation_outputs(logits, inputs.labels)
+    check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)

@@ -25,6 +25,7 @@ from senet.layers import (
     conv_bn,
 )
 from senet.losses import cross_entropy
+from senet.memory import check_training_memory
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -37,9 +38,9 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_ResNeXt"
 
     # network
-    cardinality: Annotated[int, Interval(ge=1, le=1024)] = 8  # paths of a block
+    cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths of a block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
-    blocks: Annotated[int, Interval(ge=1, le=100)] = 3  # in each of the three stages
+    blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # in each of the three stages
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -157,6 +158,7 @@ def build_graph(data, hyperparameters):
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
         test_batch = evaluation_outputs(logits, inputs.labels)
+    check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)

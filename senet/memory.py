@@ -1,15 +1,106 @@
-"""The memory of this machine."""
+"""The memory of this machine, and a lower bound of what a network takes of it."""
 
+import contextlib
+import dataclasses
 import os
 import pathlib
+import re
+import resource
+
+from senet.compat import tf
+from senet.devices import chosen_gpus
+from senet.errors import HyperparameterError
+
+PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linux
 
 
 def available_memory():
-    """Return how many bytes of memory a process can take before the machine has to swap."""
-    try:
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: all memory is a bound, too
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return how many bytes more this process can take before the machine has to swap, or before a
+    limit is reached: of `ulimit -v`, or of a container's control group."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    available = [page * os.sysconf("SC_PHYS_PAGES")]
+    virtual = resident = 0
+    with contextlib.suppress(OSError):
+        virtual, resident = (
+            page * int(pages) for pages in (PROC / "self/statm").read_text().split()[:2]
+        )
+        text = (PROC / "meminfo").read_text()
+        available += [1024 * int(size) for size in re.findall("MemAvailable: *([0-9]+)", text)]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        available.append(limit - virtual)
+    available += [limit - resident for limit in _cgroup_limits()]
+    return max(0, min(available))
+
+
+def _cgroup_limits():
+    """Yield the limits in bytes of this process's control group and of those around it."""
+    with contextlib.suppress(OSError):
+        for line in (PROC / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # version 2 and 1
+                folder = CGROUPS / controllers / path.lstrip("/")
+                for group in folder, *folder.parents:
+                    for name in "memory.max", "memory.limit_in_bytes":
+                        # Absent in the root; "max" is none. From inside a container its own group
+                        # is the root.
+                        with contextlib.suppress(OSError, ValueError):
+                            yield int((group / name).read_text())
+
+
+def check_training_memory(data, hyperparameters):
+    """Raise HyperparameterError if to train on the Dataset `data` needs more memory than the
+    machine has. Call it when the default graph holds the network once, and before the rest of the
+    graph, which takes longer, is built.
+
+    GPUs are not checked: TensorFlow ends with "out of memory" there."""
+    hp, strategy = hyperparameters, tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    share = -(-min(hp.batch_size, len(data.train.labels)) // replicas)
+    images = min(hp.micro_batch_size or share, share)
+    # A gradient and a momentum for each trained value.
+    weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
+    # The backward pass needs the input of each batch norm and what is made of its output.
+    maps = 2 * images * sum(_feature_maps())
+    devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
+    _check(hp, "training", devices * weights, devices * maps, devices * images)
+
+
+def check_test_memory(hyperparameters):
+    """Raise HyperparameterError if the network in the default graph needs more memory than the
+    machine has to compute the answer for one image."""
+    weights, maps = _bytes(tf.global_variables()), 2 * max(_feature_maps(), default=0)
+    _check(hyperparameters, "the network", weights, maps, 1)
+
+
+def _bytes(variables):
+    return sum(v.shape.num_elements() * v.dtype.base_dtype.size for v in variables)
+
+
+def _feature_maps():
+    """Return the bytes that the output of each batch norm in the default graph has per image."""
+    maps = [
+        op.outputs[0]
+        for op in tf.get_default_graph().get_operations()
+        if op.type.startswith("FusedBatchNorm")
+    ]
+    return [x.shape[1:].num_elements() * x.dtype.size for x in maps]
+
+
+def _check(hyperparameters, who, weights, maps, images):
+    available = available_memory()
+    if chosen_gpus() or weights + maps <= available:
+        return
+    given = [
+        f"--{field.name}={value}"
+        for field in dataclasses.fields(hyperparameters)
+        if type(value := getattr(hyperparameters, field.name)) is int and value != field.default
+    ]
+    wanted, weights, maps, available = (
+        f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)
+    )
+    raise HyperparameterError(
+        f"{who} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
+        f"({weights} for weights and gradients, {maps} for the feature maps of {images:,} images), "
+        f"but {available} are available; give a smaller network, image or --micro_batch_size"
+    )

@@ -12,6 +12,7 @@ from senet.devices import session_config, use_devices
 from senet.errors import Failure, first_line
 from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import check_path
+from senet.memory import check_test_memory
 from senet.run.checkpoints import (
     describe_difference,
     network_in,
@@ -49,6 +50,7 @@ class TrainedNetwork:
                 network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
                 self.outputs = evaluation_outputs(network.model, self.inputs.labels)
             self.answer = tf.nn.softmax(network.model, name="answer")
+            check_test_memory(hp)
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
             self._restore()
             self._open = stack.pop_all()

@@ -1,0 +1,95 @@
+"""Networks that cannot fit into memory are refused before they are built; all others are not."""
+
+import re
+import resource
+
+import numpy as np
+import pytest
+from conftest import run_python
+
+import SE_ResNeXt
+from senet import memory
+from senet.compat import tf
+from senet.data.datasets import Dataset, Split
+from senet.errors import HyperparameterError
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["--depth=1024", "--cardinality=256", "--reduction_ratio=4096"],
+        ["--padding=512", "--depth=128"],
+        ["--padding=512", "--micro_batch_size=0", "--batch_size=1048576"],
+    ],
+)
+def test_a_network_of_terabytes_is_refused(tmp_path, capsys, fields):
+    fields = [f"--run_dir={tmp_path / 'run'}", "--dataset=shapes", *fields]
+    assert SE_ResNeXt.main(fields) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: training needs at least [\d,.e+]+ GB of memory with --", line)
+    assert fields[-1] in line and re.search(r"but [\d.]+ GB are available", line)
+    assert not (tmp_path / "run" / "logs.txt").exists()
+
+
+def test_the_estimate_counts_what_training_holds_at_least(graph, monkeypatch):
+    split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
+    data = Dataset("noise", split, split, ["a", "b"])
+    hp = SE_ResNeXt.Hyperparameters(
+        **{"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 0, "padding": 0},
+        mixed_precision=False,
+        micro_batch_size=4,
+    )
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**12)
+    SE_ResNeXt.build_graph(data, hp)
+    values = sum(v.shape.num_elements() for v in tf.trainable_variables())
+    # Of each image: the stem's 32x32x64; then in each stage the maps of reduce, paths, merge and
+    # the shortcut, of 4, 4, 8 and 8 channels, doubled each stage; reduce has the size before it.
+    maps = 32 * 32 * (64 + 24) + (32 * 32 * 8 + 16 * 16 * 40) + (16 * 16 * 16 + 8 * 8 * 80)
+    needed = 4 * (3 * values + 2 * 4 * maps)  # float32; four images
+    for available, fits in (0.9 * needed, False), (1.2 * needed, True):
+        monkeypatch.setattr(memory, "available_memory", lambda size=available: size)
+        with tf.Graph().as_default():
+            if fits:
+                SE_ResNeXt.build_graph(data, hp)
+            else:
+                with pytest.raises(HyperparameterError, match="--micro_batch_size=4.* 4 images"):
+                    SE_ResNeXt.build_graph(data, hp)
+
+
+def test_a_trained_network_is_refused_where_it_does_not_fit(trained, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    assert SE_ResNeXt.main(["evaluate", f"--run_dir={trained}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the network needs at least") and "1e-06 GB are avail" in line
+
+
+def test_ulimit_counts():
+    limit = 64 * 2**30
+    status, output, errors = run_python(
+        "-c",
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        "from senet import memory; memory.PROC = memory.CGROUPS; print(memory.available_memory())",
+    )
+    assert (status, errors) == (0, "")
+    assert 0 < int(output) <= limit
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] != limit
+
+
+@pytest.mark.parametrize(
+    "line, file, found",
+    [
+        ("0::/user/job", "user/job/memory.max", [10**9]),
+        ("0::/user/job", "user/memory.max", [10**9]),
+        ("4:memory:/docker/1234", "memory/docker/1234/memory.limit_in_bytes", [10**9]),
+        ("4:memory:/docker/1234", "memory/memory.limit_in_bytes", [10**9]),  # inside the container
+        ("4:cpu:/user", "cpu/memory.max", []),
+    ],
+)
+def test_control_groups_count(tmp_path, monkeypatch, line, file, found):
+    for name, text in ("proc/self/cgroup", f"{line}\n"), (f"groups/{file}", "1000000000\n"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    assert list(memory._cgroup_limits()) == found
+    assert memory.available_memory() <= (10**9 if found else float("inf"))
