@@ -29,6 +29,7 @@ from senet.layers import (
 )
 from senet.losses import cross_entropy
 from senet.memory import check_training_memory
+from senet.micro_batches import check_pieces
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -60,16 +61,12 @@ class Hyperparameters(RunHyperparameters):
     mixed_precision: bool = True  # compute in bfloat16 where the device can
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run on the CPU what a GPU cannot
 
+    SMALLEST_PIECE: ClassVar[int] = 2  # images: of one, batch norm of 1x1 maps would be zero
     # for a first run without a GPU
     SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.micro_batch_size in (1, 2):  # of 2, a batch of 3 would be 1 and 2
-            raise HyperparameterError(
-                f"--micro_batch_size must be 0 or at least 3, because batch norm of 1x1 maps needs "
-                f"two images, got {self.micro_batch_size}"
-            )
         side = self.image_size + 2 * self.padding
         if side < 75:
             raise HyperparameterError(
@@ -222,6 +219,7 @@ def build_graph(data, hyperparameters):
     """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
     batch of the test set."""
     hp = hyperparameters
+    check_pieces(data, hp)
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
     inputs = image_inputs(data)

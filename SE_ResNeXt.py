@@ -26,6 +26,7 @@ from senet.layers import (
 )
 from senet.losses import cross_entropy
 from senet.memory import check_training_memory
+from senet.micro_batches import check_pieces
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -150,6 +151,7 @@ def build_graph(data, hyperparameters):
     """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
     batch of the test set."""
     hp = hyperparameters
+    check_pieces(data, hp)
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
     inputs = image_inputs(data)

@@ -106,6 +106,8 @@ class RunHyperparameters:
     devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # GPUs; or some: 0,1; or cpu:0,cpu:1
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for the GPU with XLA; a slow start
 
+    SMALLEST_PIECE: ClassVar[int] = 1  # images that a device or micro-batch needs, for batch norm
+
     def __init_subclass__(cls):
         # @dataclass overlooks a default without an annotation: complete it, or say so.
         annotations = inspect.get_annotations(cls)

@@ -4,6 +4,8 @@ so that memory is needed for one of these only."""
 import contextlib
 
 from senet.compat import tf
+from senet.data.datasets import steps_per_epoch
+from senet.errors import HyperparameterError
 
 PIECE = "piece"  # the graph collection with the number of the piece whose tower is being built
 
@@ -16,7 +18,7 @@ def sum_over_micro_batches(tower, images, labels, size, like):
     All variables have to be there already: a loop cannot make any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
-    count = -(-batch // (replicas * size)) if size else 1  # micro-batches of each replica
+    count = pieces_of_replica(batch, replicas, size)
     first = replica.replica_id_in_sync_group * count
 
     def piece(number):
@@ -37,6 +39,28 @@ def sum_over_micro_batches(tower, images, labels, size, like):
         name="micro_batches",
     )
     return sums
+
+
+def pieces_of_replica(batch, replicas, size):
+    """Return how many micro-batches each replica takes its part of a batch in."""
+    return -(-batch // (replicas * size)) if size else 1
+
+
+def check_pieces(data, hyperparameters):
+    """Raise HyperparameterError if a batch of the Dataset `data` would leave fewer images to a
+    device or a micro-batch than the network needs, `hyperparameters.SMALLEST_PIECE`."""
+    hp, images = hyperparameters, len(data.train.labels)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    steps = steps_per_epoch(data.train, hp.batch_size)
+    # The sizes of the batches of an epoch, and that of the batch at its end.
+    for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
+        pieces = replicas * pieces_of_replica(batch, replicas, hp.micro_batch_size)
+        if batch // pieces < hp.SMALLEST_PIECE:
+            raise HyperparameterError(
+                f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
+                f"split a batch of {batch} images into {pieces}, and batch norm needs at least "
+                f"{hp.SMALLEST_PIECE} in each; give a larger --micro_batch_size or --batch_size"
+            )
 
 
 @contextlib.contextmanager

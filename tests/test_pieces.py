@@ -1,0 +1,62 @@
+"""Inceptions end in 1x1 maps, of which batch norm needs two images: no piece of a batch is one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import SE_Inception_v4
+from senet.compat import tf
+from senet.data.datasets import Dataset, Split, batches
+from senet.errors import HyperparameterError
+from senet.micro_batches import check_pieces, sum_over_micro_batches
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--batch_size=4", "--devices=cpu:0,cpu:1,cpu:2,cpu:3"], "a batch of 4 images into 4"),
+        (["--batch_size=6", "--devices=cpu:0,cpu:1,cpu:2"], "a batch of 5 images into 3"),
+        # 2,000 images in 16 batches of 125.
+        (["--micro_batch_size=2"], "a batch of 125 images into 63"),
+        (["--micro_batch_size=1"], "a batch of 125 images into 125"),
+    ],
+)
+def test_a_piece_of_one_image_is_refused(tmp_path, capsys, options, words):
+    options = ["--dataset=shapes", f"--run_dir={tmp_path / 'run'}", *options]
+    assert SE_Inception_v4.main(options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and "batch norm needs at least 2 in each" in line
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    batch_size: int
+    micro_batch_size: int
+    SMALLEST_PIECE = 2
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
+@pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
+def test_just_the_splits_with_a_single_image_are_refused(graph, batch_size, micro_batch_size):
+    labels = tf.placeholder(tf.int32, [None])
+    count = tf.get_variable("count", [], tf.int32, trainable=False)
+    single = sum_over_micro_batches(
+        lambda _, labels: tf.cast(tf.size(labels) < 2, tf.int32),
+        labels,
+        labels,
+        micro_batch_size,
+        like=count,
+    )
+    with tf.Session() as session:
+        for images in range(2, 25):
+            split = Split(np.zeros([images, 1, 1, 3], np.uint8), np.zeros(images, np.int32))
+            # The end of an epoch takes the first batch_size images once more.
+            fed = [*batches(split, batch_size), split.first(batch_size)]
+            found = any(session.run(single, {labels: batch.labels}) for batch in fed)
+            try:
+                check_pieces(Dataset("", split, split, []), Sizes(batch_size, micro_batch_size))
+                refused = False
+            except HyperparameterError:
+                refused = True
+            assert refused == found, images
