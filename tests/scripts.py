@@ -51,3 +51,6 @@ SCRIPTS = [
     ),
 ]
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+
+# The smallest SE_ResNeXt, in float32 and with the whole batch at once.
+TINY = {**SCRIPTS[0].tiny, "micro_batch_size": 0, "mixed_precision": False}

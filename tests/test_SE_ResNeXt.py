@@ -1,19 +1,10 @@
 import numpy as np
 import numpy_layers as nl
 import pytest
+from scripts import TINY
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt
 from senet.compat import tf
-
-TINY = {
-    "cardinality": 2,
-    "depth": 2,
-    "blocks": 1,
-    "reduction_ratio": 2,
-    "padding": 0,
-    "micro_batch_size": 0,
-    "mixed_precision": False,
-}
 
 
 def test_sizes_of_the_maps(graph):

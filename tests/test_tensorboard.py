@@ -86,7 +86,7 @@ def test_gates_are_counted_by_class_and_channel(shown):
             np.testing.assert_allclose(histogram.bucket_limit, np.arange(1, 51) / 50)
 
 
-def picture(value):
+def image_in(value):
     image = np.array(Image.open(io.BytesIO(value.image.encoded_image_string)))
     assert image.shape == (value.image.height, value.image.width, 3)
     return image
@@ -94,7 +94,7 @@ def picture(value):
 
 def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[0]
-    pages = [picture(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
+    pages = [image_in(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
     # A batch of 50 images in rows of eight, each pixel three wide, six pixels between them.
     assert pages[0].shape == (6 + 7 * (96 + 6), 6 + 8 * (96 + 6), 3)
     assert (pages[0] != pages[1]).any()
@@ -119,7 +119,7 @@ def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(sho
 
 def test_misclassified_pictures_are_of_the_test_set(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
-    page = picture(shown["test_images/misclassified"][2])
+    page = image_in(shown["test_images/misclassified"][2])
     # Six in a row, each pixel four wide, six pixels between them, and a caption of 36 below.
     assert page.shape == (6 + 5 * (128 + 6 + 36), 6 + 6 * (128 + 6), 3)
     seen = page[6:134:4, 6:134:4]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scripts import TINY
 
 import SE_ResNeXt as script
 from SE_ResNeXt import Hyperparameters, build_graph
@@ -9,16 +10,6 @@ from senet.compat import tf
 from senet.data.datasets import Dataset, Split
 from senet.errors import Failure
 from senet.losses import cross_entropy
-
-TINY = {
-    "cardinality": 2,
-    "depth": 2,
-    "blocks": 1,
-    "reduction_ratio": 2,
-    "padding": 0,
-    "micro_batch_size": 0,
-    "mixed_precision": False,
-}
 
 
 @pytest.fixture
