@@ -219,9 +219,9 @@ def build_graph(data, hyperparameters):
     """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
     batch of the test set."""
     hp = hyperparameters
-    check_pieces(data, hp)
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
+    check_pieces(len(data.train.labels), epoch_steps, hp)
     inputs = image_inputs(data)
     network = functools.partial(SE_Inception_v4, hyperparameters=hp, classes=len(data.label_names))
 

@@ -1,28 +1,27 @@
-"""A training step in pieces: each device has a part of the batch, and can take it in micro-batches,
-so that memory is needed for one of these only."""
+"""A batch in pieces: each device takes its part of a batch in micro-batches, so that memory is
+needed for one of them only."""
 
 import contextlib
 
 from senet.compat import tf
-from senet.data.datasets import steps_per_epoch
 from senet.errors import HyperparameterError
 
 PIECE = "piece"  # the graph collection with the number of the piece whose tower is being built
 
 
 def sum_over_micro_batches(tower, images, labels, size, like):
-    """The sum of `tower(images, labels)` over this replica's part of the batch, in micro-batches of
-    at most `size` pictures, one after the other; with a size of 0, of the part at once.
+    """Return the sum of `tower(images, labels)` over this replica's part of the batch, taken in
+    micro-batches of at most `size` images, one after the other; with a size of 0, all at once.
 
-    `tower` gives a nest of tensors, `like` the same nest of variables of the same shapes and types.
-    All variables have to be there already: a loop cannot make any."""
+    `tower` returns a nest of tensors; `like` is a nest of variables with the same shapes and types.
+    All variables have to exist already: a loop cannot make any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = pieces_of_replica(batch, replicas, size)
     first = replica.replica_id_in_sync_group * count
 
     def piece(number):
-        # Of as equal pieces as there can be, all replicas' together.
+        # Split the batch evenly across the pieces of all replicas.
         start, stop = (batch * n // (count * replicas) for n in (number, number + 1))
         with _building(number):
             return tower(images[start:stop], labels[start:stop])
@@ -46,12 +45,11 @@ def pieces_of_replica(batch, replicas, size):
     return -(-batch // (replicas * size)) if size else 1
 
 
-def check_pieces(data, hyperparameters):
-    """Raise HyperparameterError if a batch of the Dataset `data` would leave fewer images to a
-    device or a micro-batch than the network needs, `hyperparameters.SMALLEST_PIECE`."""
-    hp, images = hyperparameters, len(data.train.labels)
+def check_pieces(images, steps, hyperparameters):
+    """Raise HyperparameterError if a batch would leave fewer images to a device or a micro-batch
+    than the network needs, `hyperparameters.SMALLEST_PIECE`. An epoch has `images` in `steps`."""
+    hp = hyperparameters
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    steps = steps_per_epoch(data.train, hp.batch_size)
     # The sizes of the batches of an epoch, and that of the batch at its end.
     for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
         pieces = replicas * pieces_of_replica(batch, replicas, hp.micro_batch_size)
@@ -72,5 +70,5 @@ def _building(number):
 
 
 def piece_number():
-    """The number, int64, of the piece of the batch whose tower is being built; 0 outside of one."""
+    """Return the number, int64, of the piece whose tower is being built; 0 outside of one."""
     return (tf.get_collection(PIECE) or [0])[0]

@@ -7,7 +7,7 @@ import pytest
 
 import SE_Inception_v4
 from senet.compat import tf
-from senet.data.datasets import Dataset, Split, batches
+from senet.data.datasets import Split, batches, steps_per_epoch
 from senet.errors import HyperparameterError
 from senet.micro_batches import check_pieces, sum_over_micro_batches
 
@@ -55,7 +55,8 @@ def test_just_the_splits_with_a_single_image_are_refused(graph, batch_size, micr
             fed = [*batches(split, batch_size), split.first(batch_size)]
             found = any(session.run(single, {labels: batch.labels}) for batch in fed)
             try:
-                check_pieces(Dataset("", split, split, []), Sizes(batch_size, micro_batch_size))
+                steps = steps_per_epoch(split, batch_size)
+                check_pieces(images, steps, Sizes(batch_size, micro_batch_size))
                 refused = False
             except HyperparameterError:
                 refused = True

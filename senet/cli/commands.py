@@ -15,7 +15,7 @@ from PIL import Image
 from senet.compat import tf, without_chatter
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
-from senet.errors import Failure, first_line, shortened
+from senet.errors import Failure, first_line, printable, shortened
 from senet.evaluation import evaluate as evaluate_batches
 from senet.hyperparameters import check_path
 from senet.run.pages import confusion_page
@@ -106,7 +106,7 @@ def _answer(path, probabilities, names, as_json):
     if as_json:
         top = [{"label": names[c], "probability": float(probabilities[c])} for c in order]
         return json_format.dumps({"image": path, "top": top})
-    return f"{path}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
+    return f"{printable(path)}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
 
 
 def export(network, hyperparameters, folder, checkpoint=""):
