@@ -109,7 +109,7 @@ def has_grouped_convolution():
 
 @functools.cache
 def _cpu_has_grouped_convolution():
-    # Without oneDNN (ARM, macOS, TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it, and
+    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it, and
     # says so only when the gradient is run: so run one.
     with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter(re.compile("")):
         x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
