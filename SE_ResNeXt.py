@@ -30,6 +30,7 @@ from senet.micro_batches import check_pieces
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
+from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
 
@@ -42,6 +43,7 @@ class Hyperparameters(RunHyperparameters):
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths of a block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # in each of the three stages
+    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # whitening: frozen, halves the map
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -78,11 +80,15 @@ class Hyperparameters(RunHyperparameters):
 
 class SE_ResNeXt:
     """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
-    already normalised. `training` is a Python bool: whether batch norm uses the batch."""
+    already normalised. `training` is a Python bool: whether batch norm uses the batch. A new network
+    with a whitening stem needs its filters, a restored one brings them along."""
 
-    def __init__(self, x, training, hyperparameters, classes=10):
+    def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
+        if training and hyperparameters.stem == "whitening" and stem_filters is None:
+            raise ValueError("to train with stem='whitening', give the stem_filters")
         self.training = training
         self.hyperparameters = hyperparameters
+        self.stem_filters = stem_filters
         self.conv_bn = functools.partial(conv_bn, training=training)
         self.model = self.Build_SEnet(x, classes)
 
@@ -90,9 +96,13 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes for 96x96.
-        x = Relu(self.conv_bn(x, 64, 3, layer_name="stem"))
-        # 96x96x64
+        # Map sizes for 96x96; the whitening stem halves them all.
+        if self.hyperparameters.stem == "whitening":
+            x = whitening_layer(x, self.stem_filters, side=4, stride=2, layer_name="stem")
+        else:
+            x = self.conv_bn(x, 64, 3, layer_name="stem")
+        x = Relu(x)
+        # 96x96x64, or 48x48x96
         x = self.stage(x, depth, stride=1, layer_name="stage1")
         # 96x96x256
         x = self.stage(x, 2 * depth, stride=2, layer_name="stage2")
@@ -155,7 +165,12 @@ def build_graph(data, hyperparameters):
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
     check_pieces(len(data.train.labels), epoch_steps, hp)
     inputs = image_inputs(data)
-    network = functools.partial(SE_ResNeXt, hyperparameters=hp, classes=len(data.label_names))
+    stem_filters = None
+    if hp.stem == "whitening":
+        stem_filters = whitening_filters(data.train.images, *data.channel_statistics())
+    network = functools.partial(
+        SE_ResNeXt, hyperparameters=hp, classes=len(data.label_names), stem_filters=stem_filters
+    )
 
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
