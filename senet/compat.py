@@ -16,8 +16,8 @@ import tempfile
 # errors too: it warns of every session that ends, and each error is raised as well.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "1")
 
-# TensorFlow turns oneDNN off on x86 CPUs without AVX-512 VNNI. On AVX2 alone it makes convolutions 1.1
-# to 3.3 times as fast, and grouped ones have no gradient on the CPU without it.
+# TensorFlow turns oneDNN off on x86 CPUs without AVX-512 VNNI. On AVX2 alone it makes convolutions
+# 1.1 to 3.3 times as fast, and without it grouped ones have no gradient on the CPU.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # Printed before TensorFlow's log level takes effect, on every machine without a GPU, or repeated by
