@@ -80,8 +80,8 @@ class Hyperparameters(RunHyperparameters):
 
 class SE_ResNeXt:
     """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
-    already normalised. `training` is a Python bool: whether batch norm uses the batch. To train with
-    a whitening stem, give the `whitening_filters` of the training images as `stem_filters`."""
+    already normalised. `training` is a Python bool: whether batch norm uses the batch. A whitening
+    stem needs the `whitening_filters` of the training images as `stem_filters`, to train."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:

@@ -1,0 +1,79 @@
+import numpy as np
+import numpy_layers as nl
+import pytest
+from scripts import TINY
+
+import SE_ResNeXt as script
+from senet.compat import tf
+from senet.data.datasets import Dataset, Split
+from senet.whitening import SHRINKAGE, whitening_filters, whitening_layer
+
+
+@pytest.fixture
+def images(rng):
+    """Noise blurred along the rows: neighbouring pixels are correlated, as in photographs."""
+    noise = rng.integers(0, 256, (20, 16, 19, 3)).astype(float)
+    return sum(noise[:, :, shift : shift + 16] for shift in range(4)).astype(np.uint8) // 4
+
+
+def test_whitened_patches_are_uncorrelated(images):
+    mean, std = np.array([100.0, 90.0, 80.0]), np.array([50.0, 60.0, 70.0])
+    filters = whitening_filters(images, mean, std, side=2).reshape(12, 24).astype(float)
+    pixels = (images - mean) / std
+    patches = np.array(
+        [
+            image[row : row + 2, column : column + 2].ravel()
+            for image in pixels
+            for row in range(0, 15, 2)
+            for column in range(0, 15, 2)
+        ]
+    )
+    outputs = patches @ filters
+    np.testing.assert_array_equal(outputs[:, :12], -outputs[:, 12:])
+    covariance = outputs[:, :12].T @ outputs[:, :12] / len(outputs)
+    # An eigenvalue v of the patches' covariance becomes v / (v + SHRINKAGE).
+    values = np.linalg.eigvalsh(patches.T @ patches / len(patches))[::-1]
+    np.testing.assert_allclose(covariance, np.diag(values / (values + SHRINKAGE)), atol=1e-4)
+
+
+def test_the_layer_convolves_with_the_filters(graph, rng):
+    x = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    filters = rng.normal(size=(4, 4, 3, 96)).astype(np.float32)
+    output = whitening_layer(tf.constant(x), filters, side=4, stride=2, layer_name="stem")
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        expected = nl.convolution(x, filters, stride=2)
+        np.testing.assert_allclose(session.run(output), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_leaves_the_filters_alone(graph, images):
+    split = Split(np.tile(images, (1, 2, 2, 1)), np.arange(20, dtype=np.int32) % 2)
+    data = Dataset("blurred", split, split, ["a", "b"])
+    hp = script.Hyperparameters(**TINY, stem="whitening", batch_size=10, total_epochs=1)
+    inputs, train_step, _, _ = script.build_graph(data, hp)
+    (stem,) = (v for v in tf.global_variables() if v.op.name == "stem/weights")
+    assert stem not in tf.trainable_variables()
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        session.run(train_step, inputs.feed(data.train.first(10)))
+        filters = whitening_filters(data.train.images, *data.channel_statistics())
+        np.testing.assert_array_equal(session.run(stem), filters)
+
+
+def test_the_stem_halves_the_maps(graph):
+    sizes = []
+
+    class Recording(script.SE_ResNeXt):
+        def stage(self, x, *arguments, **fields):
+            sizes.append(x.shape.as_list()[1:])
+            return super().stage(x, *arguments, **fields)
+
+    hp = script.Hyperparameters(**TINY, stem="whitening")
+    Recording(tf.placeholder(tf.float32, [None, 32, 32, 3]), False, hp)
+    assert sizes == [[16, 16, 96], [16, 16, 8], [8, 8, 16]]
+
+
+def test_training_without_filters_is_an_error(graph):
+    hp = script.Hyperparameters(**TINY, stem="whitening")
+    with pytest.raises(ValueError, match="stem_filters"):
+        script.SE_ResNeXt(tf.zeros([2, 32, 32, 3]), True, hp)
