@@ -1,16 +1,26 @@
-"""Draw the figures of this folder, and the tables of results in README.md, anew:
-python assests/draw.py
+"""Draw the figures in this folder and rewrite the generated parts of README.md and docs/:
 
-All come from numbers: the paper's tables, which stand below, the data set `shapes`, and the rows of
-measured runs in benchmarks/results/. Only the pictures of TensorBoard are pictures of a screen.
+    python assests/draw.py
+
+The input is the paper's tables below, the data set `shapes`, and the measured runs. To add a run,
+copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/results/runs.json:
+
+    command, parameters, seconds_per_epoch, machine    of the run
+    results: [row, ...]    rows of the table "results" that average it
+    tables: ["ratio"], ["precision"]    the other tables that it belongs to
+    headline: true    the command at the top of README.md; its row gives the learning curves
+
+The screenshots of TensorBoard are the only images not drawn here.
 """
 
+import ast
 import io
 import json
 import pathlib
 import re
 import statistics
 import sys
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,10 +33,11 @@ ROOT = FOLDER.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from senet.cli.excitation import draw_excitation  # noqa: E402 (they are found by the line above)
+from senet.cli.excitation import draw_excitation  # noqa: E402 (needs the line above)
 from senet.data.shapes import load_shapes  # noqa: E402
 
-# Colours on a light page, and what they become on a dark one.
+WIDTH = 9.0  # inches, of every figure
+# Colours on a light page, and their replacements on a dark one.
 INK, SOFT, LINE = "#24292f", "#57606a", "#d0d7de"
 PLAIN, SE, GATE = "#8c959f", "#0969da", "#bc4c00"
 ON_DARK = {INK: "#e6edf3", SOFT: "#9198a1", LINE: "#3d444d", SE: "#4493f8", GATE: "#f0883e"}
@@ -51,7 +62,7 @@ STYLE = {
 
 
 def box(axes, x, y, text, colour=INK, width=1.5, height=0.5):
-    """A box with its middle at (x, y)."""
+    """Draw a box centred at (x, y)."""
     corner = x - width / 2, y - height / 2
     shape = "round,pad=0,rounding_size=0.08"
     axes.add_patch(
@@ -61,7 +72,7 @@ def box(axes, x, y, text, colour=INK, width=1.5, height=0.5):
 
 
 def arrow(axes, *points):
-    """A line through `points` that ends in a head."""
+    """Draw a line through `points` with an arrowhead at its end."""
     for start, stop in zip(points[:-2], points[1:-1], strict=True):
         axes.plot(*zip(start, stop, strict=True), color=SOFT, lw=1, solid_capstyle="round")
     head = FancyArrowPatch(
@@ -70,19 +81,19 @@ def arrow(axes, *points):
     axes.add_patch(head)
 
 
-def canvas(width, height):
-    """A figure whose one axes is in units of 0.8 inch."""
-    figure = Figure(figsize=(0.8 * width, 0.8 * height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), aspect="equal")
+def canvas(height):
+    """Return a figure and its only axes, whose unit is 0.8 inch."""
+    figure = Figure(figsize=(WIDTH, 0.8 * height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH / 0.8), ylim=(0, height), aspect="equal")
     axes.set_axis_off()
     return figure, axes
 
 
 def draw_se_block():
-    """The block from left to right: the map above, the gates below."""
-    figure, axes = canvas(11.2, 2.9)
-    box(axes, 0.9, 2.3, "feature map\nH × W × C", width=1.4, height=0.7)
-    stations = [
+    """Draw the block from left to right: the feature map above, the gates below."""
+    figure, axes = canvas(2.2)
+    box(axes, 0.75, 1.8, "feature map\nH × W × C", width=1.4, height=0.7)
+    layers = [
         (2.9, "global\naverage pool", "squeeze"),
         (4.9, "fully connected\nC to C / r", "excitation"),
         (6.3, "ReLU", ""),
@@ -90,31 +101,32 @@ def draw_se_block():
         (9.4, "sigmoid", ""),
     ]
     widths = [1.3, 1.6, 0.8, 1.6, 1.0]
-    before = None
-    for (x, text, title), width in zip(stations, widths, strict=True):
-        box(axes, x, 0.9, text, SE, width, 0.7)
-        if before is not None:
-            arrow(axes, (before, 0.9), (x - width / 2, 0.9))
-        before = x + width / 2
+    right = None
+    for (x, text, title), width in zip(layers, widths, strict=True):
+        box(axes, x, 0.6, text, SE, width, 0.7)
+        if right is not None:
+            arrow(axes, (right, 0.6), (x - width / 2, 0.6))
+        right = x + width / 2
         if title:
-            axes.text(x - width / 2, 0.3, title, color=SOFT, fontsize=8.5)
-    arrow(axes, (0.9, 1.95), (0.9, 0.9), (2.25, 0.9))
-    axes.text(1.0, 1.35, "each channel's mean", color=SOFT, fontsize=8)
-    box(axes, 10.4, 2.3, "×", GATE, 0.5, 0.5)
-    arrow(axes, (1.6, 2.3), (10.15, 2.3))
-    arrow(axes, (before, 0.9), (10.4, 0.9), (10.4, 2.05))
-    axes.text(10.3, 1.45, "a gate for each channel, 0 to 1", color=GATE, fontsize=8, ha="right")
-    arrow(axes, (10.65, 2.3), (11.15, 2.3))
+            axes.text(x - width / 2, 0.04, title, color=SOFT, fontsize=8.5)
+    arrow(axes, (0.75, 1.45), (0.75, 0.6), (2.25, 0.6))
+    axes.text(0.85, 1.12, "mean of each channel", color=SOFT, fontsize=8)
+    box(axes, 10.5, 1.8, "×", GATE, 0.5, 0.5)
+    arrow(axes, (1.45, 1.8), (10.25, 1.8))
+    arrow(axes, (right, 0.6), (10.5, 0.6), (10.5, 1.55))
+    axes.text(10.4, 1.15, "one gate per channel, 0 to 1", color=GATE, fontsize=8, ha="right")
+    arrow(axes, (10.75, 1.8), (11.2, 1.8))
     return figure
 
 
-def gated_module(axes, x, title, text, width, beside):
-    """A module, its middle at `x`, with an SE block on what it gives, `beside` it to the right."""
-    axes.text(x, 4.7, title, ha="center", fontsize=10)
+def gated_module(axes, x, title, networks, text, width):
+    """Draw a module centred at `x`, with an SE block on its output."""
+    axes.text(x, 4.9, title, ha="center", fontsize=10)
+    axes.text(x, 4.62, networks, ha="center", color=SOFT, fontsize=8)
     arrow(axes, (x, 4.5), (x, 4.0))
     box(axes, x, 3.7, text, width=width, height=0.6)
     arrow(axes, (x, 3.4), (x, 1.5))
-    right = x + beside
+    right = x + 1.6
     arrow(axes, (x, 3.1), (right, 3.1), (right, 2.8))
     box(axes, right, 2.5, "squeeze", SE, 1.3, 0.6)
     arrow(axes, (right, 2.2), (right, 1.95))
@@ -124,16 +136,19 @@ def gated_module(axes, x, title, text, width, beside):
 
 
 def draw_se_modules():
-    """Where the block sits: in an Inception module, and in a residual one."""
-    figure, axes = canvas(9.6, 4.9)
-    gated_module(axes, 2.3, "Inception module", "Inception branches, concatenated", 3.0, 1.4)
-    arrow(axes, (2.3, 1.0), (2.3, 0.4))
-    gated_module(axes, 7.1, "residual module", "residual branch", 2.2, 1.5)
-    arrow(axes, (7.1, 1.0), (7.1, 0.75))
-    box(axes, 7.1, 0.5, "+", INK, 0.5, 0.5)
-    arrow(axes, (7.1, 4.3), (5.5, 4.3), (5.5, 0.5), (6.85, 0.5))
-    axes.text(5.4, 2.5, "shortcut", color=SOFT, fontsize=8, rotation=90, ha="right", va="center")
-    arrow(axes, (7.1, 0.25), (7.1, 0.0))
+    """Draw where the block sits: in an Inception module and in a residual one."""
+    figure, axes = canvas(5.1)
+    networks = "SE-Inception-v4; Reduction modules of SE-Inception-ResNet-v2"
+    text = "Inception branches, concatenated"
+    gated_module(axes, 2.6, "Inception module", networks, text, 3.0)
+    arrow(axes, (2.6, 1.0), (2.6, 0.02))
+    networks = "SE-ResNeXt-29, SE-Inception-ResNet-v2"
+    gated_module(axes, 8.4, "residual module", networks, "residual branch", 2.2)
+    arrow(axes, (8.4, 1.0), (8.4, 0.75))
+    box(axes, 8.4, 0.5, "+", INK, 0.5, 0.5)
+    arrow(axes, (8.4, 4.3), (6.8, 4.3), (6.8, 0.5), (8.15, 0.5))
+    axes.text(6.7, 2.5, "shortcut", color=SOFT, fontsize=8, rotation=90, ha="right", va="center")
+    arrow(axes, (8.4, 0.25), (8.4, 0.02))
     return figure
 
 
@@ -156,6 +171,7 @@ STATE_OF_THE_ART |= {"SE-ResNet-152": 21.57}
 
 
 def pairs_of_bars(axes, table, title):
+    """Draw the errors without and with SE of each network in `table`."""
     places = np.arange(len(table))
     for number, (label, colour) in enumerate((("without SE", PLAIN), ("with SE", SE))):
         errors = [pair[number] for pair in table.values()]
@@ -168,8 +184,8 @@ def pairs_of_bars(axes, table, title):
 
 
 def draw_paper():
-    """The paper's tables on depth, incorporation, reduction ratio and state of the art."""
-    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+    """Draw the paper's tables: depth, other architectures, reduction ratio, state of the art."""
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     (depth, incorporation), (ratio, best) = figure.subplots(2, 2)
     pairs_of_bars(depth, DEPTH, "Depth: top-1 error, %")
     pairs_of_bars(incorporation, INCORPORATION, "Other architectures: top-1 error, %")
@@ -181,7 +197,7 @@ def draw_paper():
         ratio.annotate(
             text,
             (parameters, error),
-            (5, -12 if name == "16" else 5),  # where its neighbour's name is not
+            (5, -12 if name == "16" else 5),  # clear of its neighbour's name
             textcoords="offset points",
             color=INK,
             fontsize=8,
@@ -202,37 +218,89 @@ def draw_paper():
 # --------------------------------------------------------------------------- measured results
 
 
-def rows(name):
-    """The rows of the run `name`: a float array [epochs, 4] of train_loss, train_acc, test_loss and
-    test_acc."""
-    text = (RESULTS / f"{name}.txt").read_text()
-    return np.array([re.findall(r"\d+\.\d{4}", line) for line in text.splitlines()], float)
+class Result(NamedTuple):
+    """A measured run: its entry in runs.json, and what follows from that and its rows."""
+
+    name: str
+    entry: dict
+    options: dict  # of its command, {name: text}
+    rows: np.ndarray  # [epochs, 4]: train_loss, train_acc, test_loss, test_acc
+
+    @property
+    def accuracy(self):
+        """Test accuracy of the last epoch, in percent."""
+        return 100 * self.rows[-1, 3]
+
+    @property
+    def minutes(self):
+        """Training time: epochs times the time of one on an idle machine."""
+        return len(self.rows) * self.entry["seconds_per_epoch"] / 60
+
+    @property
+    def seed(self):
+        return int(self.options.get("seed", 0))
+
+    @property
+    def ratio(self):
+        return int(self.options.get("reduction_ratio", 16))
+
+    @property
+    def float32(self):
+        return self.options.get("mixed_precision") == "False"
+
+    def command_without(self, *names):
+        """Return the command without the options `names`."""
+        return re.sub(rf" --({'|'.join(names)})=\S+", "", self.entry["command"])
 
 
-def accuracy(name):
-    """The test accuracy of the last epoch of a run, in percent."""
-    return 100 * rows(name)[-1, 3]
+def results():
+    """Return a Result for each entry of benchmarks/results/runs.json."""
+    found = []
+    for name, entry in json.loads((RESULTS / "runs.json").read_text()).items():
+        lines = (RESULTS / f"{name}.txt").read_text().splitlines()
+        rows = np.array([re.findall(r"\d+\.\d{4}", line) for line in lines], float)
+        options = dict(re.findall(r" --(\w+)=(\S+)", entry["command"]))
+        found.append(Result(name, entry, options, rows))
+    return found
 
 
-def runs():
-    """{name: what benchmarks/results/runs.json says of the run}: its command, its number of trained
-    parameters, and the seconds of an epoch on a machine that does nothing else."""
-    return json.loads((RESULTS / "runs.json").read_text())
+def results_in(table):
+    """Return the results that belong to `table`, by seed."""
+    chosen = [result for result in results() if table in result.entry.get("tables", [])]
+    return sorted(chosen, key=lambda result: result.seed)
 
 
-NARROW = {"without SE": "narrow_r0", "with SE, r = 16": "narrow_r16"}  # then _s and the seed
-SEEDS = 0, 1, 2
-RATIOS = 2, 4, 8, 16, 32, 0
-RATIO_SEEDS = 0, 1
-INCEPTIONS = {"SE-Inception-v4": "inception_v4", "SE-Inception-ResNet-v2": "inception_resnet_v2"}
+def rows_with_and_without():
+    """Return {row of the table "results": (results with SE, results without)}, the row with the
+    best accuracy first."""
+    rows = {}
+    for result in results():
+        for row in result.entry.get("results", []):
+            rows.setdefault(row, ([], []))[result.ratio == 0].append(result)
+    return dict(sorted(rows.items(), key=lambda row: -best(row[1])))
+
+
+def best(arms):
+    """Return the best mean accuracy of the non-empty lists of results in `arms`."""
+    return max(statistics.mean(r.accuracy for r in arm) for arm in arms if arm)
+
+
+def headline_result():
+    """Return the result whose command is at the top of README.md."""
+    (result,) = (result for result in results() if result.entry.get("headline"))
+    return result
 
 
 def draw_learning_curves():
-    """Test accuracy and losses of the narrow SE_ResNeXt, with and without SE blocks."""
-    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    """Draw test accuracy and losses of the headline's network, with and without SE: the mean over
+    the seeds, and the range from the lowest to the highest."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (label, name), colour in zip(NARROW.items(), (PLAIN, SE), strict=True):
-        curves = np.stack([rows(f"{name}_s{seed}") for seed in SEEDS])
+    with_se, without = rows_with_and_without()[headline_result().entry["results"][0]]
+    for label, colour, arm in (("without SE", PLAIN, without), ("with SE", SE, with_se)):
+        if not arm:
+            continue
+        curves = np.stack([result.rows for result in arm])
         epochs = np.arange(1, curves.shape[1] + 1)
         parts = (
             (left, 3, 100, "-", ""),
@@ -253,107 +321,168 @@ def draw_learning_curves():
     return figure
 
 
+def draw_accuracy_by_minutes():
+    """Draw every run of the table "results": accuracy against training time."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for row, arms in rows_with_and_without().items():
+        for colour, arm in zip((SE, PLAIN), arms, strict=True):
+            minutes, accuracies = [r.minutes for r in arm], [r.accuracy for r in arm]
+            axes.plot(minutes, accuracies, "o", color=colour, markersize=5)
+            if arm and arm is (arms[0] or arms[1]):
+                place = max(minutes), statistics.mean(accuracies)
+                axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
+    axes.plot([], [], "o", color=SE, label="with SE")
+    axes.plot([], [], "o", color=PLAIN, label="without SE")
+    axes.set_xlabel("minutes on two CPU cores")
+    axes.set_title("Test accuracy, %", loc="left")
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0)
+    axes.grid()
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
 def draw_gates():
-    """The mean gates of the narrow SE_ResNeXt with seed 0, of each class, as `excitation` draws
-    them."""
-    kept = json.loads((RESULTS / "narrow_r16_s0_gates.json").read_text())
-    gates = {block: np.array(values) for block, values in kept["gates"].items()}
-    return draw_excitation(gates, kept["label_names"])
+    """Draw the mean gates of the narrow SE-ResNeXt with seed 0, as `excitation` does."""
+    stored = json.loads((RESULTS / "narrow_r16_s0_gates.json").read_text())
+    gates = {block: np.array(values) for block, values in stored["gates"].items()}
+    figure = draw_excitation(gates, stored["label_names"])
+    figure.set_size_inches(WIDTH, 2.6)
+    return figure
+
+
+# ------------------------------------------------------------------------------ generated text
 
 
 def table(head, lines):
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def mean_and_deviation(names):
-    values = [accuracy(name) for name in names]
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def mean_and_deviation(arm):
+    """Return the mean accuracy of some results, and the standard deviation of several."""
+    if not arm:
+        return ""
+    values = [result.accuracy for result in arm]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def each(arms, show):
+    """Return what `show` makes of the first result of each arm: once if it is the same."""
+    return " / ".join(dict.fromkeys(show(arm[0]) for arm in arms if arm))
 
 
 def results_table():
-    """The three networks with and without SE blocks."""
-    known = runs()
+    """Return the table of all networks with and without SE blocks."""
     lines = []
-    narrow = [[f"{name}_s{seed}" for seed in SEEDS] for name in NARROW.values()]
-    groups = {"narrow SE-ResNeXt, 15 epochs, three seeds": narrow}
-    for title, name in INCEPTIONS.items():
-        groups[f"{title}, 1 epoch, one seed"] = [[f"{name}_r0"], [f"{name}_r16"]]
-    for title, (without, with_se) in groups.items():
-        cells = []
-        for names in without, with_se:
-            cells.append(f"{known[names[0]]['parameters']:,}")
-            cells.append(
-                mean_and_deviation(names) if len(names) > 1 else f"{accuracy(names[0]):.2f}"
-            )
-        lines.append([title, *cells])
-    head = ["network", "parameters without SE", "accuracy, %", "parameters with SE", "accuracy, %"]
-    return table(head, lines)
+    for row, arms in rows_with_and_without().items():
+        lines.append(
+            [
+                row,
+                each(arms, lambda r: f"{r.entry['parameters']:,}"),
+                each(arms, lambda r: f"{len(r.rows)}"),
+                each(arms, lambda r: f"{r.minutes:.1f}"),
+                max(map(len, arms)),
+                *map(mean_and_deviation, arms),
+            ]
+        )
+    head = ["network", "parameters with / without SE", "epochs", "minutes", "seeds"]
+    return table([*head, "accuracy with SE, %", "without SE, %"], lines)
 
 
 def ratio_table():
-    """The reduction ratio, beside the paper's table."""
-    known, lines = runs(), []
-    for ratio in RATIOS:
-        names = [f"narrow_r{ratio}_s{seed}" for seed in RATIO_SEEDS]
-        values = [accuracy(name) for name in names]
+    """Return the table of reduction ratios next to the paper's."""
+    by_ratio = {}
+    for result in results_in("ratio"):
+        by_ratio.setdefault(result.ratio, []).append(result)
+    lines = []
+    for ratio, arm in sorted(by_ratio.items(), key=lambda pair: pair[0] or np.inf):
         error, millions = RATIO[str(ratio) if ratio else "none"]
-        lines.append(
-            [
-                ratio or "no SE",
-                f"{known[names[0]]['parameters']:,}",
-                *(f"{value:.2f}" for value in values),
-                f"{statistics.mean(values):.2f}",
-                f"{100 - error:.2f}",
-                f"{millions} M",
-            ]
-        )
-    seeds = [f"seed {seed}, %" for seed in RATIO_SEEDS]
-    return table(
-        ["r", "parameters", *seeds, "mean, %", "paper: accuracy, %", "paper: parameters"], lines
-    )
+        parameters, mean = arm[0].entry["parameters"], statistics.mean(r.accuracy for r in arm)
+        accuracies = ", ".join(f"{result.accuracy:.2f}" for result in arm)
+        paper = f"{100 - error:.2f}", f"{millions} M"
+        lines.append([ratio or "no SE", f"{parameters:,}", accuracies, f"{mean:.2f}", *paper])
+    head = ["r", "parameters", "accuracy by seed, %", "mean, %"]
+    return table([*head, "paper: accuracy, %", "paper: parameters"], lines)
 
 
 def precision_table():
-    """float32 beside mixed precision, the same steps."""
-    known, lines = runs(), []
-    for name in known:
-        if name.startswith("float32"):
-            seed = name.rpartition("_s")[2]
-            mixed = f"narrow_r16_s{seed}"
-            seconds = [known[n]["seconds_per_epoch"] for n in (name, mixed)]
-            lines.append(
-                [
-                    seed,
-                    f"{accuracy(name):.2f}",
-                    f"{accuracy(mixed):.2f}",
-                    *(f"{second:.0f} s" for second in seconds),
-                ]
-            )
-    head = ["seed", "float32, %", "mixed precision, %", "an epoch in float32", "in mixed precision"]
+    """Return the table of float32 next to mixed precision, for the same steps."""
+    by_seed = {}
+    for result in results_in("precision"):
+        by_seed.setdefault(result.seed, {})[result.float32] = result
+    lines = []
+    for seed, pair in by_seed.items():
+        pair = pair[True], pair[False]
+        accuracies = [f"{result.accuracy:.2f}" for result in pair]
+        seconds = [f"{result.entry['seconds_per_epoch']:.0f} s" for result in pair]
+        lines.append([seed, *accuracies, *seconds])
+    head = ["seed", "float32, %", "mixed precision, %", "float32, epoch", "mixed precision, epoch"]
     return table(head, lines)
 
 
 def runs_table():
-    """Every run that is kept, with its command."""
+    """Return the table of all runs, those that differ by the seed alone in one row."""
+    by_command = {}
+    for result in results():
+        command = result.command_without("seed", "run_dir").removeprefix("python ")
+        by_command.setdefault((command, result.entry["machine"]), []).append(result)
     lines = []
-    for name, run in runs().items():
-        last, epochs = f"{accuracy(name):.2f}", len(rows(name))
-        seed = re.search(r"--seed=(\d+)", run["command"]).group(1)
-        minutes = f"{epochs * run['seconds_per_epoch'] / 60:.1f}"
-        command, parameters = f"`{run['command']}`", f"{run['parameters']:,}"
-        lines.append([command, parameters, epochs, minutes, seed, last])
-    return table(["command", "parameters", "epochs", "minutes", "seed", "accuracy, %"], lines)
+    for (command, machine), arm in by_command.items():
+        lines.append(
+            [
+                f"`{command}`",
+                f"{arm[0].entry['parameters']:,}",
+                f"{arm[0].minutes:.1f}",
+                machine,
+                ", ".join(str(result.seed) for result in arm),
+                ", ".join(f"{result.accuracy:.2f}" for result in arm),
+            ]
+        )
+    head = ["python ...", "parameters", "minutes", "CPU", "seeds", "accuracy of each, %"]
+    return table(head, lines)
 
 
-# -------------------------------------------------------------------------------------- all
+def headline():
+    """Return the sentence and the command at the top of README.md."""
+    result = headline_result()
+    command = result.command_without("seed") if not result.seed else result.entry["command"]
+    return (
+        f"**{result.accuracy:.1f} % test accuracy on CIFAR-10 after {result.minutes:.0f} minutes "
+        f"on two CPU cores:**\n\n```bash\n{wrapped(command)}\n```"
+    )
 
 
-def draw_shapes(pictures=20):
-    """The first training pictures of the data set `shapes`, a row for each class."""
+def wrapped(command, width=88):
+    """Return a command in lines of at most `width` characters where possible."""
+    lines = [""]
+    for word in command.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines[-1] += " \\"
+            lines.append(" ")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return "\n".join(lines)
+
+
+def se_layer():
+    """Return the SE layer's source."""
+    source = (ROOT / "senet" / "layers.py").read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "Squeeze_excitation_layer":
+            return f"```python\n{ast.get_source_segment(source, node)}\n```"
+    raise LookupError("senet/layers.py has no Squeeze_excitation_layer")
+
+
+# ---------------------------------------------------------------------------------------- all
+
+
+def draw_shapes(images_per_class=20):
+    """Return the first training images of the data set `shapes`, one row per class."""
     images, labels, *_, label_names = load_shapes()
-    classes = [images[labels == label][:pictures] for label in range(len(label_names))]
+    classes = [images[labels == label][:images_per_class] for label in range(len(label_names))]
     return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in classes]))
 
 
@@ -362,18 +491,22 @@ FIGURES = {
     "se_modules": draw_se_modules,
     "paper": draw_paper,
     "learning_curves": draw_learning_curves,
+    "accuracy_by_minutes": draw_accuracy_by_minutes,
     "excitation": draw_gates,
 }
-TABLES = {
+TEXTS = {
+    "headline": headline,
     "results": results_table,
     "ratio": ratio_table,
     "precision": precision_table,
     "runs": runs_table,
+    "se_layer": se_layer,
 }
+PAGES = ROOT / "README.md", ROOT / "docs" / "results.md"
 
 
 def as_svg(draw):
-    """The text of a figure as SVG, whose ink turns light where the page is dark."""
+    """Return a figure as SVG text that follows the page's light or dark theme."""
     file = io.BytesIO()
     with rc_context(STYLE):
         draw().savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -387,15 +520,17 @@ def as_svg(draw):
     return svg.replace("<defs>", f"{style}\n <defs>", 1)
 
 
-def with_tables(text):
-    """README.md's `text` with its tables made anew."""
-    for name, make in TABLES.items():
-        begin, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
-        before, found, rest = text.partition(begin)
-        inside, ended, after = rest.partition(end)
-        if not (found and ended) or "<!-- table" in inside:
-            raise ValueError(f"README.md: {begin.strip()} ... {end} is not complete")
-        text = f"{before}{begin}{make()}\n{end}{after}"
+def regenerated(page):
+    """Return the text of a page with each of its generated parts made again: what is between
+    `<!-- table: NAME -->` (or code, or text) and `<!-- end of NAME -->`, NAME in TEXTS."""
+    begin, end = "<!-- (?:table|code|text): {} -->\n", "<!-- end of {} -->\n"
+    page_text = text = page.read_text()
+    for name in re.findall(begin.format(r"(\w+)"), page_text):
+        part = re.compile(f"({begin.format(name)}).*?({end.format(name)})", re.S)
+        new = TEXTS[name]()
+        text, count = part.subn(lambda found, new=new: f"{found[1]}{new}\n{found[2]}", text)
+        if count != 1:
+            raise ValueError(f"{page}: the part {name} needs one end")
     return text
 
 
@@ -403,8 +538,8 @@ def main():
     draw_shapes().save(FOLDER / "shapes.png")
     for name, draw in FIGURES.items():
         (FOLDER / f"{name}.svg").write_text(as_svg(draw))
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    for page in PAGES:
+        page.write_text(regenerated(page))
 
 
 if __name__ == "__main__":
