@@ -1,4 +1,4 @@
-"""Draw the figures in this folder and rewrite the generated parts of README.md and docs/:
+"""Draw the figures in this folder and rewrite the generated parts of the pages:
 
     python assests/draw.py
 
@@ -428,7 +428,7 @@ def runs_table():
     """Return the table of all runs, those that differ by the seed alone in one row."""
     by_command = {}
     for result in results():
-        command = result.command_without("seed", "run_dir").removeprefix("python ")
+        command = result.command_without("seed", "run_dir")
         by_command.setdefault((command, result.entry["machine"]), []).append(result)
     lines = []
     for (command, machine), arm in by_command.items():
@@ -439,10 +439,10 @@ def runs_table():
                 f"{arm[0].minutes:.1f}",
                 machine,
                 ", ".join(str(result.seed) for result in arm),
-                ", ".join(f"{result.accuracy:.2f}" for result in arm),
+                ", ".join(f"[{result.accuracy:.2f}]({result.name}.txt)" for result in arm),
             ]
         )
-    head = ["python ...", "parameters", "minutes", "CPU", "seeds", "accuracy of each, %"]
+    head = ["command", "parameters", "minutes", "CPU", "seeds", "accuracy of each, %"]
     return table(head, lines)
 
 
@@ -502,7 +502,7 @@ TEXTS = {
     "runs": runs_table,
     "se_layer": se_layer,
 }
-PAGES = ROOT / "README.md", ROOT / "docs" / "results.md"
+PAGES = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md"
 
 
 def as_svg(draw):
