@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 in the format of their authors: find or download, verify, read.
+"""Find or download, verify and read CIFAR-10 and CIFAR-100 in the format of their authors.
 
 60,000 colour images of 32x32 pixels in 10 or 100 classes (Krizhevsky, Learning Multiple Layers of
 Features from Tiny Images, 2009), each as the "python version": pickled files in a .tar.gz.
-A pickle can run any code and an archive can write anywhere; here neither can.
+A pickle can run any code and an archive can write anywhere; this module prevents both.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ SIDE = 32  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Cifar:
-    """A data set in the format of CIFAR: where it is, which files it has, what they hold."""
+    """A data set in the format of CIFAR: its location, its files and their contents."""
 
     title: str
     url: str
@@ -38,21 +38,21 @@ class Cifar:
     names_file: str
     labels_key: str
     names_key: str
-    largest_file: int  # bytes; refuses larger ones, in the archive too
+    largest_file: int  # bytes; larger files are refused, in the archive too
 
     @property
     def files(self):
-        """The names of all files."""
+        """Return the names of all files."""
         return *self.train_files, self.test_file, self.names_file
 
     @property
     def archive_remedy(self):
-        """What to do about a bad archive."""
+        """Return what to do about a bad archive."""
         return f"remove it and restart, or put the official {self.archive} there"
 
     @property
     def folder_remedy(self):
-        """What to do about a bad file in the folder."""
+        """Return what to do about a bad file in the folder."""
         return f"remove the folder {self.folder} and restart"
 
 
@@ -89,7 +89,7 @@ def load_cifar(record, data_dir):
     `record`, a Cifar, from the folder `data_dir`; unpack or download it there first if needed.
 
     Images are uint8 [N, 32, 32, 3], labels int32 [N]. Raises Failure, with one line that names the
-    file, for anything that is missing, damaged or not in the format."""
+    file, if a file is missing, damaged or not in the format."""
     folder = pathlib.Path(data_dir) / record.folder
     archive = pathlib.Path(data_dir) / record.archive
     try:
@@ -119,7 +119,7 @@ def download(record, archive):
     except (OSError, ValueError) as error:
         raise Failure(
             f"cannot download {record.title}: {first_line(error)}; "
-            f"put {record.archive} into {archive.parent}, or train without it: --dataset=shapes"
+            f"put {record.archive} into {archive.parent}, or train on --dataset=shapes"
         ) from None
 
 
@@ -128,7 +128,7 @@ def unpack(record, archive):
     appears only when it is complete.
 
     Prints a note if the hash of the archive is not the official one. Raises Failure if the archive
-    is damaged or holds anything but plain files in one folder."""
+    is damaged or contains anything but plain files in one folder."""
     try:
         file = open_regular(archive, record.largest_file * len(record.files))
     except OSError as error:
@@ -159,7 +159,7 @@ def unpack(record, archive):
                 if name in record.files and (source := members.extractfile(member)):
                     with (aside / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
-            # The checksum of a .gz is behind the last member.
+            # The checksum of a .gz follows the last member.
             while members.fileobj.read(2**20):
                 pass
             for name in record.files:
@@ -171,11 +171,11 @@ def unpack(record, archive):
             try:
                 aside.rename(folder)
             except OSError:
-                if not folder.exists():  # unless another process was faster
+                if not folder.exists():  # else another process was faster
                     raise
     except Failure:
         raise
-    # A damaged archive can make the many decompressors raise nearly anything.
+    # Decompressors raise nearly any exception on a damaged archive.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
@@ -218,9 +218,8 @@ def read_label_names(record, path):
 
 
 def _read_pickle(record, path):
-    """Return the dict in a pickle file, with nothing in it but arrays of bytes, strings, ints,
-    lists and dicts; strings and keys are bytes, as Python 2 wrote them. Raises Failure for all
-    else."""
+    """Return the dict in a pickle file of arrays of bytes, strings, ints, lists and dicts; strings
+    and keys are bytes, as Python 2 wrote them. Raises Failure for anything else."""
     remedy = record.folder_remedy
     try:
         content = io.BytesIO(read_regular(path, record.largest_file))
@@ -234,7 +233,7 @@ def _read_pickle(record, path):
             f"{path}: refused, since it asks for {first_line(error)}, which data does not need; "
             f"{remedy}"
         ) from None
-    # A damaged pickle can make the unpickler raise nearly anything.
+    # The unpickler raises nearly any exception on a damaged pickle.
     except Exception as error:
         raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):
@@ -246,11 +245,11 @@ class _Refused(Exception):
     """A pickle asked for something other than an array."""
 
 
-# The unpickler written in Python: the one in C can be made to take gigabytes of memory by a damaged
-# file (its table of seen objects grows to whatever index the file names).
+# The unpickler in Python: a damaged file can make the one in C allocate gigabytes (its table of
+# objects grows to any index that the file names).
 class _PlainUnpickler(pickle._Unpickler):
-    """Unpickles without looking up any name: the few names with which Python 2 and 3 pickle bytes
-    and NumPy arrays give functions of this module, all others are refused."""
+    """An unpickler that imports nothing: the few names with which Python 2 and 3 pickle bytes and
+    NumPy arrays map to functions of this module, all others are refused."""
 
     def find_class(self, module, name):
         match module, name:
@@ -274,7 +273,7 @@ class _PickledType:
         self.code = code
 
     def __setstate__(self, state):
-        """Ignore the rest of a dtype: byte order and fields mean nothing for bytes."""
+        """Ignore the rest of a dtype: bytes have no byte order and no fields."""
 
 
 class _PickledArray:

@@ -1,13 +1,13 @@
-"""The training step of the three scripts beside the same networks in PyTorch.
+"""Compare the training step of the three scripts with the same networks in PyTorch.
 
-    python benchmarks/speed.py                    images/s, side by side, on made-up pictures
-    python benchmarks/speed.py --steps=1          a quick look
-    python benchmarks/speed.py growth             cost against batch and picture size, ours alone
-    python benchmarks/speed.py input              the input path alone, augmentation included
+    python benchmarks/speed.py                    images/s of each, on random images
+    python benchmarks/speed.py --steps=1          the same with few steps
+    python benchmarks/speed.py growth             time and memory by batch and image size, ours only
+    python benchmarks/speed.py input              the input path only, augmentation included
 
-Each candidate is a process of its own. They take turns, a few steps each, so that whatever else
-the machine does meets all of them; the medians over all steps are compared. First steps, which
-include building, compiling and warming up, are timed apart.
+Each candidate runs in a process of its own. They take turns, a few steps each, so that other load
+affects all of them; the medians over all steps are compared. First steps, which include building,
+compiling and warming up, are timed separately.
 """
 
 import argparse
@@ -22,8 +22,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What a script's defaults are, but for SE_ResNeXt 32x32 pictures and a batch that PyTorch, which
-# has the whole of it in memory at once, can hold.
+# The defaults; for SE_ResNeXt 32x32 images, and a whole batch that fits into PyTorch's memory.
 SETTINGS = {
     "SE_ResNeXt": {"padding": 0, "batch_size": 32, "micro_batch_size": 0},
     "SE_Inception_v4": {},
@@ -40,7 +39,7 @@ def main():
         "what", nargs="?", choices=["compare", "growth", "input"], default="compare"
     )
     parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.what == "input":
@@ -54,7 +53,7 @@ def main():
 
 
 def compare(network, settings, steps, turns):
-    """Print a table of all candidates on one network, and how near ours comes to its limit."""
+    """Print a table of all candidates on one network, and the share of convolutions in our step."""
     workers = [Worker(network, candidate, settings) for candidate in CANDIDATES]
     for _ in range(turns):
         for worker in workers:
@@ -65,7 +64,9 @@ def compare(network, settings, steps, turns):
     print(
         f"\n{network}, {ours['parameters']:,} parameters, {settings or 'defaults'}, batch {batch}"
     )
-    print("|  | images/s | TFLOP/s | ours is | first step | peak memory |\n" + "|---" * 6 + "|")
+    print(
+        "|  | images/s | TFLOP/s | time to ours | first step | peak memory |\n" + "|---" * 6 + "|"
+    )
     for candidate, result in zip(CANDIDATES, results, strict=True):
         assert result["parameters"] == ours["parameters"], candidate
         print(
@@ -76,17 +77,17 @@ def compare(network, settings, steps, turns):
         )
     best = min(result["seconds"] for result in others[1:])
     print(
-        f"against the better of PyTorch's: {best / ours['seconds']:.2f} x; "
-        f"all convolutions, each alone in its best form: {limit['seconds']:.3f} s "
+        f"speed-up over the better of PyTorch's: {best / ours['seconds']:.2f} x; "
+        f"all convolutions, each alone in its fastest form: {limit['seconds']:.3f} s "
         f"of {ours['seconds']:.3f} s, {limit['seconds'] / ours['seconds']:.0%}",
         flush=True,
     )
 
 
 def growth(network, steps):
-    """Print how time and memory grow with the batch and with the size of the pictures."""
+    """Print how time and memory grow with the batch and the image size."""
     smallest = 0 if network == "SE_ResNeXt" else 24
-    print(f"\n{network}\n| picture | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
+    print(f"\n{network}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
     cases += [(padding, 16) for padding in (16, 32) if padding > smallest]
     for padding, batch in cases:
@@ -101,9 +102,9 @@ def growth(network, steps):
         )
 
 
-def input_path(pictures=50_000, batch_size=128, epochs=5):
-    """Print the images/s of all that lies before the network: order, batches, feeding,
-    normalising and augmentation of made-up pictures; the median of some epochs."""
+def input_path(images=50_000, batch_size=128, epochs=5):
+    """Print the images/s of the input path: order, batches, feeding, normalisation and
+    augmentation of random images; the median over some epochs."""
     sys.path[:0] = [str(ROOT)]
     from senet.augmentation import shift_and_flip
     from senet.compat import tf
@@ -111,7 +112,7 @@ def input_path(pictures=50_000, batch_size=128, epochs=5):
     from senet.data.inputs import image_inputs
     from senet.training import current_step
 
-    data = noise(pictures)
+    data = noise(images)
     with tf.Graph().as_default(), tf.Session() as session:
         inputs = image_inputs(data)
         augmented = shift_and_flip(inputs.normalised, 0, current_step()).op
@@ -123,16 +124,16 @@ def input_path(pictures=50_000, batch_size=128, epochs=5):
             for batch in batches(data.train, batch_size, order):
                 session.run(augmented, inputs.feed(batch))
             seconds.append(time.perf_counter() - started)
-    print(f"input path alone: {pictures / statistics.median(seconds[1:]):,.0f} images/s")
+    print(f"input path only: {images / statistics.median(seconds[1:]):,.0f} images/s")
 
 
 class Worker:
-    """A candidate in a process of its own, idle but for its turns."""
+    """A candidate in a process of its own, idle between its turns."""
 
     def __init__(self, network, candidate, settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
-            # Compiling is part of PyTorch's first step, not something kept from an earlier run.
+            # Compiling is part of PyTorch's first step: no cache of an earlier run.
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -142,17 +143,19 @@ class Worker:
         self.seconds = []
 
     def answer(self):
+        """Return what the process prints next, from JSON."""
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"a candidate ended before its time: {self.process.args[-1]}")
+            sys.exit(f"a candidate failed: {self.process.args[-1]}")
         return json.loads(line)
 
     def run(self, steps):
+        """Run and time some steps."""
         print(steps, file=self.process.stdin, flush=True)
         self.seconds += self.answer()
 
     def end(self):
-        """What was measured: `seconds` is the median over all steps."""
+        """End the process and return its measurements; `seconds` is the median over all steps."""
         self.process.stdin.close()
         if self.seconds:
             self.result["seconds"] = statistics.median(self.seconds)
@@ -165,7 +168,7 @@ class Worker:
 
 
 def work(network, candidate, settings):
-    """Set up a candidate, then run steps as standard input asks for them."""
+    """Set up a candidate, then run as many steps as each line of standard input says."""
     sys.path[:0] = [str(ROOT)]
     script = importlib.import_module(network)
     settings = settings | {"mixed_precision": candidate != "ours, float32"}
@@ -178,7 +181,7 @@ def work(network, candidate, settings):
         step, parameters = prepare(script, hyperparameters, candidate)
         step()
         first = time.perf_counter() - started
-        step()  # the second still finds buffers to allocate
+        step()  # the second step still allocates buffers
         print(json.dumps({"first": first, "parameters": parameters}), flush=True)
         for steps in sys.stdin:
             seconds = []
@@ -191,20 +194,21 @@ def work(network, candidate, settings):
     print(json.dumps({"peak_bytes": peak * 1024}), flush=True)
 
 
-def noise(pictures):
-    """A Dataset of noise in ten classes."""
+def noise(count):
+    """Return a Dataset of random images in ten classes."""
     import numpy as np
 
     from senet.data.datasets import Dataset, Split
 
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (pictures, 32, 32, 3), np.uint8)
-    split = Split(images, rng.integers(0, 10, pictures).astype(np.int32))
+    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    split = Split(images, rng.integers(0, 10, count).astype(np.int32))
     return Dataset("noise", split, split, [str(label) for label in range(10)])
 
 
 def prepare_ours(script, hyperparameters, candidate):
-    """The script's own training step, augmentation and epoch means included."""
+    """Return the script's own training step, augmentation and epoch means included, and its number
+    of parameters."""
     from senet.compat import tf
     from senet.devices import session_config
 
@@ -220,7 +224,8 @@ def prepare_ours(script, hyperparameters, candidate):
 
 
 def prepare_torch(script, hyperparameters, candidate):
-    """The same network, loss and update in PyTorch: bfloat16 autocast, channels_last."""
+    """Return the same step in PyTorch (bfloat16 autocast, channels_last), and its number of
+    parameters."""
     import torch
     import torch_networks
 
@@ -236,15 +241,15 @@ def prepare_torch(script, hyperparameters, candidate):
         nesterov=True,
         fused=True,
     )
-    pictures = torch.tensor(data.train.images).permute(0, 3, 1, 2).float() / 64 - 2
-    pictures = pictures.to(memory_format=torch.channels_last)
+    images = torch.tensor(data.train.images).permute(0, 3, 1, 2).float() / 64 - 2
+    images = images.to(memory_format=torch.channels_last)
     labels = torch.tensor(data.train.labels).long()
     forward = torch.compile(network) if candidate == "PyTorch compile" else network
 
     def step():
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(pictures)
+            logits = forward(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
@@ -252,9 +257,8 @@ def prepare_torch(script, hyperparameters, candidate):
 
 
 def convolution_limit(script, hyperparameters):
-    """The seconds that all convolutions of a step take, forward and both gradients, if each is
-    alone and in the faster of its plain form and ours; and a step's multiplications and additions.
-    """
+    """Return the seconds that all convolutions of a step take, forward and both gradients, each
+    alone and in the faster of its plain form and ours; and a step's floating-point operations."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
@@ -290,8 +294,8 @@ def convolution_limit(script, hyperparameters):
 
 
 def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
-    """The seconds of a convolution, of its input's and of its weights' gradient, each alone: the
-    median of 9 after 3 to warm up."""
+    """Return the seconds of a convolution, its input gradient and its filter gradient, each alone:
+    the median of 9 after 3 to warm up."""
     from senet.compat import tf
 
     def variable(name, shape):

@@ -1,5 +1,5 @@
-"""The three networks in PyTorch, written for this comparison: the same layers, and as many
-parameters, as in the scripts. Pictures are [batch, 3, height, width] in channels_last memory."""
+"""The three networks in PyTorch, for the comparison: the same layers and parameters as in the
+scripts. Images are [batch, 3, height, width] in channels_last memory."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class ConvBn(nn.Sequential):
-    """Convolution, then batch norm. Padding "SAME" here is for odd kernels, as everywhere below."""
+    """Convolution, then batch norm. Padding "SAME" assumes odd kernels, as all below are."""
 
     def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1):
         kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
@@ -19,7 +19,7 @@ class ConvBn(nn.Sequential):
 
 
 class Chain(nn.Sequential):
-    """Convolutions one after the other, batch norm and ReLU behind each."""
+    """A sequence of convolutions, each followed by batch norm and ReLU."""
 
     def __init__(self, channels, *rows):
         layers = []
@@ -44,7 +44,7 @@ class SE(nn.Module):
 
 
 class Branches(nn.Module):
-    """The outputs of several modules on the same input, side by side along the channels."""
+    """The outputs of several modules for the same input, concatenated along the channels."""
 
     def __init__(self, *branches):
         super().__init__()
@@ -55,13 +55,14 @@ class Branches(nn.Module):
 
 
 def average(channels, filters):
-    """The branch of an Inception-v4 module that pools first."""
+    """Return the branch of an Inception-v4 module that pools first."""
     return nn.Sequential(
         nn.AvgPool2d(3, 1, 1, count_include_pad=False), Chain(channels, (filters, 1))
     )
 
 
-def largest():
+def max_pool():
+    """Return the max pooling that halves a feature map."""
     return nn.MaxPool2d(3, 2)
 
 
@@ -84,7 +85,7 @@ class Block(nn.Module):
 
 
 def se_resnext(hp, classes=10):
-    """SE_ResNeXt.py's network for its Hyperparameters."""
+    """Return the network of SE_ResNeXt.py for its Hyperparameters."""
     layers, channels = [ConvBn(3, 64, 3), nn.ReLU(inplace=True)], 64
     for stage in range(3):
         for number in range(hp.blocks):
@@ -102,15 +103,15 @@ class Pool(nn.Module):
 
 
 def stem():
-    """Figure 3 of the Inception-v4 paper."""
+    """Return the stem, figure 3 of the Inception-v4 paper."""
     return nn.Sequential(
         Chain(3, (32, 3, 2, "VALID"), (32, 3, 1, "VALID"), (64, 3)),
-        Branches(largest(), Chain(64, (96, 3, 2, "VALID"))),
+        Branches(max_pool(), Chain(64, (96, 3, 2, "VALID"))),
         Branches(
             Chain(160, (64, 1), (96, 3, 1, "VALID")),
             Chain(160, (64, 1), (64, (7, 1)), (64, (1, 7)), (96, 3, 1, "VALID")),
         ),
-        Branches(Chain(192, (192, 3, 2, "VALID")), largest()),
+        Branches(Chain(192, (192, 3, 2, "VALID")), max_pool()),
     )
 
 
@@ -132,7 +133,7 @@ class InceptionC(nn.Module):
 
 
 def se_inception_v4(hp, classes=10):
-    """SE_Inception_v4.py's network for its Hyperparameters."""
+    """Return the network of SE_Inception_v4.py for its Hyperparameters."""
 
     def gated(module, channels):
         ratio = hp.reduction_ratio
@@ -151,7 +152,7 @@ def se_inception_v4(hp, classes=10):
         )
     layers += gated(
         Branches(
-            largest(),
+            max_pool(),
             Chain(384, (384, 3, 2, "VALID")),
             Chain(384, (192, 1), (224, 3), (256, 3, 2, "VALID")),
         ),
@@ -169,7 +170,7 @@ def se_inception_v4(hp, classes=10):
         )
     layers += gated(
         Branches(
-            largest(),
+            max_pool(),
             Chain(1024, (192, 1), (192, 3, 2, "VALID")),
             Chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, "VALID")),
         ),
@@ -195,7 +196,7 @@ class Residual(nn.Module):
 
 
 def se_inception_resnet_v2(hp, classes=10):
-    """SE_Inception_resnet_v2.py's network for its Hyperparameters."""
+    """Return the network of SE_Inception_resnet_v2.py for its Hyperparameters."""
     ratio = hp.reduction_ratio
 
     def a(channels):
@@ -212,12 +213,12 @@ def se_inception_resnet_v2(hp, classes=10):
         return Chain(channels, (192, 1)), Chain(channels, (192, 1), (224, (1, 3)), (256, (3, 1)))
 
     reduction_a = Branches(
-        largest(),
+        max_pool(),
         Chain(384, (384, 3, 2, "VALID")),
         Chain(384, (256, 1), (256, 3), (384, 3, 2, "VALID")),
     )
     reduction_b = Branches(
-        largest(),
+        max_pool(),
         Chain(1152, (256, 1), (384, 3, 2, "VALID")),
         Chain(1152, (256, 1), (288, 3, 2, "VALID")),
         Chain(1152, (256, 1), (288, 3), (320, 3, 2, "VALID")),
