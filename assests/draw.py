@@ -294,7 +294,7 @@ def headline_result():
 def draw_learning_curves():
     """Draw test accuracy and losses of the headline's network, with and without SE: the mean over
     the seeds, and the range from the lowest to the highest."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     with_se, without = rows_with_and_without()[headline_result().entry["results"][0]]
     for label, colour, arm in (("without SE", PLAIN, without), ("with SE", SE, with_se)):
@@ -323,7 +323,7 @@ def draw_learning_curves():
 
 def draw_accuracy_by_minutes():
     """Draw every run of the table "results": accuracy against training time."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots()
     for row, arms in rows_with_and_without().items():
         for colour, arm in zip((SE, PLAIN), arms, strict=True):
@@ -382,15 +382,15 @@ def results_table():
         lines.append(
             [
                 row,
-                each(arms, lambda r: f"{r.entry['parameters']:,}"),
+                f"{(arms[0] or arms[1])[0].entry['parameters']:,}",
                 each(arms, lambda r: f"{len(r.rows)}"),
                 each(arms, lambda r: f"{r.minutes:.1f}"),
                 max(map(len, arms)),
                 *map(mean_and_deviation, arms),
             ]
         )
-    head = ["network", "parameters with / without SE", "epochs", "minutes", "seeds"]
-    return table([*head, "accuracy with SE, %", "without SE, %"], lines)
+    head = ["network", "parameters", "epochs", "minutes", "seeds", "with SE, %", "without SE, %"]
+    return table(head, lines)
 
 
 def ratio_table():
