@@ -494,7 +494,7 @@ FIGURES = {
     "accuracy_by_minutes": draw_accuracy_by_minutes,
     "excitation": draw_gates,
 }
-TEXTS = {
+PARTS = {
     "headline": headline,
     "results": results_table,
     "ratio": ratio_table,
@@ -522,12 +522,12 @@ def as_svg(draw):
 
 def regenerated(page):
     """Return the text of a page with each of its generated parts made again: what is between
-    `<!-- table: NAME -->` (or code, or text) and `<!-- end of NAME -->`, NAME in TEXTS."""
+    `<!-- table: NAME -->` (or code, or text) and `<!-- end of NAME -->`, NAME in PARTS."""
     begin, end = "<!-- (?:table|code|text): {} -->\n", "<!-- end of {} -->\n"
     page_text = text = page.read_text()
     for name in re.findall(begin.format(r"(\w+)"), page_text):
         part = re.compile(f"({begin.format(name)}).*?({end.format(name)})", re.S)
-        new = TEXTS[name]()
+        new = PARTS[name]()
         text, count = part.subn(lambda found, new=new: f"{found[1]}{new}\n{found[2]}", text)
         if count != 1:
             raise ValueError(f"{page}: the part {name} needs one end")

@@ -289,8 +289,9 @@ def convolution_limit(script, hyperparameters):
             best = list(map(min, best, times))
         seconds += count * sum(best)
         flop += count * 3 * flops[0]
-    pieces = hyperparameters.batch_size / batch
-    return {"seconds": seconds * pieces, "flop": flop * pieces, "batch": hyperparameters.batch_size}
+    micro_batches = hyperparameters.batch_size / batch
+    seconds, flop = seconds * micro_batches, flop * micro_batches
+    return {"seconds": seconds, "flop": flop, "batch": hyperparameters.batch_size}
 
 
 def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
