@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from scripts import SCRIPTS, by_script
 
 from assests import draw
-from senet.cli.command_line import parse
+from senet.cli.command_line import COMMANDS, parse
 from senet.compat import tf
 from senet.data.shapes import load_shapes
 from senet.hyperparameters import computing_fields
@@ -110,8 +110,9 @@ def test_no_two_trainings_share_a_folder():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_and_file_named_exists(page):
     fields = {f.name for cls in HYPERPARAMETERS.values() for f in dataclasses.fields(cls)}
-    options = set(re.findall(r"`--(\w+)", PAGES[page]))
-    assert options <= fields | {"help", "name", "checkpoint", "json"}
+    arguments = {name for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
+    options = set(re.findall(r"`(--\w+)", PAGES[page]))
+    assert options <= {f"--{field}" for field in fields} | arguments | {"--help", "--name"}
     files = re.findall(r"`((?:senet|tests|assests|benchmarks|docs)/[\w./]*)`", PAGES[page])
     assert [file for file in files if not (ROOT / file).exists()] == []
 
