@@ -325,13 +325,15 @@ def draw_accuracy_by_minutes():
     """Draw every run of the table "results": accuracy against training time."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots()
+    labels = {}  # one at each place, though rows may share runs
     for row, arms in rows_with_and_without().items():
         for colour, arm in zip((SE, PLAIN), arms, strict=True):
-            minutes, accuracies = [r.minutes for r in arm], [r.accuracy for r in arm]
-            axes.plot(minutes, accuracies, "o", color=colour, markersize=5)
-            if arm and arm is (arms[0] or arms[1]):
-                place = max(minutes), statistics.mean(accuracies)
-                axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
+            axes.plot([r.minutes for r in arm], [r.accuracy for r in arm], "o", color=colour)
+        arm = arms[0] or arms[1]
+        place = max(r.minutes for r in arm), statistics.mean(r.accuracy for r in arm)
+        labels.setdefault(place, row)
+    for place, row in labels.items():
+        axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
     axes.plot([], [], "o", color=SE, label="with SE")
     axes.plot([], [], "o", color=PLAIN, label="without SE")
     axes.set_xlabel("minutes on two CPU cores")
