@@ -329,8 +329,8 @@ def draw_accuracy_by_minutes():
     for row, arms in rows_with_and_without().items():
         for colour, arm in zip((SE, PLAIN), arms, strict=True):
             axes.plot([r.minutes for r in arm], [r.accuracy for r in arm], "o", color=colour)
-        arm = arms[0] or arms[1]
-        place = max(r.minutes for r in arm), statistics.mean(r.accuracy for r in arm)
+        minutes = max(r.minutes for arm in arms for r in arm)
+        place = minutes, statistics.mean(r.accuracy for r in arms[0] or arms[1])
         labels.setdefault(place, row)
     for place, row in labels.items():
         axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
