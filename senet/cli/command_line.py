@@ -170,7 +170,9 @@ def _parser(Hyperparameters):
     for name, (heading, comment) in _comments(Hyperparameters).items():
         if heading not in groups:
             groups[heading] = fields.add_argument_group(heading)
-        text = f"{comment} (default: {getattr(Hyperparameters, name)})".strip().replace("%", "%%")
+        default = getattr(Hyperparameters, name)
+        text = f"{comment} (default: {'none' if default == '' else default})"
+        text = text.strip().replace("%", "%%")
         groups[heading].add_argument(f"--{name}", dest=f"--{name}", metavar="VALUE", help=text)
 
     common = {"parents": [fields], "formatter_class": _Formatter}

@@ -19,6 +19,7 @@ from senet.compat import tf
 from senet.errors import Failure, first_line
 from senet.files import read_regular
 from senet.hyperparameters import changed_fields, load_fields
+from senet.run.checkpoints import is_network_alone
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
@@ -32,9 +33,9 @@ class RunFolder:
     """The files of a run, but for what is in its checkpoints; use it in a `with` statement, which
     holds the lock.
 
-    Raises Failure if another process has the run, if the checkpoints there were made with
-    hyperparameters that compute something else, or if the rows there belong to checkpoints that are
-    gone."""
+    Raises Failure if the run was published, if another process has it, if the checkpoints there
+    were made with hyperparameters that compute something else, or if the rows there belong to
+    checkpoints that are gone."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -45,10 +46,15 @@ class RunFolder:
         self.rows = {}  # {epoch: row}
 
     def __enter__(self):
+        if is_network_alone(self.model):
+            raise Failure(
+                f"{self.path} has no optimizer state to resume from, since it was published; start "
+                f"from its weights with --initial_checkpoint={self.path} and another --run_dir"
+            )
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.rows = _read_rows(self.row_file)
+        self.rows = read_rows(self.row_file)
         if any(self.model.glob("model.ckpt-*")):
             self._compare_hyperparameters()
         elif self.rows:
@@ -140,7 +146,7 @@ def writing(path):
         ) from None
 
 
-def _read_rows(path):
+def read_rows(path):
     """Return the complete rows of logs.txt, {epoch: row}."""
     try:
         text = read_regular(path, LARGEST_ROWS).decode(errors="replace")

@@ -22,6 +22,7 @@ from senet.run.console import long_run_note, progress_bar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.signals import Stopped, StopSignals
+from senet.run.weights import load_weights
 
 
 class Run:
@@ -52,8 +53,8 @@ class Run:
         return self._open.__exit__(*error)
 
     def start(self, data, inputs, test_batch):
-        """Return a session with the values of the newest checkpoint or with initial ones, and say
-        what will be trained. `data` is the Dataset, `inputs` its Inputs, `test_batch` what tests a
+        """Return a session with the values of the newest checkpoint or with initial ones, those of
+        `initial_checkpoint` included, and say what will be trained. `data` is the Dataset, `inputs` its Inputs, `test_batch` what tests a
         batch of them."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
@@ -74,10 +75,12 @@ class Run:
         )
         checkpoint = self.checkpoints.load_the_chiefs(self.session, step) if resumed else ""
         self.cluster.check_same(checkpoint=checkpoint)
+        initial = self.hyperparameters.initial_checkpoint
+        weights = self._load_weights(test_batch) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
             self._open_logs(graph, resumed)
-            self._print_start(resumed, step, inputs, test_batch)
+            self._print_start(resumed, step, weights, inputs, test_batch)
         return self.session
 
     def _restore(self, inputs):
@@ -113,11 +116,25 @@ class Run:
             self.events.write(summary=chart_layout())
             self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
 
-    def _print_start(self, resumed, step, inputs, test_batch):
+    def _load_weights(self, test_batch):
+        """Load what fits of `initial_checkpoint`; return a line that says what that is."""
+        path, failure = self.hyperparameters.initial_checkpoint, None
+        try:
+            line, loaded = load_weights(self.session, path, test_batch, self.data.label_names)
+        except Failure as error:
+            line, loaded, failure = "", str(error), error
+        self.cluster.check_same(initial_checkpoint=loaded)
+        if failure:
+            raise failure
+        return line
+
+    def _print_start(self, resumed, step, weights, inputs, test_batch):
         hp, strategy = self.hyperparameters, self.cluster.strategy
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
         say(start_lines(self.network, self.data, strategy, hp, state))
+        if weights:
+            say(weights)
         epochs = hp.total_epochs - self.epochs_done
         if epochs == 0:
             say("already finished; give a larger --total_epochs to continue")
