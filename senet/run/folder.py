@@ -33,9 +33,9 @@ class RunFolder:
     """The files of a run, but for what is in its checkpoints; use it in a `with` statement, which
     holds the lock.
 
-    Raises Failure if the run was published, if another process has it, if the checkpoints there
-    were made with hyperparameters that compute something else, or if the rows there belong to
-    checkpoints that are gone."""
+    Raises Failure if another process has the run, if the checkpoints there were made with
+    hyperparameters that compute something else, or if the rows there belong to checkpoints that are
+    gone."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -46,11 +46,6 @@ class RunFolder:
         self.rows = {}  # {epoch: row}
 
     def __enter__(self):
-        if is_network_alone(self.model):
-            raise Failure(
-                f"{self.path} has no optimizer state to resume from, since it was published; start "
-                f"from its weights with --initial_checkpoint={self.path} and another --run_dir"
-            )
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
@@ -66,6 +61,15 @@ class RunFolder:
 
     def __exit__(self, *_):
         self.lock.release()
+
+    def check_training_state(self):
+        """Raise Failure if the run was published, so that training cannot resume."""
+        if is_network_alone(self.model):
+            raise Failure(
+                f"{self.path} is a published network and has no optimizer state to resume from; "
+                f"use --initial_checkpoint={self.path} and another --run_dir to start from its "
+                f"weights"
+            )
 
     def _take_lock(self):
         self.lock = filelock.FileLock(self.lock_file, timeout=0)

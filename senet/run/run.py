@@ -35,9 +35,10 @@ class Run:
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters, self.network = hyperparameters, network
+        self.folder = RunFolder(hyperparameters)
+        self.folder.check_training_state()
         self.signals = StopSignals()
         self.cluster = Cluster(hyperparameters, self.signals)
-        self.folder = RunFolder(hyperparameters)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -53,9 +54,9 @@ class Run:
         return self._open.__exit__(*error)
 
     def start(self, data, inputs, test_batch):
-        """Return a session with the values of the newest checkpoint or with initial ones, those of
-        `initial_checkpoint` included, and say what will be trained. `data` is the Dataset, `inputs` its Inputs, `test_batch` what tests a
-        batch of them."""
+        """Return a session with the values of the newest checkpoint, or with initial ones, which
+        `initial_checkpoint` may give, and say what will be trained. `data` is the Dataset, `inputs`
+        its Inputs, `test_batch` what tests a batch of them."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         # Before the operations that save and restore: they hang on every variable, and would be the

@@ -93,11 +93,9 @@ def _named(checkpoint, model_folder):
 def _newest(model_folder):
     path, damaged = newest_readable(model_folder) if model_folder.exists() else (None, [])
     if not path:
-        wrong = f"{damaged[0][1]}, and {model_folder} has no other one" if damaged else ""
-        raise Failure(
-            f"{wrong or f'{model_folder} has no checkpoint'}; train first, or give the --run_dir of "
-            f"a run"
-        )
+        reason = f"{damaged[0][1]}, and it" if damaged else model_folder
+        other = "no other" if damaged else "no checkpoint"
+        raise Failure(f"{reason} has {other}; train first, or give the --run_dir of a run")
     for _, message in damaged:
         print(f"warning: {message}", file=sys.stderr)
     return path
