@@ -93,9 +93,10 @@ def _named(checkpoint, model_folder):
 def _newest(model_folder):
     path, damaged = newest_readable(model_folder) if model_folder.exists() else (None, [])
     if not path:
-        reason = f"{damaged[0][1]}, and it" if damaged else model_folder
-        other = "no other" if damaged else "no checkpoint"
-        raise Failure(f"{reason} has {other}; train first, or give the --run_dir of a run")
+        reason = f"{model_folder} has no checkpoint"
+        if damaged:
+            reason = f"{damaged[0][1]}, and {model_folder} has no other checkpoint"
+        raise Failure(f"{reason}; train first, or give the --run_dir of a run")
     for _, message in damaged:
         print(f"warning: {message}", file=sys.stderr)
     return path
