@@ -43,10 +43,12 @@ def check_published(folder):
     network = numbers_to_json(reader.get_tensor("network_variables"))
     others = {"input/mean", "input/std", "input/label_names", "global_step", "network_variables"}
     assert shapes.keys() == network.keys() | others
+    fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
+    frozen = {"stem/weights"} if fields.get("stem") == "whitening" else set()
     trained = [
         math.prod(shape)
         for name, shape in network.items()
-        if not name.startswith("input/") and "/moving_" not in name
+        if not name.startswith("input/") and "/moving_" not in name and name not in frozen
     ]
     assert parameters == sum(trained)
     for name in "mean", "std":
@@ -65,5 +67,4 @@ def check_published(folder):
         assert f"{matrix.trace() / matrix.sum():.4f}" == accuracy
         assert f"{matrix.sum():,} test images" in " ".join(card.split())
 
-    fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
     assert f"with seed {fields['seed']} " in card
