@@ -6,6 +6,7 @@ declares for it.
 
 import contextlib
 import json as json_format
+import os
 import pathlib
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def new_folder(text):
     """Return the path of a folder to write, the argument FOLDER. Raises Failure if it exists."""
     check_path("FOLDER", text)
     folder = pathlib.Path(text)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise Failure(f"{folder} already exists: remove it, or give another folder")
     return folder
 
@@ -153,13 +154,13 @@ def export(network, hyperparameters, folder, checkpoint=""):
         )
         with written_aside(folder) as aside:
             builder = tf.saved_model.Builder(str(aside))
-            builder.add_meta_graph_and_variables(
-                trained.session,
-                [tf.saved_model.tag_constants.SERVING],
-                {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
-                strip_default_attrs=True,
-            )
             with without_chatter():
+                builder.add_meta_graph_and_variables(
+                    trained.session,
+                    [tf.saved_model.tag_constants.SERVING],
+                    {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
+                    strip_default_attrs=True,
+                )
                 builder.save()
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"checkpoint: {trained.checkpoint}")
