@@ -19,6 +19,7 @@ from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
 from senet.layers import (
+    CLASSIFIER,
     Concatenation,
     Dropout,
     Fully_connected,
@@ -110,7 +111,7 @@ class SE_Inception_resnet_v2:
             x = self.Inception_resnet_C(x, f"Inception_resnet_C{number}")
         x = Global_Average_Pooling(x)
         x = Dropout(x, rate=0.2, training=self.training)
-        return Fully_connected(x, classes, layer_name="classifier")
+        return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def Stem(self, x):
         """Figure 3."""

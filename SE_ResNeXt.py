@@ -18,6 +18,7 @@ from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
 from senet.layers import (
+    CLASSIFIER,
     Fully_connected,
     Global_Average_Pooling,
     Relu,
@@ -110,7 +111,7 @@ class SE_ResNeXt:
         x = self.stage(x, 4 * depth, stride=2, layer_name="stage3")
         # 24x24x1024
         x = Global_Average_Pooling(x)
-        return Fully_connected(x, classes, layer_name="classifier")
+        return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def stage(self, x, depth, stride, layer_name):
         """A row of blocks, the first of which may halve the map."""

@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import operator
+import pathlib
 import re
 import reprlib
 import sys
@@ -99,6 +100,7 @@ class RunHyperparameters:
     # run
     data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # where to find or download CIFAR
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
+    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to start from
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of an image; resizes a folder's
 
@@ -212,6 +214,23 @@ def computing_fields(hyperparameters):
     may_change = _may(type(hyperparameters), MAY_CHANGE)
     fields = dataclasses.asdict(hyperparameters)
     return {name: value for name, value in fields.items() if name not in may_change}
+
+
+def portable_fields(hyperparameters):
+    """Return {name: value} of the fields that mean something on another machine: without the
+    settings of every run that may change, such as data_dir, and of a path the portable part."""
+    of_this_machine = _may(RunHyperparameters, MAY_CHANGE)
+    return {
+        name: portable_path(value) if isinstance(value, str) else value
+        for name, value in dataclasses.asdict(hyperparameters).items()
+        if name not in of_this_machine
+    }
+
+
+def portable_path(text):
+    """Return a path below the working folder as it is, and the last part of any other."""
+    path = pathlib.PurePath(text)
+    return path.name if path.is_absolute() or ".." in path.parts else text
 
 
 def check_fields(Hyperparameters, fields):

@@ -14,6 +14,8 @@ from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
 from senet.micro_batches import piece_number
 
+CLASSIFIER = "classifier"  # the variable scope of a network's last layer, that of the classes
+
 # Graph collections:
 MOVING_AVERAGES = "moving_averages"  # (variable's name, next value)
 GATES = "gates"  # a Gate for each SE layer

@@ -15,6 +15,7 @@ from tiny_run import TINY
 
 import SE_ResNeXt
 from senet.compat import tf
+from senet.run.checkpoints import checkpoint_files
 
 # An epoch is one step on all 50 pictures, so that the 20 rows are a curve of 20 steps; every piece
 # of the batch is 25 pictures, on whatever device: batch norm sees the same ones.
@@ -203,6 +204,64 @@ def test_a_worker_without_the_chiefs_checkpoint_is_refused(folder, one):
         assert status == 1
         assert errors == (
             f"error: worker 1 at {addresses[1]} differs from the chief in its checkpoint; "
+            f"all workers need the same\n"
+        )
+
+
+STARTED = ["--total_epochs=3", "--seed=1"]
+
+
+def newest_two(folder, name):
+    """The paths of the newest checkpoint but one, and of the newest."""
+    model = folder / name / "model"
+    return [model / f"model.ckpt-{step}" for step in list(checkpoint_files(model))[-2:]]
+
+
+@pytest.mark.slow
+def test_every_device_and_host_starts_from_the_same_weights(folder, one):
+    start = f"--initial_checkpoint={folder / one}"
+    status, output, errors = run_python(*command(folder, "started", *STARTED, start))
+    assert (status, errors) == (0, "")
+    line = f"weights: 79 of 79 variables from {newest_two(folder, one)[1]}"
+    assert line in output.splitlines()
+    options = [*STARTED, start, "--devices=cpu:0,cpu:1"]
+    status, output, errors = run_python(*command(folder, "started_two", *options))
+    assert (status, errors) == (0, "")
+    assert line in output.splitlines()
+    assert_same_run(folder, "started_two", "started")
+    workers = [command(folder, "started_hosts", *STARTED, start)] * 2
+    (_, output, errors), (_, other, other_errors) = finish(start_workers(*workers)[0])
+    assert (errors, other_errors) == ("", "")
+    assert line in output.splitlines()
+    assert "weights: " not in other
+    assert_same_run(folder, "started_hosts", "started")
+
+
+@pytest.mark.slow
+def test_a_worker_that_would_start_from_other_weights_is_refused(folder, one, tmp_path):
+    # The same relative path holds another checkpoint for the second worker.
+    for place, path in zip("ab", newest_two(folder, one), strict=True):
+        model = tmp_path / place / "start" / "model"
+        model.mkdir(parents=True)
+        for file in path.parent.glob(f"{path.name}.*"):
+            shutil.copy(file, model)
+    script, *arguments = command(folder, "weights", "--initial_checkpoint=start")
+    addresses = free_addresses(2)
+    workers = [
+        start_python(
+            ROOT / script,
+            *arguments,
+            cwd=tmp_path / place,
+            TF_CONFIG=json.dumps(
+                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
+            ),
+        )
+        for number, place in enumerate("ab")
+    ]
+    for status, _, errors in finish(workers):
+        assert status == 1
+        assert errors == (
+            f"error: worker 1 at {addresses[1]} differs from the chief in its initial checkpoint; "
             f"all workers need the same\n"
         )
 

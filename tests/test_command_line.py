@@ -162,7 +162,7 @@ class TestHelp:
         assert "--rate VALUE (default: 0.5)" in text
         assert "--data_dir VALUE " in text
         assert output.index("network:") < output.index("--width") < output.index("--run_dir")
-        for command in "train", "evaluate", "predict", "export", "excitation":
+        for command in "train", "evaluate", "predict", "export", "publish", "excitation":
             assert f"\n    {command} " in output
 
     def test_of_a_command(self, call):

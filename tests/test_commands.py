@@ -228,6 +228,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tm
         (["export"], 2, "FOLDER"),
         (["export", "a", "b"], 2, "b"),
         (["predict", "a.png", "--checkpoint"], 2, "--checkpoint"),
+        (["publish"], 2, "FOLDER"),
         (["predict", "a.png", "--top=5"], 2, "unknown option '--top'"),
         (["evaluate", "--json"], 2, "--json"),
     ],
@@ -241,12 +242,18 @@ def test_a_command_that_cannot_work_is_one_line(call, arguments, status, message
 
 
 def test_without_a_run_every_command_says_to_train_first(call, tmp_path):
-    for command in (["evaluate"], ["predict", "a.png"], ["export", "a"], ["excitation"]):
+    for command in (
+        ["evaluate"],
+        ["predict", "a.png"],
+        ["export", "a"],
+        ["publish", "a"],
+        ["excitation"],
+    ):
         status, output, errors = call(*command, run_dir=tmp_path)
         assert (status, output) == (1, "")
-        assert errors == (
-            f"error: no run in {tmp_path}: train first, or give the --run_dir of a run\n"
-        )
+        message = f"error: no run in {tmp_path}: train first, or give the --run_dir of a run"
+        assert errors.startswith(message)
+        assert errors.count("\n") == 1
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ class TestChangedFields:
 def test_what_is_computed_does_not_depend_on_what_may_change():
     assert set(computing_fields(Settings())) == {
         *("width", "even", "rate", "kind", "name", "epochs", "fast"),
-        "image_size",
+        *("image_size", "initial_checkpoint"),
     }
 
 

@@ -16,7 +16,15 @@ def test_run_dir_that_is_a_pattern_is_refused_before_training(tmp_path, capsys, 
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize("arguments", [["evaluate", "--checkpoint=a[1]/m"], ["export", "a[1]"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--checkpoint=a[1]/m"],
+        ["export", "a[1]"],
+        ["publish", "a[1]"],
+        ["--initial_checkpoint=a[1]"],
+    ],
+)
 def test_other_paths_that_are_patterns_are_refused(trained, capsys, arguments):
     assert SE_ResNeXt.main([*arguments, f"--run_dir={trained}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

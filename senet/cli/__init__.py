@@ -1,1 +1,1 @@
-"""The command line of a script: train, evaluate, predict, export, excitation."""
+"""The command line of a script: train, evaluate, predict, export, publish, excitation."""

@@ -14,6 +14,7 @@ import textwrap
 import traceback
 
 from senet.cli import commands
+from senet.cli.publish import publish
 from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line, printable
 from senet.hyperparameters import load_fields, parse_field, shown
@@ -21,6 +22,7 @@ from senet.run.signals import Stopped
 
 CHECKPOINT = ("[--checkpoint=NAME]", "--checkpoint", {"metavar": "NAME", "help": "default: newest"})
 JSON = ("[--json]", "--json", {"action": "store_true", "help": "one JSON object per image"})
+NOTE = ("[--note=TEXT]", "--note", {"metavar": "TEXT", "help": "on the training data"})
 # The function, its help, then each argument: how to write it, its name, settings for argparse.
 COMMANDS = {
     "train": (None, "train, or resume the run in run_dir (the default command)"),
@@ -41,6 +43,13 @@ COMMANDS = {
         "write a SavedModel into a new folder",
         ("FOLDER", "folder", {"metavar": "FOLDER"}),
         CHECKPOINT,
+    ),
+    "publish": (
+        publish,
+        "write the network without its training state into a new folder, with a model card",
+        ("FOLDER", "folder", {"metavar": "FOLDER"}),
+        CHECKPOINT,
+        NOTE,
     ),
     "excitation": (
         commands.excitation,
@@ -107,8 +116,26 @@ def _fail(status, message):
 def _fields_of_run(run_dir, Hyperparameters):
     path = pathlib.Path(run_dir) / "hyperparameters.json"
     if not path.exists():
-        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run")
+        shipped = _shipped(Hyperparameters)
+        example = f", such as --run_dir={shipped}" if shipped else ""
+        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run{example}")
     return load_fields(path, Hyperparameters)
+
+
+def _shipped(Hyperparameters):
+    """Return the folder of the trained network that comes with the script, None without one."""
+    script = _script(Hyperparameters).resolve()
+    folder = script.parent / "models" / script.stem
+    if not folder.exists():
+        return None
+    here = pathlib.Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def _script(Hyperparameters):
+    """Return the path of the script that defines `Hyperparameters`."""
+    module = sys.modules[Hyperparameters.__module__]
+    return pathlib.Path(getattr(module, "__file__", None) or sys.argv[0])
 
 
 def parse(argv, Hyperparameters):
@@ -119,7 +146,9 @@ def parse(argv, Hyperparameters):
     wrong."""
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
-    _check_names(argv, [*(f"--{name}" for name in names), "--checkpoint", "--json", "--help"])
+    arguments = {name: None for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
+    of_commands = [name for name in arguments if name.startswith("--")]
+    _check_names(argv, [*(f"--{name}" for name in names), *of_commands, "--help"])
     # A bare --flag is --flag=True, never followed by its value: `--xla evaluate`.
     options = _before_dashes(argv)
     words = [
@@ -164,18 +193,21 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def _parser(Hyperparameters):
-    module = sys.modules[Hyperparameters.__module__]
-    script = pathlib.Path(getattr(module, "__file__", None) or sys.argv[0]).name
+    script = _script(Hyperparameters).name
     fields, groups = _Parser(add_help=False), {}
     for name, (heading, comment) in _comments(Hyperparameters).items():
         if heading not in groups:
             groups[heading] = fields.add_argument_group(heading)
-        text = f"{comment} (default: {getattr(Hyperparameters, name)})".strip().replace("%", "%%")
+        default = getattr(Hyperparameters, name)
+        text = f"{comment} (default: {'none' if default == '' else default})"
+        text = text.strip().replace("%", "%%")
         groups[heading].add_argument(f"--{name}", dest=f"--{name}", metavar="VALUE", help=text)
 
     common = {"parents": [fields], "formatter_class": _Formatter}
     usage = f"python {script} [COMMAND] [--name=value ...]"
-    parser = _Parser(usage=usage, description=module.__doc__, **common)
+    parser = _Parser(
+        usage=usage, description=sys.modules[Hyperparameters.__module__].__doc__, **common
+    )
     add = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands").add_parser
     for command, (_, text, *arguments) in COMMANDS.items():
         words = " ".join([command, *(written for written, *_ in arguments)])

@@ -4,7 +4,9 @@ Each takes the network's class, the hyperparameters, and what `senet.cli.command
 declares for it.
 """
 
+import contextlib
 import json as json_format
+import os
 import pathlib
 import sys
 import tempfile
@@ -25,8 +27,8 @@ TOP = 3  # classes printed for an image
 AT_ONCE = 64  # images predicted together, at most
 
 
-def _evaluation(trained):
-    """Return the Evaluation of the test set, and the Dataset."""
+def evaluation(trained):
+    """Return the Evaluation of the test set by a TrainedNetwork, and the Dataset."""
     hp = trained.hyperparameters
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     if data.label_names != trained.label_names:
@@ -42,19 +44,24 @@ def _evaluation(trained):
 def evaluate(network, hyperparameters, checkpoint=""):
     """Print loss, accuracy, accuracy of each class and the confusion matrix of the test set."""
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        tested, data = _evaluation(trained)
+        tested, data = evaluation(trained)
         matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
         print(f"checkpoint: {trained.checkpoint}")
         print(f"data: {data.name}, {len(tested.labels):,} test images")
-        print(f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}\n")
-        for line in _class_table(matrix, names):
+        print(f"{result_line(tested)}\n")
+        for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
         Image.fromarray(confusion_page(matrix, names)).save(figure)
         print(f"\nfigure: {figure}")
 
 
-def _class_table(matrix, names):
+def result_line(tested):
+    """Return loss and accuracy of an Evaluation, with the digits of a row in logs.txt."""
+    return f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}"
+
+
+def class_table(matrix, names):
     """Yield the lines of a table: accuracy and images of each class and its row of the confusion
     matrix, or where that exceeds 100 columns, the class it was most often mistaken for."""
     digits = len(str(len(names) - 1))
@@ -109,14 +116,34 @@ def _answer(path, probabilities, names, as_json):
     return f"{printable(path)}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
 
 
+def new_folder(text):
+    """Return the path of a folder to write, the argument FOLDER. Raises Failure if it exists."""
+    check_path("FOLDER", text)
+    folder = pathlib.Path(text)
+    if os.path.lexists(folder):
+        raise Failure(f"{folder} already exists: remove it, or give another folder")
+    return folder
+
+
+@contextlib.contextmanager
+def written_aside(folder):
+    """Yield a path to make a folder at, which becomes `folder` when it is complete: a server or
+    another process may be watching. Raises Failure if it cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+            aside = pathlib.Path(aside) / "model"
+            yield aside
+            aside.rename(folder)
+    except (tf.errors.OpError, OSError) as error:
+        raise Failure(f"cannot write {folder}: {first_line(error)}") from None
+
+
 def export(network, hyperparameters, folder, checkpoint=""):
     """Write a SavedModel into a new `folder`. It maps `images`, uint8 [batch, side, side, 3], to
     the classes of each image, most probable first: `labels`, strings [batch, classes], and
     `probabilities`, float32 of the same shape."""
-    check_path("FOLDER", folder)
-    folder = pathlib.Path(folder)
-    if folder.exists():
-        raise Failure(f"{folder} already exists: remove it, or give another folder")
+    folder = new_folder(folder)
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         names = trained.label_names
         with tf.name_scope("answer"):
@@ -125,23 +152,16 @@ def export(network, hyperparameters, folder, checkpoint=""):
         signature = tf.saved_model.predict_signature_def(
             {"images": trained.inputs.images}, {"probabilities": probabilities, "labels": labels}
         )
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed when complete, since a server may be watching the folder.
-            with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
-                aside = pathlib.Path(aside) / "model"
-                builder = tf.saved_model.Builder(str(aside))
+        with written_aside(folder) as aside:
+            builder = tf.saved_model.Builder(str(aside))
+            with without_chatter():
                 builder.add_meta_graph_and_variables(
                     trained.session,
                     [tf.saved_model.tag_constants.SERVING],
                     {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
                     strip_default_attrs=True,
                 )
-                with without_chatter():
-                    builder.save()
-                aside.rename(folder)
-        except (tf.errors.OpError, OSError) as error:
-            raise Failure(f"cannot write {folder}: {first_line(error)}") from None
+                builder.save()
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"checkpoint: {trained.checkpoint}")
         print(
@@ -164,7 +184,7 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{trained.checkpoint} is of a network without SE blocks (reduction_ratio=0): "
                 f"train one with SE blocks"
             )
-        tested, data = _evaluation(trained)
+        tested, data = evaluation(trained)
         print(f"checkpoint: {trained.checkpoint}")
         width = max(map(len, tested.gates))
         print(f"{'SE block':{width}}  channels  mean gate  std of channels  std of classes")

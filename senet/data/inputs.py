@@ -36,6 +36,7 @@ class Statistics(NamedTuple):
 
 
 SCOPE = "input"  # the variable scope of Statistics
+STATISTICS = frozenset(f"{SCOPE}/{name}" for name in Statistics._fields)  # their variables
 
 
 def image_inputs(data):

@@ -5,17 +5,19 @@ A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.in
 network needs, so that no other program has to guess which of them are the optimizer's.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 
 from senet.compat import tf, without_chatter
-from senet.data.inputs import json_to_numbers, numbers_to_json
+from senet.data.inputs import STATISTICS, json_to_numbers, numbers_to_json
 from senet.errors import Failure, first_line, shortened
 
 NEWEST_KEPT = 3
 NETWORK = "network_variables"  # the variable with `variables_behind` the network's outputs, as JSON
+UNREADABLE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)  # what a reader raises
 
 
 class Checkpoints:
@@ -153,6 +155,21 @@ def network_in(reader):
     return numbers_to_json(reader.get_tensor(NETWORK))
 
 
+def is_network_alone(folder):
+    """Return whether the newest checkpoint in `folder` has the variables of a network and not those
+    of its training, so that no run can resume from it: `publish` writes such ones."""
+    found = checkpoint_files(folder) if folder.is_dir() else {}
+    if not found:
+        return False
+    try:
+        reader = tf.train.NewCheckpointReader(str(folder / f"model.ckpt-{max(found)}"))
+        network = network_in(reader)
+    except (*UNREADABLE, Failure):
+        return False  # whoever restores it says what is wrong
+    saved = reader.get_variable_to_shape_map().keys()
+    return saved <= network.keys() | STATISTICS | {NETWORK, tf.GraphKeys.GLOBAL_STEP}
+
+
 def describe_difference(saved, wanted):
     """Return how the {name: shape} of a checkpoint differs from that of a graph, "" if not."""
     parts = []
@@ -191,7 +208,7 @@ def newest_readable(folder):
             reader = read_through(path)
             if (stored := reader.get_tensor(tf.GraphKeys.GLOBAL_STEP)) != step:
                 raise ValueError(f"it is a copy of the checkpoint of step {stored}")
-        except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+        except UNREADABLE as error:
             damaged.append((found[step], f"{path}: cannot be used ({first_line(error)})"))
         else:
             return path, damaged
@@ -205,6 +222,19 @@ def read_through(path):
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
     return reader
+
+
+@contextlib.contextmanager
+def readable(checkpoint, option):
+    """Turn errors in reading a checkpoint into a Failure that advises another value of `option`."""
+    try:
+        yield
+    except Failure as failure:
+        raise Failure(f"{checkpoint}: {failure}") from None
+    except UNREADABLE as error:
+        raise Failure(
+            f"{checkpoint}: cannot be read ({first_line(error)}); give another {option}"
+        ) from None
 
 
 def _to_disk(path):

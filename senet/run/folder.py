@@ -19,6 +19,7 @@ from senet.compat import tf
 from senet.errors import Failure, first_line
 from senet.files import read_regular
 from senet.hyperparameters import changed_fields, load_fields
+from senet.run.checkpoints import is_network_alone
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
@@ -48,7 +49,7 @@ class RunFolder:
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.rows = _read_rows(self.row_file)
+        self.rows = read_rows(self.row_file)
         if any(self.model.glob("model.ckpt-*")):
             self._compare_hyperparameters()
         elif self.rows:
@@ -60,6 +61,15 @@ class RunFolder:
 
     def __exit__(self, *_):
         self.lock.release()
+
+    def check_training_state(self):
+        """Raise Failure if the run was published, so that training cannot resume."""
+        if is_network_alone(self.model):
+            raise Failure(
+                f"{self.path} is a published network and has no optimizer state to resume from; "
+                f"use --initial_checkpoint={self.path} and another --run_dir to start from its "
+                f"weights"
+            )
 
     def _take_lock(self):
         self.lock = filelock.FileLock(self.lock_file, timeout=0)
@@ -140,7 +150,7 @@ def writing(path):
         ) from None
 
 
-def _read_rows(path):
+def read_rows(path):
     """Return the complete rows of logs.txt, {epoch: row}."""
     try:
         text = read_regular(path, LARGEST_ROWS).decode(errors="replace")

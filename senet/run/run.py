@@ -22,6 +22,7 @@ from senet.run.console import long_run_note, progress_bar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.signals import Stopped, StopSignals
+from senet.run.weights import load_weights
 
 
 class Run:
@@ -34,9 +35,10 @@ class Run:
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters, self.network = hyperparameters, network
+        self.folder = RunFolder(hyperparameters)
+        self.folder.check_training_state()
         self.signals = StopSignals()
         self.cluster = Cluster(hyperparameters, self.signals)
-        self.folder = RunFolder(hyperparameters)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -52,9 +54,9 @@ class Run:
         return self._open.__exit__(*error)
 
     def start(self, data, inputs, test_batch):
-        """Return a session with the values of the newest checkpoint or with initial ones, and say
-        what will be trained. `data` is the Dataset, `inputs` its Inputs, `test_batch` what tests a
-        batch of them."""
+        """Return a session with the values of the newest checkpoint, or with initial ones, which
+        `initial_checkpoint` may give, and say what will be trained. `data` is the Dataset, `inputs`
+        its Inputs, `test_batch` what tests a batch of them."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         # Before the operations that save and restore: they hang on every variable, and would be the
@@ -74,10 +76,12 @@ class Run:
         )
         checkpoint = self.checkpoints.load_the_chiefs(self.session, step) if resumed else ""
         self.cluster.check_same(checkpoint=checkpoint)
+        initial = self.hyperparameters.initial_checkpoint
+        weights = self._load_weights(test_batch) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
             self._open_logs(graph, resumed)
-            self._print_start(resumed, step, inputs, test_batch)
+            self._print_start(resumed, step, weights, inputs, test_batch)
         return self.session
 
     def _restore(self, inputs):
@@ -113,11 +117,25 @@ class Run:
             self.events.write(summary=chart_layout())
             self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
 
-    def _print_start(self, resumed, step, inputs, test_batch):
+    def _load_weights(self, test_batch):
+        """Load what fits of `initial_checkpoint`; return a line that says what that is."""
+        path, failure = self.hyperparameters.initial_checkpoint, None
+        try:
+            line, loaded = load_weights(self.session, path, test_batch, self.data.label_names)
+        except Failure as error:
+            line, loaded, failure = "", str(error), error
+        self.cluster.check_same(initial_checkpoint=loaded)
+        if failure:
+            raise failure
+        return line
+
+    def _print_start(self, resumed, step, weights, inputs, test_batch):
         hp, strategy = self.hyperparameters, self.cluster.strategy
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
         say(start_lines(self.network, self.data, strategy, hp, state))
+        if weights:
+            say(weights)
         epochs = hp.total_epochs - self.epochs_done
         if epochs == 0:
             say("already finished; give a larger --total_epochs to continue")

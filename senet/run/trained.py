@@ -9,7 +9,7 @@ import numpy as np
 from senet.compat import tf, without_chatter
 from senet.data.inputs import inputs_with, numbers_to_json, read_statistics
 from senet.devices import session_config, use_devices
-from senet.errors import Failure, first_line
+from senet.errors import Failure
 from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import check_path
 from senet.memory import check_test_memory
@@ -18,6 +18,7 @@ from senet.run.checkpoints import (
     network_in,
     newest_readable,
     read_through,
+    readable,
     variables_behind,
 )
 
@@ -27,17 +28,19 @@ class TrainedNetwork:
     `with` statement. It writes nothing, and training may continue at the same time.
 
     `network` is the class. `checkpoint` is a path, or a name in the run's folder such as
-    model.ckpt-189; "" is the newest of `run_dir`. `label_names` are those it was trained on. Raises
-    Failure if there is no such checkpoint, or if it is of a different network."""
+    model.ckpt-189; "" is the newest of `run_dir`. `label_names` are those it was trained on, `step`
+    is the number of steps. Raises Failure if there is no such checkpoint, or if it is of a
+    different network."""
 
     def __init__(self, network, hyperparameters, checkpoint=""):
         self.network, self.hyperparameters = network, hyperparameters
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
-        with _readable(self.checkpoint):
+        with readable(self.checkpoint, "--checkpoint"):
             reader = read_through(self.checkpoint)
             self.statistics = read_statistics(reader)
             self.variables = network_in(reader)
+            self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
         self.label_names = numbers_to_json(self.statistics.label_names)
 
     def __enter__(self):
@@ -67,7 +70,7 @@ class TrainedNetwork:
                 f"it was trained with"
             )
         # A training that continues may have replaced it by newer ones meanwhile.
-        with _readable(self.checkpoint), without_chatter():
+        with readable(self.checkpoint, "--checkpoint"), without_chatter():
             tf.train.Saver().restore(self.session, str(self.checkpoint))
 
     def probabilities(self, images):
@@ -76,18 +79,6 @@ class TrainedNetwork:
         pieces = np.array_split(images, -(-len(images) // size))
         answers = [self.session.run(self.answer, {self.inputs.images: piece}) for piece in pieces]
         return np.concatenate(answers)
-
-
-@contextlib.contextmanager
-def _readable(checkpoint):
-    try:
-        yield
-    except Failure as failure:
-        raise Failure(f"{checkpoint}: {failure}") from None
-    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
-        raise Failure(
-            f"{checkpoint}: cannot be read ({first_line(error)}); name another --checkpoint"
-        ) from None
 
 
 def _named(checkpoint, model_folder):
@@ -101,10 +92,11 @@ def _named(checkpoint, model_folder):
 
 def _newest(model_folder):
     path, damaged = newest_readable(model_folder) if model_folder.exists() else (None, [])
+    if not path:
+        reason = f"{model_folder} has no checkpoint"
+        if damaged:
+            reason = f"{damaged[0][1]}, and {model_folder} has no other checkpoint"
+        raise Failure(f"{reason}; train first, or give the --run_dir of a run")
     for _, message in damaged:
         print(f"warning: {message}", file=sys.stderr)
-    if not path:
-        raise Failure(
-            f"{model_folder} has no checkpoint; train first, or give the --run_dir of a run"
-        )
     return path

@@ -1,0 +1,212 @@
+"""The command `publish`: a trained network as a small folder with a model card."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import pathlib
+import shlex
+
+import numpy as np
+
+from senet.cli.commands import class_table, evaluation, new_folder, result_line, written_aside
+from senet.compat import tf
+from senet.data.datasets import steps_per_epoch
+from senet.data.inputs import statistics_of
+from senet.errors import Failure, HyperparameterError, printable, shortened
+from senet.hyperparameters import (
+    computing_fields,
+    load_fields,
+    portable_fields,
+    portable_path,
+)
+from senet.run.checkpoints import Checkpoints
+from senet.run.folder import RunFolder, read_rows
+from senet.run.trained import TrainedNetwork
+
+CARD = "README.md"
+TEMPLATE = """\
+# {network} trained on {dataset}
+
+An image classifier: the network `{network}` of `{script}`, with {parameters:,} trainable
+parameters, trained {start} to the end of epoch {epochs:,} (step {step:,}).
+`python {script} publish` wrote this folder from the run: all that the network needs, without the
+optimizer's state.
+
+## Use
+
+In a clone of the repository:
+
+```bash
+python {script} predict photo.jpg --run_dir={folder}
+python {script} evaluate --run_dir={folder}
+```
+
+To start from its weights, add `--initial_checkpoint={folder}` to the training of a network with
+the same hyperparameters.
+
+**Input**: RGB images of {side}x{side} pixels, uint8; `predict` rotates per EXIF, centre-crops and
+resizes others. **Normalisation**, inside the graph: (value - mean) / std of each channel, with mean
+{mean} and std {std} in pixel values, those of the training images.
+
+**Classes** ({count:,}): {classes}.
+
+## Training
+
+Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
+
+The command, with seed {seed} and all that it does not name as in `hyperparameters.json`:
+
+```bash
+{command}
+```
+
+## Results
+
+The last row of `logs.txt`:
+
+```
+{row}
+```
+
+`evaluate`, when this folder was written; a row of the table is a true class, a column a predicted
+one:
+
+```
+{result}
+
+{table}
+```
+
+## Limits
+
+* It answers with one of its {count:,} classes whatever the image shows.
+* It sees {side}x{side} pixels, so that small objects and those off the centre of a photo are lost.
+* Its accuracy was measured on the test set above and nowhere else, and its probabilities are not
+  calibrated.
+
+## License
+
+MIT, that of the repository (`LICENSE`).
+
+## Files
+
+SHA-256, for `sha256sum --check README.md`:
+
+```
+"""
+
+
+def publish(network, hyperparameters, folder, checkpoint="", note=""):
+    """Write a run without what only its training needs into a new `folder`, which is a `run_dir`
+    for the other commands and an `initial_checkpoint` for training, with a model card. `note` says
+    more about the training data there.
+
+    Nothing in the folder names a path of this machine. Raises Failure if the data set is not the
+    one that the network was trained on, or if logs.txt has no row for the checkpoint."""
+    hp, target = hyperparameters, new_folder(folder)
+    run = RunFolder(hp)
+    _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
+    with TrainedNetwork(network, hp, checkpoint) as trained:
+        tested, data = evaluation(trained)
+        if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
+            raise Failure(
+                f"the training images of {data.name} differ from those {trained.checkpoint} was "
+                f"trained on; restore them, or give their --dataset or --data_dir"
+            )
+        rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
+        fields = portable_fields(hp)
+        with written_aside(target) as aside:
+            copy = RunFolder(dataclasses.replace(hp, run_dir=str(aside)))
+            copy.model.mkdir(parents=True)
+            _save(trained, copy.model)
+            copy.row_file.write_text("".join(f"{row}\n" for row in rows), "utf-8")
+            copy.settings.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+            card = _card(trained, tested, data, rows, fields, portable_path(folder), note)
+            (aside / CARD).write_text(f"{card}{_hashes(aside)}```\n", "utf-8")
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"checkpoint: {trained.checkpoint}")
+    print(result_line(tested))
+    print(f"published: {target} ({size / 1e6:.1f} MB), with a model card in {target / CARD}")
+    print(f"next: python {_script(network)} predict IMAGE... --run_dir={target}")
+
+
+def _check_unchanged(hyperparameters, recorded):
+    """Raise HyperparameterError if the command line differs from the run in what is computed."""
+    trained_with = computing_fields(recorded)
+    for name, value in computing_fields(hyperparameters).items():
+        if trained_with[name] != value:
+            raise HyperparameterError(
+                f"--{name}={value} differs from the run, which was trained with "
+                f"{trained_with[name]}; publish without it"
+            )
+
+
+def _rows(run, trained, epoch_steps):
+    """Return the rows of logs.txt up to the epoch of the checkpoint."""
+    rows, (epoch, beyond) = read_rows(run.row_file), divmod(trained.step, epoch_steps)
+    if beyond or epoch not in rows:
+        raise Failure(
+            f"{run.row_file} has no row for {trained.checkpoint}: with {epoch_steps:,} steps an "
+            f"epoch, step {trained.step:,} is not the end of one that was tested; give another "
+            f"--checkpoint"
+        )
+    return [row for number, row in sorted(rows.items()) if number <= epoch]
+
+
+def _save(trained, folder):
+    """Write the network's variables, the data's statistics and the step as a checkpoint."""
+    restored = set(tf.global_variables())
+    step = tf.train.get_or_create_global_step()
+    checkpoints = Checkpoints(folder, trained.outputs)
+    added = [variable for variable in tf.global_variables() if variable not in restored]
+    trained.session.run(tf.variables_initializer(added))
+    step.load(trained.step, trained.session)
+    checkpoints.save(trained.session, trained.step)
+
+
+def _script(network):
+    return pathlib.Path(inspect.getfile(network)).name
+
+
+def _card(trained, tested, data, rows, fields, folder, note):
+    """Return the model card up to its list of files. `fields` are the portable hyperparameters,
+    `folder` is the published folder as the card names it."""
+    network, hp, names = trained.network, trained.hyperparameters, data.label_names
+    defaults = {field.name: field.default for field in dataclasses.fields(hp)}
+    changed = {name: value for name, value in fields.items() if value != defaults[name]}
+    options = [f"--{name}={value}" for name, value in changed.items()]
+    start = fields["initial_checkpoint"]
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in trained.statistics[:2])
+    return TEMPLATE.format(
+        network=network.__name__,
+        script=_script(network),
+        parameters=sum(v.shape.num_elements() for v in tf.trainable_variables()),
+        start=f"from the weights of `{start}`" if start else "from scratch",
+        epochs=len(rows),
+        step=trained.step,
+        folder=shlex.quote(folder),
+        side=hp.image_size,
+        mean=mean,
+        std=std,
+        count=len(names),
+        classes=shortened(names, count=1000),
+        dataset=fields["dataset"],
+        train=len(data.train.labels),
+        test=len(data.test.labels),
+        note=printable(note),
+        command=shlex.join(["python", _script(network), *options]),
+        seed=hp.seed,
+        row=rows[-1],
+        result=result_line(tested),
+        table="\n".join(class_table(tested.confusion_matrix(len(names)), names)),
+    )
+
+
+def _hashes(folder):
+    """Return a line for each file in `folder`, as `sha256sum` writes it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
+        for path in files
+    )

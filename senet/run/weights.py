@@ -1,0 +1,82 @@
+"""Start from the weights of another network: the hyperparameter `initial_checkpoint`."""
+
+import pathlib
+
+from senet.compat import tf, without_chatter
+from senet.data.inputs import STATISTICS, numbers_to_json, read_statistics
+from senet.errors import Failure, shortened
+from senet.layers import CLASSIFIER
+from senet.run.checkpoints import (
+    network_in,
+    newest_readable,
+    read_through,
+    readable,
+    variables_behind,
+)
+
+OPTION = "--initial_checkpoint"
+
+
+def load_weights(session, initial_checkpoint, outputs, label_names):
+    """Load what a checkpoint has of the network behind the tensors `outputs`: each variable of the
+    same name and shape, the moving averages of batch norm included. The classifier keeps its
+    initial values unless all of it fits and `label_names`, a list, are those of the checkpoint.
+
+    `initial_checkpoint` is the folder of a run, for its newest checkpoint, or the path of a
+    checkpoint. Return a line that says what was loaded and what was not, and the checkpoint's
+    index, which has a checksum of each value. Raises Failure if nothing fits."""
+    path = _find(initial_checkpoint)
+    with readable(path, OPTION):
+        reader = read_through(path)
+        saved = network_in(reader)
+        same_classes = numbers_to_json(read_statistics(reader).label_names) == label_names
+    wanted = variables_behind(outputs)
+    for shapes in saved, wanted:
+        for name in STATISTICS & shapes.keys():
+            del shapes[name]
+    classifier = {name for name in wanted if name.startswith(f"{CLASSIFIER}/")}
+    if not (same_classes or classifier):
+        raise Failure(
+            f"{path} has other classes than the data set, and the network has no layer "
+            f"{CLASSIFIER!r} that could start from scratch; give its last layer that name"
+        )
+    fits = {name for name, shape in wanted.items() if saved.get(name) == shape}
+    if not (same_classes and classifier <= fits):
+        fits -= classifier
+    if not fits - classifier:
+        raise Failure(
+            f"{path} fits nowhere: it has {shortened(sorted(saved))}, the network has "
+            f"{shortened(sorted(wanted))}; give an {OPTION} of the same script and channels"
+        )
+    variables = [variable for variable in tf.global_variables() if variable.op.name in fits]
+    with readable(path, OPTION), without_chatter():
+        tf.train.Saver(variables).restore(session, str(path))
+    fresh = wanted.keys() - fits
+    new_classes = set() if same_classes else classifier
+    parts = {
+        "from scratch, since the classes differ": new_classes,
+        "from scratch, since the shape differs": (fresh & saved.keys()) - new_classes,
+        "from scratch, since it lacks them": (fresh - saved.keys()) - new_classes,
+        "not used": saved.keys() - wanted.keys(),
+    }
+    texts = [f"{shortened(sorted(names), 3)} {what}" for what, names in parts.items() if names]
+    loaded = f"weights: {len(fits):,} of {len(wanted):,} variables from {path}"
+    return "; ".join([loaded, *texts]), pathlib.Path(f"{path}.index").read_bytes().hex()
+
+
+def _find(initial_checkpoint):
+    """Return the path of the checkpoint."""
+    folder = pathlib.Path(initial_checkpoint)
+    if (folder / "model").is_dir():
+        path, damaged = newest_readable(folder / "model")
+        if damaged:
+            raise Failure(f"{damaged[0][1]}; give another {OPTION}")
+    else:
+        path = pathlib.Path(initial_checkpoint.removesuffix(".index"))
+        path = path if pathlib.Path(f"{path}.index").is_file() else None
+    if not path:
+        raise Failure(
+            f"{OPTION}={initial_checkpoint} is neither a run with a checkpoint nor a checkpoint; "
+            f"give the folder of a run, or a path such as runs/mine/model/model.ckpt-189"
+        )
+    return path

@@ -1,0 +1,70 @@
+"""What a published network has to be, and its card to say, read from its files alone."""
+
+import hashlib
+import json
+import math
+import re
+
+import numpy as np
+
+from senet.compat import tf
+from senet.data.inputs import numbers_to_json
+
+
+def card_numbers(card):
+    """(listed hashes {file: digest}, trainable parameters, rows of the confusion matrix) of the
+    text of a card."""
+    listed = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", card, re.M)}
+    parameters = int(re.search(r"with ([\d,]+) trainable", card)[1].replace(",", ""))
+    table = card.partition("\nclass ")[2].partition("```")[0].splitlines()[1:]
+    return listed, parameters, table
+
+
+def check_published(folder):
+    """Assert that the numbers on the card are those of the files, and that no path of a machine is
+    in them."""
+    card = (folder / "README.md").read_text("utf-8")
+    listed, parameters, table = card_numbers(card)
+
+    # evaluate and excitation may have drawn figures since.
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
+    assert {str(path.relative_to(folder)) for path in files} == {*listed, "README.md"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    assert sum(path.stat().st_size for path in files) <= 10e6
+
+    for name in "README.md", "hyperparameters.json", "logs.txt", "model/checkpoint":
+        text = (folder / name).read_text("utf-8")
+        assert not re.search(r"(?<![\w<.])~?/\w", text), f"{name} has an absolute path"
+
+    (index,) = folder.glob("model/*.index")
+    reader = tf.train.NewCheckpointReader(str(index.with_suffix("")))
+    shapes = reader.get_variable_to_shape_map()
+    network = numbers_to_json(reader.get_tensor("network_variables"))
+    others = {"input/mean", "input/std", "input/label_names", "global_step", "network_variables"}
+    assert shapes.keys() == network.keys() | others
+    fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
+    frozen = {"stem/weights"} if fields.get("stem") == "whitening" else set()
+    trained = [
+        math.prod(shape)
+        for name, shape in network.items()
+        if not name.startswith("input/") and "/moving_" not in name and name not in frozen
+    ]
+    assert parameters == sum(trained)
+    for name in "mean", "std":
+        digits = ", ".join(f"{value:.4f}" for value in reader.get_tensor(f"input/{name}"))
+        assert f"{name} {digits} " in " ".join(card.split())
+    names = numbers_to_json(reader.get_tensor("input/label_names"))
+    assert f"**Classes** ({len(names)}): {', '.join(names)}." in card
+
+    rows = (folder / "logs.txt").read_text("utf-8").splitlines()
+    assert re.findall(r"^epoch: .*", card, re.M) == rows[-1:]
+    accuracy = re.search(r"^test_loss: \d+\.\d{4}, test_acc: (\d\.\d{4})$", card, re.M)[1]
+    if len(names) <= 12:  # more do not fit into the width of a table
+        cells = [line.replace(" .", " 0").split()[-len(names) :] for line in table if line]
+        matrix = np.array(cells, int)
+        assert matrix.shape == (len(names), len(names))
+        assert f"{matrix.trace() / matrix.sum():.4f}" == accuracy
+        assert f"{matrix.sum():,} test images" in " ".join(card.split())
+
+    assert f"with seed {fields['seed']} " in card

@@ -1,0 +1,173 @@
+"""`publish`: the tiny run `trained` as a folder without its training state."""
+
+import json
+import shutil
+
+import pytest
+from image_folders import save, write_classes
+from model_cards import card_numbers, check_published
+from PIL import Image
+
+import SE_ResNeXt
+from cifar10 import CIFAR10, load_cifar
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command line: (exit status, standard output, standard error)."""
+
+    def call(*argv):
+        status = SE_ResNeXt.main([str(argument) for argument in argv])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory):
+    """The published run; `evaluate` and others find its data set by --data_dir."""
+    folder = tmp_path_factory.mktemp("published") / "models" / "tiny"
+    note = "--note=Made-up images, JPEG re-encoded."
+    assert SE_ResNeXt.main(["publish", str(folder), f"--run_dir={trained}", note]) == 0
+    return folder
+
+
+def one_line(result, status, start):
+    assert result[:2] == (status, "")
+    assert result[2].startswith(f"error: {start}")
+    assert result[2].count("\n") == 1
+
+
+def test_the_card_has_the_numbers_of_the_files(published, trained):
+    check_published(published)
+    card = (published / "README.md").read_text()
+    assert "Made-up images, JPEG re-encoded." in card
+    assert card_numbers(card)[1] == 7862  # by hand: see test_run
+    tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=50"
+    assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2\n" in card
+    assert "500 training and 100 test images" in card
+    assert (published / "logs.txt").read_text() == (trained / "logs.txt").read_text()
+    assert [path.name for path in published.parent.iterdir()] == ["tiny"]
+
+
+def test_a_number_that_is_not_of_the_files_is_found(published, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(published, folder)
+    card = (folder / "README.md").read_text()
+    for wrong in card.replace("7,862", "7,863"), card.replace("test_acc: 0.", "test_acc: 1."):
+        (folder / "README.md").write_text(wrong)
+        with pytest.raises(AssertionError):
+            check_published(folder)
+
+
+def test_evaluate_gives_the_digits_of_the_run(published, trained, call):
+    data_dir = f"--data_dir={trained.parent / 'data'}"
+    status, output, errors = call("evaluate", f"--run_dir={published}", data_dir)
+    assert (status, errors) == (0, "")
+    row = (trained / "logs.txt").read_text().splitlines()[-1]
+    assert row.endswith(f", {output.splitlines()[2]}")
+
+
+@pytest.mark.slow
+def test_the_other_commands_answer_as_with_the_run(published, trained, call, tmp_path):
+    images = load_cifar(CIFAR10, trained.parent / "data")[2]
+    Image.fromarray(images[0]).save(tmp_path / "0.png")
+    data_dir = f"--data_dir={trained.parent / 'data'}"
+    for command in ["predict", tmp_path / "0.png"], ["excitation"]:
+        expected = call(*command, f"--run_dir={trained}")
+        status, output, errors = call(*command, f"--run_dir={published}", data_dir)
+        assert (status, output.replace(str(published), str(trained)), errors) == expected
+    status, _, errors = call("export", tmp_path / "model", f"--run_dir={published}")
+    assert (status, errors) == (0, "")
+
+
+def test_training_does_not_resume_in_it(published, call, tmp_path):
+    before = sorted(published.rglob("*"))
+    for options in ["--data_dir=nowhere"], ["--total_epochs=9"]:
+        result = call(f"--run_dir={published}", *options)
+        one_line(result, 1, f"{published} is a published network and has no optimizer state")
+        assert f"use --initial_checkpoint={published} and another --run_dir" in result[2]
+    assert sorted(published.rglob("*")) == before
+
+
+def test_a_checkpoint_that_is_named_is_published_with_its_rows(trained, call, tmp_path):
+    folder, checkpoint = tmp_path / "first", "--checkpoint=model.ckpt-10"
+    assert call("publish", folder, checkpoint, f"--run_dir={trained}")[0] == 0
+    check_published(folder)
+    rows = (trained / "logs.txt").read_text().splitlines(keepends=True)
+    assert (folder / "logs.txt").read_text() == rows[0]
+
+
+@pytest.mark.parametrize(
+    "options, status, message",
+    [
+        (["--seed=3"], 2, "--seed=3 differs from the run, which was trained with 0"),
+        (["--total_epochs=9"], 2, "--total_epochs=9 differs from the run"),
+        (["--dataset=shapes"], 1, "{run}/model/model.ckpt-20 was trained on class 0"),
+        (["--checkpoint=model.ckpt-7"], 1, "--checkpoint=model.ckpt-7: "),
+    ],
+)
+def test_what_is_not_the_run_is_refused(trained, call, tmp_path, options, status, message):
+    folder = tmp_path / "new"
+    result = call("publish", folder, f"--run_dir={trained}", *options)
+    one_line(result, status, message.format(run=trained))
+    assert not folder.exists()
+
+
+def test_nothing_is_replaced(trained, call, tmp_path):
+    (tmp_path / "kept").write_text("precious")
+    result = call("publish", tmp_path, f"--run_dir={trained}")
+    one_line(result, 1, f"{tmp_path} already exists: remove it, or give another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_checkpoint_without_a_row_and_other_images_are_refused(trained, call, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    rows = (run / "logs.txt").read_text().splitlines(keepends=True)
+    (run / "logs.txt").write_text(rows[0])
+    result = call("publish", tmp_path / "new", f"--run_dir={run}")
+    one_line(result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: with 10 steps")
+    classes = [f"class {number}" for number in range(10)]
+    dataset = write_classes(tmp_path / "images", classes, train=1, test=1)
+    result = call("publish", tmp_path / "new", f"--run_dir={run}", f"--dataset={dataset}")
+    one_line(result, 1, f"the training images of {dataset} differ from those ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
+
+
+def test_a_damaged_network_is_one_line(published, call, tmp_path):
+    shutil.copytree(published, tmp_path / "damaged")
+    (data,) = (tmp_path / "damaged").glob("model/*.data-*")
+    data.write_bytes(data.read_bytes()[:-100])
+    result = call("evaluate", f"--run_dir={tmp_path / 'damaged'}")
+    one_line(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be used (")
+
+
+def test_settings_of_the_machine_stay_behind(trained, tmp_path, call):
+    """A data set at an absolute path, the images of the run, and a device others may lack."""
+    *splits, names = load_cifar(CIFAR10, trained.parent / "data")
+    for split, images, labels in ("train", *splits[:2]), ("test", *splits[2:]):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / "images" / split / names[label] / f"{number}.png"
+            save(path, Image.fromarray(image))
+    options = f"--dataset={tmp_path / 'images'}", "--devices=cpu:0"
+    assert call("publish", tmp_path / "new", f"--run_dir={trained}", *options)[0] == 0
+    check_published(tmp_path / "new")
+    fields = json.loads((tmp_path / "new" / "hyperparameters.json").read_text())
+    assert fields["dataset"] == "images"
+    assert not {"data_dir", "run_dir", "devices", "save_minutes"} & fields.keys()
+    assert "--dataset=images" in (tmp_path / "new" / "README.md").read_text()
+    for path in (tmp_path / "new").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_without_a_run_the_network_that_comes_with_the_script_is_named(tmp_path, call, monkeypatch):
+    shipped, elsewhere = tmp_path / "models" / "SE_ResNeXt", tmp_path / "elsewhere"
+    shipped.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.setattr(SE_ResNeXt, "__file__", str(tmp_path / "SE_ResNeXt.py"))
+    for folder, name in (tmp_path, "models/SE_ResNeXt"), (elsewhere, shipped):
+        monkeypatch.chdir(folder)
+        result = call("predict", "a.png", "--run_dir=none")
+        start = "no run in none: train first, or give the --run_dir of a run, such as --run_dir="
+        one_line(result, 1, f"{start}{name}\n")

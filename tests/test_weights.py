@@ -1,0 +1,186 @@
+"""`initial_checkpoint`: what is loaded from another network, and what is not."""
+
+import numpy as np
+import pytest
+from test_faults import flip_a_bit
+from tiny_run import arguments
+
+import SE_ResNeXt
+from senet.compat import tf
+from senet.data.inputs import Statistics, inputs_with, json_to_numbers
+from senet.errors import Failure
+from senet.run.checkpoints import Checkpoints
+from senet.run.weights import load_weights
+
+ANIMALS = ["cat", "dog"]
+NETWORK = {
+    "stem/weights": [3, 4],
+    "stem/moving_mean": [4],
+    "classifier/weights": [4, 2],
+    "classifier/bias": [2],
+}
+
+
+class Network:
+    """A graph with the variables of a network, all of one `value`, and those of its training."""
+
+    def __init__(self, shapes, value, label_names):
+        self.value, self.label_names = value, label_names
+        with tf.Graph().as_default() as self.graph:
+            step = tf.train.get_or_create_global_step()
+            channels = np.full(3, value, np.float32)
+            statistics = [channels, channels, json_to_numbers(label_names)]
+            inputs = inputs_with(8, Statistics(*statistics))
+            for name, shape in shapes.items():
+                tf.get_variable(name, initializer=tf.fill(shape, value))
+            network = tf.global_variables()[-len(shapes) :]
+            self.outputs = [inputs.normalised, *map(tf.identity, network)]
+            # Of the same name and shape in every network, and not a part of it.
+            tf.get_variable("stem/weights/Momentum", initializer=tf.fill([3, 4], value))
+            self.names = [v.op.name for v in tf.global_variables() if v is not step]
+
+    def save(self, folder, step):
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.graph.as_default(), tf.Session() as session:
+            checkpoints = Checkpoints(folder, self.outputs)
+            session.run(tf.global_variables_initializer())
+            tf.train.get_global_step().load(step, session)
+            checkpoints.save(session, step)
+        return folder / f"model.ckpt-{step}"
+
+    def load(self, checkpoint):
+        """(the line, {variable: its value}) after the load."""
+        with self.graph.as_default(), tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            line, index = load_weights(session, str(checkpoint), self.outputs, self.label_names)
+            assert bytes.fromhex(index)
+            assert session.run(tf.train.get_global_step()) == 0
+            variables = {v.op.name: v for v in tf.global_variables() if v.op.name in self.names}
+            return line, session.run(variables)
+
+
+def loaded(values):
+    """The names of the variables that have the 7 of the saved network."""
+    return {name for name, value in values.items() if np.all(value == 7)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The path of a checkpoint of a network of cats and dogs, all of whose values are 7."""
+    return Network(NETWORK, 7.0, ANIMALS).save(tmp_path / "run" / "model", 30)
+
+
+def test_all_of_the_network_and_nothing_else(saved):
+    line, values = Network(NETWORK, 1.0, ANIMALS).load(saved)
+    assert loaded(values) == NETWORK.keys()
+    assert line == f"weights: 4 of 4 variables from {saved}"
+
+
+@pytest.mark.parametrize("names", [["cat", "horse"], ["dog", "cat"], ["a", "b", "c"]])
+def test_the_classifier_starts_fresh_for_other_classes(saved, names):
+    shapes = NETWORK | {"classifier/weights": [4, len(names)], "classifier/bias": [len(names)]}
+    line, values = Network(shapes, 1.0, names).load(saved)
+    assert loaded(values) == {"stem/weights", "stem/moving_mean"}
+    assert line == (
+        f"weights: 2 of 4 variables from {saved}; classifier/bias, classifier/weights from "
+        f"scratch, since the classes differ"
+    )
+
+
+def test_what_does_not_match_is_named(saved):
+    shapes = {f"block{number}/weights": [1] for number in range(5)} | NETWORK
+    del shapes["stem/moving_mean"]
+    shapes["classifier/weights"] = [6, 2]
+    line, values = Network(shapes, 1.0, ANIMALS).load(saved)
+    assert loaded(values) == {"stem/weights"}
+    # The bias alone, whose shape is the same, would be that of other features.
+    assert line == (
+        f"weights: 1 of 8 variables from {saved}; classifier/bias, classifier/weights from "
+        f"scratch, since the shape differs; block0/weights, block1/weights, block2/weights and 2 "
+        f"more from scratch, since it lacks them; stem/moving_mean not used"
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"stem/weights": [3, 5], "stem/moving_mean": [5]},
+        {"block/weights": [1]},
+        {"block/weights": [1], "classifier/weights": [4, 2], "classifier/bias": [2]},
+    ],
+    ids=["other channels", "other network", "only the classifier fits"],
+)
+def test_a_network_of_which_nothing_fits_is_refused(saved, shapes):
+    with pytest.raises(Failure) as caught:
+        Network(shapes, 1.0, ANIMALS).load(saved)
+    assert str(caught.value).startswith(f"{saved} fits nowhere: it has classifier/bias, ")
+    assert str(caught.value).endswith("of the same script and channels")
+
+
+def test_other_classes_need_a_classifier_to_start_fresh(saved):
+    shapes = {"stem/weights": [3, 4], "head/weights": [4, 2]}
+    with pytest.raises(Failure, match="has other classes than the data set, and .* 'classifier'"):
+        Network(shapes, 1.0, ["a", "b"]).load(saved)
+
+
+def test_a_run_or_a_checkpoint_can_be_named(saved):
+    run = saved.parent.parent
+    newest = Network(NETWORK, 7.0, ANIMALS).save(saved.parent, 200)
+    for name, path in (run, newest), (saved, saved), (f"{saved}.index", saved):
+        line, values = Network(NETWORK, 1.0, ANIMALS).load(name)
+        assert line.endswith(f" from {path}")
+        assert loaded(values) == NETWORK.keys()
+
+
+def test_what_cannot_be_read_is_one_line(saved, tmp_path):
+    network, run = Network(NETWORK, 1.0, ANIMALS), saved.parent.parent
+    for name in "nowhere", str(tmp_path), f"{run}/model":
+        with pytest.raises(Failure, match="is neither a run with a checkpoint nor a checkpoint"):
+            network.load(name)
+    flip_a_bit(saved.with_name(saved.name + ".data-00000-of-00001"))
+    for name, reason in (run, "cannot be used"), (saved, "cannot be read"):
+        with pytest.raises(Failure, match=rf"{saved}: {reason} \(.*; give another --initial_chec"):
+            network.load(name)
+
+
+def test_a_checkpoint_that_is_not_of_a_run_is_refused(tmp_path, graph):
+    tf.get_variable("stem/weights", initializer=tf.ones([3, 4]))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, str(tmp_path / "other"))
+    with pytest.raises(Failure, match=f"{tmp_path}/other: .*earlier version"):
+        Network(NETWORK, 1.0, ANIMALS).load(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_from_a_published_network_to_a_resumed_run(trained, tmp_path, capsys):
+    start = tmp_path / "start"
+    assert SE_ResNeXt.main(["publish", str(start), f"--run_dir={trained}"]) == 0
+    # At this rate no weight moves, and the moving averages do.
+    options = [f"--initial_checkpoint={start}", "--init_learning_rate=1e-12"]
+
+    def train(*options):
+        status = SE_ResNeXt.main(arguments(tmp_path, "run", *options))
+        return status, *capsys.readouterr()
+
+    capsys.readouterr()
+    status, output, errors = train(*options, "--total_epochs=1")
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[5] == f"weights: 79 of 79 variables from {start}/model/model.ckpt-20"
+    before, after = (
+        tf.train.load_checkpoint(str(run / "model")) for run in (trained, tmp_path / "run")
+    )
+    weights = [name for name in before.get_variable_to_shape_map() if name.endswith("/weights")]
+    assert len(weights) > 15
+    for name in weights:
+        np.testing.assert_allclose(after.get_tensor(name), before.get_tensor(name), atol=1e-6)
+    assert after.get_tensor("global_step") == 10
+
+    start.rename(tmp_path / "gone")  # a run that resumes does not need it
+    status, output, errors = train(*options, "--total_epochs=2")
+    assert (status, errors) == (0, "")
+    assert "(resuming at step 10 of 20)" in output
+    assert "weights: " not in output
+    status, output, errors = train(options[1], "--total_epochs=2")
+    assert (status, output) == (1, "")
+    assert f"(initial_checkpoint was '{start}', now ''); give the earlier ones" in errors
