@@ -1,17 +1,22 @@
 """Images of all kinds, from files to what a network takes, by Pillow."""
 
+import collections
 import concurrent.futures
+import functools
+import hashlib
+import itertools
 import os
 import pathlib
 import warnings
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from senet.errors import Failure, HyperparameterError, OneLineError, first_line, printable
+from senet.data.image_cache import cached_images
+from senet.errors import Failure, OneLineError, first_line, printable
 from senet.files import open_regular
-from senet.memory import available_memory
 
 # About large images and damaged EXIF data; what cannot be read is an error anyway.
 warnings.filterwarnings("ignore", module="PIL")
@@ -52,15 +57,18 @@ def _as_rgb(image):
     return image.convert("RGB")
 
 
-def load_folder(folder, side):
-    """Return (train images, train labels, test images, test labels, label names) of the images in
-    `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
+def load_folder(folder, data_dir, side):
+    """Return (train images, train labels, test images, test labels, label names, summaries) of the
+    images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
     Images are uint8 [N, side, side, 3], labels int32 [N]; the names, those of the folders, are in
-    alphabetical order. Hidden files do not count. Raises Failure for anything in the folder that
-    is missing, empty or not an image, and HyperparameterError if the images would not fit into
-    memory."""
-    train, test = (pathlib.Path(folder) / split for split in ("train", "test"))
+    alphabetical order; summaries are those of the train and the test images. Hidden files do not
+    count. The images are decoded once, into a cache below `data_dir` that is mapped into memory.
+
+    Raises Failure for anything in the folder that is missing, empty or not an image, or if the
+    cache cannot be written; HyperparameterError if the images would not fit on its disk."""
+    folder = pathlib.Path(folder)
+    train, test = folder / "train", folder / "test"
     try:
         classes, test_classes = _classes(train), _classes(test)
         if len(classes) < 2:
@@ -70,26 +78,32 @@ def load_folder(folder, side):
             raise Failure(f"{missing}: is missing; each class needs images to train and to test")
         label_names = [_label_name(train / name) for name in classes]
         train_files, test_files = ([_files(s / name) for name in classes] for s in (train, test))
+        fingerprint = _fingerprint(classes, train_files + test_files)
+        home = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     except OSError as error:
         raise Failure(f"{error.filename}: cannot be read: {first_line(error)}") from None
-    count = sum(map(len, train_files + test_files))
-    needed, available = count * side * side * 3, available_memory()
-    if needed > available:
-        raise HyperparameterError(
-            f"--image_size={side} is too large: the {count:,} images of {folder} need "
-            f"{needed / 1e9:,.3g} GB of memory and {available / 1e9:,.3g} GB are available; "
-            f"give a smaller --image_size"
-        )
-    train, test = _read_split(train, train_files, side), _read_split(test, test_files, side)
-    return *train, *test, label_names
+    train_labels, test_labels = _labels(train_files), _labels(test_files)
+    split, files = len(train_labels), itertools.chain(*train_files, *test_files)
+    paths = [file.path for file in files]
+    images, summaries = cached_images(
+        pathlib.Path(data_dir) / "cache" / home,
+        fingerprint,
+        (len(paths), side, side, 3),
+        [slice(split), slice(split, None)],
+        functools.partial(_decode, folder, paths, side),
+    )
+    return images[:split], train_labels, images[split:], test_labels, label_names, summaries
 
 
 def _visible(folder):
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """Return the os.DirEntry of each file or folder in `folder`, by name."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def _classes(folder):
-    return [path.name for path in _visible(folder) if path.is_dir()]
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
 def _label_name(folder):
@@ -101,39 +115,65 @@ def _label_name(folder):
 
 
 def _files(folder):
-    paths = _visible(folder)
-    if not paths:
+    files = _visible(folder)
+    if not files:
         raise Failure(f"{folder}: has no images")
-    return paths
+    return files
 
 
-def _read_split(folder, files, side):
-    """Return (images, labels) of `files`, a list of paths for each class."""
-    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
-    files = [path for paths in files for path in paths]
-    images = np.empty([len(files), side, side, 3], np.uint8)
+def _labels(files):
+    """Return the labels, int32 [N], of `files`, a list for each class."""
+    return np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
+
+
+def _fingerprint(classes, files):
+    """Return a string that identifies the images: by names, sizes and times of `files`, a list for
+    each class and split, and by the code that decodes them."""
+    digest = hashlib.sha256(pathlib.Path(__file__).read_bytes())
+    digest.update(PIL.__version__.encode())
+    for name in classes:
+        digest.update(os.fsencode(f"/{name}"))
+    for of_class in files:
+        digest.update(f"/{len(of_class)}".encode())
+        for file in of_class:
+            status = file.stat()
+            digest.update(os.fsencode(f"/{file.name}/{status.st_size}/{status.st_mtime_ns}"))
+    return digest.hexdigest()[:16]
+
+
+def _decode(folder, paths, side):
+    """Yield the images in the files `paths`, in their order. Raises Failure at the end if some
+    could not be read."""
     errors = []
 
-    def read(number):
+    def read(path):
         try:
-            images[number] = read_image(files[number], side)
+            return read_image(path, side)
         except ImageError as error:
-            errors.append(str(error))
+            return error
 
+    progress = tqdm(
+        total=len(paths),
+        desc=f"reading {printable(folder)}",
+        unit=" images",
+        leave=False,
+        disable=None,
+        ncols=100,
+    )
+    threads = os.cpu_count() or 1
     # Threads, since Pillow decodes outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        progress = tqdm(
-            pool.map(read, range(len(files))),
-            total=len(files),
-            desc=f"reading {printable(folder)}",
-            unit=" images",
-            leave=False,
-            disable=None,
-            ncols=100,
-        )
-        for _ in progress:
-            pass
+    with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        futures = (pool.submit(read, path) for path in paths)
+        # No more in memory than keeps the threads busy.
+        waiting = collections.deque(itertools.islice(futures, 8 * threads))
+        while waiting:
+            image = waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
+            progress.update()
+            if isinstance(image, ImageError):
+                errors.append(str(image))
+            else:
+                yield image
     if errors:
         others = f" ({len(errors) - 1:,} more like it)" if len(errors) > 1 else ""
         raise Failure(f"{min(errors)}; fix or remove it{others}")
-    return images, labels
