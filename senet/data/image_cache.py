@@ -57,7 +57,7 @@ def _open(cache, shape):
         images = np.load(cache / "images.npy", mmap_mode="r")
         summaries = json.loads((cache / "summaries.json").read_text("utf-8"))
         summaries = [Summary(*figures) for figures in summaries]
-    except (FileNotFoundError, EOFError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, EOFError, ValueError, TypeError):
         return None
     except OSError as error:
         raise Failure(f"{cache} cannot be read: {first_line(error)}; {REMEDY}") from None

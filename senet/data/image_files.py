@@ -77,17 +77,18 @@ def load_folder(folder, data_dir, side):
             missing = (test if name in classes else train) / name
             raise Failure(f"{missing}: is missing; each class needs images to train and to test")
         label_names = [_label_name(train / name) for name in classes]
-        train_files, test_files = ([_files(s / name) for name in classes] for s in (train, test))
-        fingerprint = _fingerprint(classes, train_files + test_files)
+        digest = _decoder()
+        train_files, test_files = (
+            [_files(split / name, digest) for name in classes] for split in (train, test)
+        )
         home = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     except OSError as error:
         raise Failure(f"{error.filename}: cannot be read: {first_line(error)}") from None
     train_labels, test_labels = _labels(train_files), _labels(test_files)
-    split, files = len(train_labels), itertools.chain(*train_files, *test_files)
-    paths = [file.path for file in files]
+    split, paths = len(train_labels), [*itertools.chain(*train_files, *test_files)]
     images, summaries = cached_images(
         pathlib.Path(data_dir) / "cache" / home,
-        fingerprint,
+        digest.hexdigest()[:16],
         (len(paths), side, side, 3),
         [slice(split), slice(split, None)],
         functools.partial(_decode, folder, paths, side),
@@ -95,15 +96,13 @@ def load_folder(folder, data_dir, side):
     return images[:split], train_labels, images[split:], test_labels, label_names, summaries
 
 
-def _visible(folder):
-    """Return the os.DirEntry of each file or folder in `folder`, by name."""
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
-
-
 def _classes(folder):
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _visible(entry) and entry.is_dir())
+
+
+def _visible(entry):
+    return not entry.name.startswith(".")
 
 
 def _label_name(folder):
@@ -114,31 +113,31 @@ def _label_name(folder):
         raise Failure(f"{folder}: the name is not UTF-8; rename the folder") from None
 
 
-def _files(folder):
-    files = _visible(folder)
+def _decoder():
+    """Return a SHA-256 of what decodes the images: this file, and Pillow."""
+    return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
+
+
+def _files(folder, digest):
+    """Return the paths of the files in `folder`, by name, after adding to `digest`, a SHA-256, the
+    name of the folder and names, sizes and times of the files."""
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in filter(_visible, entries):
+            status = entry.stat()
+            files.append((entry.path, entry.name, status.st_size, status.st_mtime_ns))
     if not files:
         raise Failure(f"{folder}: has no images")
-    return files
+    files.sort()
+    digest.update(os.fsencode(f"{folder.name}/{len(files)}/"))
+    for _, name, size, time in files:
+        digest.update(os.fsencode(f"{name}/{size}/{time}/"))
+    return [path for path, *_ in files]
 
 
 def _labels(files):
     """Return the labels, int32 [N], of `files`, a list for each class."""
     return np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
-
-
-def _fingerprint(classes, files):
-    """Return a string that identifies the images: by names, sizes and times of `files`, a list for
-    each class and split, and by the code that decodes them."""
-    digest = hashlib.sha256(pathlib.Path(__file__).read_bytes())
-    digest.update(PIL.__version__.encode())
-    for name in classes:
-        digest.update(os.fsencode(f"/{name}"))
-    for of_class in files:
-        digest.update(f"/{len(of_class)}".encode())
-        for file in of_class:
-            status = file.stat()
-            digest.update(os.fsencode(f"/{file.name}/{status.st_size}/{status.st_mtime_ns}"))
-    return digest.hexdigest()[:16]
 
 
 def _decode(folder, paths, side):
