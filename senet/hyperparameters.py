@@ -98,7 +98,7 @@ class RunHyperparameters:
     Raises HyperparameterError for the first field whose value is not allowed."""
 
     # run
-    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # where to find or download CIFAR
+    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR, and the cache of a folder
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to start from
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch

@@ -19,17 +19,18 @@ def available_memory():
     limit is reached: of `ulimit -v`, or of a container's control group."""
     page = os.sysconf("SC_PAGE_SIZE")
     available = [page * os.sysconf("SC_PHYS_PAGES")]
-    virtual = resident = 0
+    virtual = resident = files = 0
     with contextlib.suppress(OSError):
-        virtual, resident = (
-            page * int(pages) for pages in (PROC / "self/statm").read_text().split()[:2]
+        virtual, resident, files = (
+            page * int(pages) for pages in (PROC / "self/statm").read_text().split()[:3]
         )
         text = (PROC / "meminfo").read_text()
         available += [1024 * int(size) for size in re.findall("MemAvailable: *([0-9]+)", text)]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         available.append(limit - virtual)
-    available += [limit - resident for limit in _cgroup_limits()]
+    # The pages of mapped files (cached images) give way when memory is needed.
+    available += [limit - (resident - files) for limit in _cgroup_limits()]
     return max(0, min(available))
 
 

@@ -265,7 +265,8 @@ def train_on_folder(tmp_path, capsys):
         run_dir = tmp_path / "run"
         tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
         small = ["--batch_size=20", "--total_epochs=1", f"--dataset={pictures}"]
-        assert SE_ResNeXt.main([*tiny, *small, *options, f"--run_dir={run_dir}"]) == 0
+        places = [f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
+        assert SE_ResNeXt.main([*tiny, *small, *options, *places]) == 0
         capsys.readouterr()
         return run_dir
 

@@ -61,6 +61,21 @@ def test_channel_statistics(rng):
     np.testing.assert_allclose(std, [images[..., 0].std(), images[..., 1].std(), 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("number, array", [(0, "images"), (0, "labels"), (1, "images")])
+def test_checksums_differ_with_order_and_values(number, array):
+    def make():
+        rng = np.random.default_rng(3)
+        images, labels = rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9, dtype=np.int32)
+        return [Split(images, labels), Split(images.copy(), labels.copy())]
+
+    other = make()
+    changed = getattr(other[number], array)
+    changed[[0, 1]] = changed[[1, 0]]
+    same, different = Dataset("noise", *make(), []), Dataset("noise", *other, [])
+    assert same.checksums() == Dataset("noise", *make(), []).checksums()
+    assert same.checksums() != different.checksums()
+
+
 def test_cifar100_is_a_data_set(tmp_path):
     write_folder(tmp_path, make_files(record=CIFAR100), CIFAR100)
     data = load_dataset("cifar100", tmp_path)

@@ -1,5 +1,6 @@
 """Networks that cannot fit into memory are refused before they are built; all others are not."""
 
+import os
 import re
 import resource
 
@@ -93,3 +94,19 @@ def test_control_groups_count(tmp_path, monkeypatch, line, file, found):
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
     assert list(memory._cgroup_limits()) == found
     assert memory.available_memory() <= (10**9 if found else float("inf"))
+
+
+def test_mapped_files_do_not_count_in_a_control_group(tmp_path, monkeypatch):
+    """They give way: 300 MB are left of 1 GB with 700 MB of its own and 5 GB of files."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    pages = [size // page for size in (9 * 10**9, 5_700_000_000, 5 * 10**9)]
+    for name, text in {
+        "proc/self/cgroup": "0::/job\n",
+        "proc/self/statm": "{} {} {} 1 0 99 0\n".format(*pages),
+        "groups/job/memory.max": "1000000000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    assert memory.available_memory() == pytest.approx(300e6, abs=2 * page)

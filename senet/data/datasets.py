@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.data.image_files import load_folder
 from senet.data.shapes import load_shapes
+from senet.data.summaries import Summary, summarise
 from senet.errors import HyperparameterError, shortened
 
 # Each takes data_dir and returns (train images, train labels, test images, test labels, label
@@ -26,6 +28,11 @@ class Split(NamedTuple):
 
     images: np.ndarray  # uint8 [N, image_size, image_size, 3]
     labels: np.ndarray  # int32 [N], from 0 up to the number of classes
+    summary: Summary | None = None  # of the images, if it is stored with them
+
+    def summarised(self):
+        """Return the Summary of the images."""
+        return self.summary or summarise(self.images)
 
     def first(self, count):
         """Return the first `count` images, or all if there are fewer."""
@@ -43,17 +50,19 @@ class Dataset(NamedTuple):
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of each channel of the training images, in pixel
         values, as two float32 arrays [3]. Both splits are normalised with them."""
-        # One channel at a time and in integers: exact, and without a float copy of the set.
-        channels = [self.train.images[..., channel] for channel in range(3)]
-        mean = [channel.mean(dtype=np.float64) for channel in channels]
-        square = [np.square(c, dtype=np.uint16).mean(dtype=np.float64) for c in channels]
-        std = np.sqrt(np.subtract(square, np.square(mean)))
-        return np.array(mean, np.float32), np.maximum(std, 1).astype(np.float32)
+        return self.train.summarised().channel_statistics(self.train.images[..., 0].size)
+
+    def checksums(self):
+        """Return CRC-32 of train and test images and labels."""
+        return [
+            (split.summarised().checksum, zlib.crc32(split.labels.data))
+            for split in (self.train, self.test)
+        ]
 
 
 def load_dataset(name, data_dir, image_size=SIDE):
     """Return the Dataset `name`: one of LOADERS, which keeps its files in `data_dir`, or a folder
-    with images in train/<class>/ and test/<class>/, resized to `image_size`.
+    with images in train/<class>/ and test/<class>/, resized to `image_size` and cached there.
 
     Raises Failure if it cannot be loaded, HyperparameterError if there is no such data set or if
     `image_size` does not suit it."""
@@ -63,7 +72,7 @@ def load_dataset(name, data_dir, image_size=SIDE):
                 f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
                 f"and test/<class>/, got {shortened([name])}"
             )
-        *arrays, label_names = load_folder(name, image_size)
+        *arrays, label_names, summaries = load_folder(name, data_dir, image_size)
     elif image_size != SIDE:
         raise HyperparameterError(
             f"--image_size must be {SIDE} for --dataset={name}, got {image_size}: it is for a "
@@ -71,10 +80,11 @@ def load_dataset(name, data_dir, image_size=SIDE):
         )
     else:
         *arrays, label_names = LOADERS[name](data_dir)
+        summaries = None, None
     train_images, train_labels, test_images, test_labels = arrays
-    return Dataset(
-        name, Split(train_images, train_labels), Split(test_images, test_labels), label_names
-    )
+    train = Split(train_images, train_labels, summaries[0])
+    test = Split(test_images, test_labels, summaries[1])
+    return Dataset(name, train, test, label_names)
 
 
 def _has_splits(folder):

@@ -1,17 +1,22 @@
 """Images of all kinds, from files to what a network takes, by Pillow."""
 
+import collections
 import concurrent.futures
+import functools
+import hashlib
+import itertools
 import os
 import pathlib
 import warnings
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from senet.errors import Failure, HyperparameterError, OneLineError, first_line, printable
+from senet.data.image_cache import cached_images
+from senet.errors import Failure, OneLineError, first_line, printable
 from senet.files import open_regular
-from senet.memory import available_memory
 
 # About large images and damaged EXIF data; what cannot be read is an error anyway.
 warnings.filterwarnings("ignore", module="PIL")
@@ -52,15 +57,18 @@ def _as_rgb(image):
     return image.convert("RGB")
 
 
-def load_folder(folder, side):
-    """Return (train images, train labels, test images, test labels, label names) of the images in
-    `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
+def load_folder(folder, data_dir, side):
+    """Return (train images, train labels, test images, test labels, label names, summaries) of the
+    images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
     Images are uint8 [N, side, side, 3], labels int32 [N]; the names, those of the folders, are in
-    alphabetical order. Hidden files do not count. Raises Failure for anything in the folder that
-    is missing, empty or not an image, and HyperparameterError if the images would not fit into
-    memory."""
-    train, test = (pathlib.Path(folder) / split for split in ("train", "test"))
+    alphabetical order; summaries are those of the train and the test images. Hidden files do not
+    count. The images are decoded once, into a cache below `data_dir` that is mapped into memory.
+
+    Raises Failure for anything in the folder that is missing, empty or not an image, or if the
+    cache cannot be written; HyperparameterError if the images would not fit on its disk."""
+    folder = pathlib.Path(folder)
+    train, test = folder / "train", folder / "test"
     try:
         classes, test_classes = _classes(train), _classes(test)
         if len(classes) < 2:
@@ -69,27 +77,32 @@ def load_folder(folder, side):
             missing = (test if name in classes else train) / name
             raise Failure(f"{missing}: is missing; each class needs images to train and to test")
         label_names = [_label_name(train / name) for name in classes]
-        train_files, test_files = ([_files(s / name) for name in classes] for s in (train, test))
+        digest = _decoder()
+        train_files, test_files = (
+            [_files(split / name, digest) for name in classes] for split in (train, test)
+        )
+        home = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     except OSError as error:
         raise Failure(f"{error.filename}: cannot be read: {first_line(error)}") from None
-    count = sum(map(len, train_files + test_files))
-    needed, available = count * side * side * 3, available_memory()
-    if needed > available:
-        raise HyperparameterError(
-            f"--image_size={side} is too large: the {count:,} images of {folder} need "
-            f"{needed / 1e9:,.3g} GB of memory and {available / 1e9:,.3g} GB are available; "
-            f"give a smaller --image_size"
-        )
-    train, test = _read_split(train, train_files, side), _read_split(test, test_files, side)
-    return *train, *test, label_names
-
-
-def _visible(folder):
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    train_labels, test_labels = _labels(train_files), _labels(test_files)
+    split, paths = len(train_labels), [*itertools.chain(*train_files, *test_files)]
+    images, summaries = cached_images(
+        pathlib.Path(data_dir) / "cache" / home,
+        digest.hexdigest()[:16],
+        (len(paths), side, side, 3),
+        [slice(split), slice(split, None)],
+        functools.partial(_decode, folder, paths, side),
+    )
+    return images[:split], train_labels, images[split:], test_labels, label_names, summaries
 
 
 def _classes(folder):
-    return [path.name for path in _visible(folder) if path.is_dir()]
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _visible(entry) and entry.is_dir())
+
+
+def _visible(entry):
+    return not entry.name.startswith(".")
 
 
 def _label_name(folder):
@@ -100,40 +113,66 @@ def _label_name(folder):
         raise Failure(f"{folder}: the name is not UTF-8; rename the folder") from None
 
 
-def _files(folder):
-    paths = _visible(folder)
-    if not paths:
+def _decoder():
+    """Return a SHA-256 of what decodes the images: this file, and Pillow."""
+    return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
+
+
+def _files(folder, digest):
+    """Return the paths of the files in `folder`, by name, after adding to `digest`, a SHA-256, the
+    name of the folder and names, sizes and times of the files."""
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in filter(_visible, entries):
+            status = entry.stat()
+            files.append((entry.path, entry.name, status.st_size, status.st_mtime_ns))
+    if not files:
         raise Failure(f"{folder}: has no images")
-    return paths
+    files.sort()
+    digest.update(os.fsencode(f"{folder.name}/{len(files)}/"))
+    for _, name, size, time in files:
+        digest.update(os.fsencode(f"{name}/{size}/{time}/"))
+    return [path for path, *_ in files]
 
 
-def _read_split(folder, files, side):
-    """Return (images, labels) of `files`, a list of paths for each class."""
-    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
-    files = [path for paths in files for path in paths]
-    images = np.empty([len(files), side, side, 3], np.uint8)
+def _labels(files):
+    """Return the labels, int32 [N], of `files`, a list for each class."""
+    return np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
+
+
+def _decode(folder, paths, side):
+    """Yield the images in the files `paths`, in their order. Raises Failure at the end if some
+    could not be read."""
     errors = []
 
-    def read(number):
+    def read(path):
         try:
-            images[number] = read_image(files[number], side)
+            return read_image(path, side)
         except ImageError as error:
-            errors.append(str(error))
+            return error
 
+    progress = tqdm(
+        total=len(paths),
+        desc=f"reading {printable(folder)}",
+        unit=" images",
+        leave=False,
+        disable=None,
+        ncols=100,
+    )
+    threads = os.cpu_count() or 1
     # Threads, since Pillow decodes outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        progress = tqdm(
-            pool.map(read, range(len(files))),
-            total=len(files),
-            desc=f"reading {printable(folder)}",
-            unit=" images",
-            leave=False,
-            disable=None,
-            ncols=100,
-        )
-        for _ in progress:
-            pass
+    with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        futures = (pool.submit(read, path) for path in paths)
+        # No more in memory than keeps the threads busy.
+        waiting = collections.deque(itertools.islice(futures, 8 * threads))
+        while waiting:
+            image = waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
+            progress.update()
+            if isinstance(image, ImageError):
+                errors.append(str(image))
+            else:
+                yield image
     if errors:
         others = f" ({len(errors) - 1:,} more like it)" if len(errors) > 1 else ""
         raise Failure(f"{min(errors)}; fix or remove it{others}")
-    return images, labels

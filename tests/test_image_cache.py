@@ -1,0 +1,310 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+from typing import NamedTuple
+
+import filelock
+import numpy as np
+import pytest
+from conftest import start_python
+from image_folders import plain, save, write_classes
+
+from senet.data import image_cache, image_files, summaries
+from senet.data.datasets import load_dataset
+from senet.errors import Failure, HyperparameterError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of 6 + 4 images: those of class a are black, those of class b are (5, 5, 5)."""
+    return write_classes(tmp_path / "pets", "ab")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths of the image files that were read."""
+    paths, read_image = [], image_files.read_image
+
+    def read(path, side):
+        paths.append(path)
+        return read_image(path, side)
+
+    monkeypatch.setattr(image_files, "read_image", read)
+    return paths
+
+
+def caches(data_dir):
+    """The names of all that is in the cache of the only folder, but for the lock."""
+    (home,) = (data_dir / "cache").iterdir()
+    return sorted(path.name for path in home.iterdir() if path.name != "lock")
+
+
+def check(data):
+    """Assert that `data` is what `folder` holds."""
+    assert data.train.images[:, 9, 9, 1].tolist() == [0] * 3 + [5] * 3
+    assert data.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert data.test.images[:, 9, 9, 1].tolist() == [0] * 2 + [5] * 2
+    assert data.test.labels.tolist() == [0] * 2 + [1] * 2
+
+
+def test_a_later_start_opens_the_images_without_decoding_them(folder, data_dir, decoded):
+    first = load_dataset(str(folder), data_dir)
+    assert len(decoded) == 10
+    second = load_dataset(str(folder), data_dir)
+    assert len(decoded) == 10
+    for data in first, second:
+        check(data)
+        assert not data.train.images.flags.writeable
+        # Half of the values are 0 and half are 5.
+        mean, std = data.channel_statistics()
+        assert (mean.tolist(), std.tolist()) == ([2.5] * 3, [2.5] * 3)
+    assert first.checksums() == second.checksums()
+
+
+def test_a_folder_has_one_cache_however_it_is_spelled(folder, data_dir, decoded, monkeypatch):
+    load_dataset(str(folder), data_dir)
+    (folder.parent / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    for name in ".", "../pets", f"{folder}/", "../link":
+        check(load_dataset(name, data_dir))
+    assert len(decoded) == 10
+    assert len(caches(data_dir)) == 1
+
+
+def later(path):
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    "change, images",
+    [
+        (later, 10),
+        (lambda path: path.rename(path.with_name("new.png")), 10),
+        (lambda path: path.unlink(), 9),
+        (lambda path: shutil.copyfile(path, path.with_name("new.png")), 11),
+    ],
+)
+def test_a_folder_that_changed_is_decoded_again_in_place_of_its_earlier_caches(
+    folder, data_dir, decoded, change, images
+):
+    load_dataset(str(folder), data_dir)
+    load_dataset(str(folder), data_dir, 16)
+    earlier = caches(data_dir)
+    assert (len(decoded), len(earlier)) == (20, 2)
+    change(folder / "train" / "a" / "1.png")
+    data = load_dataset(str(folder), data_dir)
+    assert len(decoded) == 20 + images
+    assert len(data.train.labels) == images - 4
+    (now,) = caches(data_dir)
+    assert now not in earlier
+
+
+def test_images_are_decoded_again_when_what_decodes_them_changed(
+    folder, data_dir, decoded, monkeypatch, tmp_path
+):
+    load_dataset(str(folder), data_dir)
+    monkeypatch.setattr("PIL.__version__", "1.2.3")
+    load_dataset(str(folder), data_dir)
+    assert len(decoded) == 20
+    (tmp_path / "code.py").write_text("def read_image(path, side): return different")
+    monkeypatch.setattr(image_files, "__file__", str(tmp_path / "code.py"))
+    load_dataset(str(folder), data_dir)
+    assert len(decoded) == 30
+    assert len(caches(data_dir)) == 1
+
+
+def test_folders_do_not_share_a_cache(folder, data_dir, decoded, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")  # with times
+    save(tmp_path / "other" / "train" / "a" / "0.png", plain("L", 9))
+    for _ in range(2):
+        check(load_dataset(str(folder), data_dir))
+        assert load_dataset(str(tmp_path / "other"), data_dir).train.images[0, 0, 0, 0] == 9
+    assert len(decoded) == 20
+
+
+@pytest.mark.parametrize(
+    "file, length", [("images.npy", n) for n in (0, 50, 128, -1)] + [("summaries.json", 9)]
+)
+def test_a_truncated_cache_is_written_again(folder, data_dir, decoded, file, length):
+    load_dataset(str(folder), data_dir)
+    (path,) = (data_dir / "cache").glob(f"*/*/{file}")
+    os.truncate(path, length % path.stat().st_size)
+    check(load_dataset(str(folder), data_dir))
+    assert len(decoded) == 20
+    check(load_dataset(str(folder), data_dir))
+    assert len(decoded) == 20
+
+
+def test_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
+    folder, data_dir, decoded
+):
+    with pytest.raises(HyperparameterError) as caught:
+        load_dataset(str(folder), data_dir, 1_000_000)
+    start, end = str(caught.value).split(" GB are free; ")
+    assert start.startswith(
+        f"--image_size=1000000 is too large: 10 images need 3e+04 GB in {data_dir}/cache/"
+    )
+    assert end == "free more, or give a smaller --image_size or another --data_dir"
+    assert (decoded, caches(data_dir)) == ([], [])
+
+
+def test_images_that_just_fit_on_the_disk_are_read(folder, data_dir, monkeypatch):
+    free = 10 * 32 * 32 * 3 - 1
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Usage(free))
+    with pytest.raises(HyperparameterError, match="need 3.07e-05 GB .* and 3.07e-05 GB are free"):
+        load_dataset(str(folder), data_dir)
+    free += 1
+    check(load_dataset(str(folder), data_dir))
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+def test_the_earlier_cache_of_a_folder_makes_room(folder, data_dir, monkeypatch):
+    """On a disk that holds one of them."""
+
+    def usage(home):
+        used = sum(file.stat().st_size for file in home.glob("*/images.npy"))
+        return Usage(free=32_000 - used)
+
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", usage)
+    load_dataset(str(folder), data_dir)
+    later(folder / "train" / "a" / "1.png")
+    check(load_dataset(str(folder), data_dir))
+
+
+def test_a_data_dir_that_cannot_be_written_is_one_line(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure) as caught:
+        load_dataset(str(folder), tmp_path / "file" / "data")
+    start, end = str(caught.value).split(": ")
+    assert start.startswith(f"cannot write {tmp_path}/file/data/cache/")
+    assert end == "Not a directory; fix that, or give another --data_dir"
+
+
+def test_a_disk_that_runs_full_is_one_line_and_leaves_nothing(folder, data_dir):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(Failure, match="^cannot write .*: File too large; fix that, or give "):
+            load_dataset(str(folder), data_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caches(data_dir) == []
+    check(load_dataset(str(folder), data_dir))
+
+
+def test_a_broken_image_leaves_nothing(folder, data_dir):
+    broken = folder / "test" / "a" / "0.png"
+    broken.write_text("broken")
+    with pytest.raises(Failure, match="not an image, or a damaged one; fix or remove it$"):
+        load_dataset(str(folder), data_dir)
+    assert caches(data_dir) == []
+    save(broken, plain("L", 0))
+    check(load_dataset(str(folder), data_dir))
+
+
+def test_of_two_at_once_one_decodes_and_the_other_waits(folder, data_dir, monkeypatch, capsys):
+    reading, go_on, paths, read_image = threading.Event(), threading.Event(), [], []
+    read_image = image_files.read_image
+
+    def read(path, side):
+        paths.append(path)
+        reading.set()
+        assert go_on.wait(60)
+        return read_image(path, side)
+
+    monkeypatch.setattr(image_files, "read_image", read)
+    loaded = []
+    one, other = (
+        threading.Thread(target=lambda: loaded.append(load_dataset(str(folder), data_dir)))
+        for _ in range(2)
+    )
+    one.start()
+    assert reading.wait(60)
+    other.start()
+    output = ""
+    while "waiting for another process to write" not in output:
+        assert other.is_alive()
+        output += capsys.readouterr().out
+    assert loaded == []
+    go_on.set()
+    for thread in one, other:
+        thread.join()
+    assert len(paths) == 10
+    for data in loaded:
+        check(data)
+
+
+def test_a_start_with_a_complete_cache_does_not_wait(folder, data_dir):
+    load_dataset(str(folder), data_dir)
+    (lock,) = (data_dir / "cache").glob("*/lock")
+    with filelock.FileLock(lock):
+        check(load_dataset(str(folder), data_dir))
+
+
+def test_images_stay_readable_when_their_cache_is_removed(folder, data_dir):
+    data = load_dataset(str(folder), data_dir)
+    later(folder / "train" / "a" / "1.png")
+    load_dataset(str(folder), data_dir)
+    shutil.rmtree(data_dir)
+    check(data)
+
+
+SLOW = """
+import sys, time
+from senet.data import image_files
+def read(path, side, read_image=image_files.read_image):
+    if path.endswith("test/b/0.png"):
+        print("reading", flush=True)
+        time.sleep(600)
+    return read_image(path, side)
+image_files.read_image = read
+image_files.load_folder(sys.argv[1], sys.argv[2], 32)
+"""
+
+
+def test_a_process_killed_while_it_decodes_leaves_nothing_that_lasts(folder, data_dir, decoded):
+    process = start_python("-c", SLOW, folder, data_dir)
+    assert process.stdout.readline() == "reading\n"
+    assert caches(data_dir) == ["new"]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    check(load_dataset(str(folder), data_dir))
+    assert len(decoded) == 10
+    (cache,) = caches(data_dir)
+    assert cache != "new"
+
+
+def test_no_more_images_are_in_memory_than_keep_the_threads_busy(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(image_files, "read_image", lambda path, side: read.append(path))
+    images = image_files._decode(tmp_path, [str(number) for number in range(10_000)], 32)
+    for _ in range(5):
+        next(images)
+    images.close()  # waits for those that are being read
+    assert 5 <= len(read) <= 5 + 8 * os.cpu_count()
+
+
+def test_a_summary_does_not_depend_on_its_chunks(rng, monkeypatch):
+    images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    pixels = images.reshape(-1, 3).astype(int)
+    whole = summaries.summarise(images)
+    assert whole.sums == pixels.sum(0).tolist()
+    assert whole.squares == (pixels**2).sum(0).tolist()
+    for size in 1, 7 * 8 * 8 * 3, 10**9:
+        monkeypatch.setattr(summaries, "CHUNK", size)
+        assert summaries.summarise(images) == whole
+    assert summaries.Summary(*json.loads(json.dumps(whole))) == whole
+    images[[0, 1]] = images[[1, 0]]
+    assert summaries.summarise(images).checksum != whole.checksum
