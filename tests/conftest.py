@@ -15,7 +15,7 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if config.args_source is config.ArgsSource.ARGS else 2
 
 
-# TensorFlow is imported in the fixtures: the process that only hands out the tests does not need it.
+# TensorFlow is imported in the fixtures: the process that hands out the tests does not need it.
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from fake_cifar10 import make_files, write_folder
 
-STEPS = 10  # per epoch: 500 images in batches of 50, each in two micro-batches
+STEPS = 10  # per epoch: 500 images in batches of 50
 TINY = [
     "--cardinality=2",
     "--depth=2",
@@ -10,7 +10,7 @@ TINY = [
     "--reduction_ratio=2",
     "--padding=0",
     "--batch_size=50",
-    "--micro_batch_size=25",
+    "--micro_batch_size=0",
 ]
 
 
