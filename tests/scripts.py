@@ -14,7 +14,7 @@ class Script(NamedTuple):
     parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
     se_blocks: int
     tiny: dict  # hyperparameters of the smallest network that takes 32x32 images
-    slow: bool  # whether its graph takes seconds to build, however small the network
+    slow: bool = False  # whether the graph takes seconds to build, however small the network
 
     @property
     def module(self):
@@ -35,7 +35,6 @@ SCRIPTS = [
         {0: 34_426_698, 16: 34_948_506},
         se_blocks=9,
         tiny={"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0},
-        slow=False,
     ),
     Script(
         "SE_Inception_v4",

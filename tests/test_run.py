@@ -31,8 +31,8 @@ def whole(tmp_path_factory):
 
 
 def scalars(run_dir):
-    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}: those from a start's step on
-    are dropped."""
+    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}: a start drops those from
+    its step on."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):
