@@ -91,7 +91,7 @@ def test_what_a_run_leaves_and_prints(whole):
 
 @pytest.mark.slow
 def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
-    options = ["--total_epochs=999999", "--depth=16", "--cardinality=8", "--padding=32"]
+    options = ["--total_epochs=999999", "--padding=32"]
     process = start_python(*command(tmp_path, "run", *options))
     lines = [process.stdout.readline() for _ in range(7)]
     process.kill()
