@@ -266,7 +266,8 @@ def train_on_folder(tmp_path, capsys):
         run_dir = tmp_path / "run"
         tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
         small = ["--batch_size=20", "--micro_batch_size=0", "--total_epochs=1"]
-        places = [f"--dataset={pictures}", f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
+        small += [f"--dataset={pictures}"]
+        places = [f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
         assert SE_ResNeXt.main([*tiny, *small, *options, *places]) == 0
         capsys.readouterr()
         return run_dir
