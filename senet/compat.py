@@ -20,6 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ e
 # 1.1 to 3.3 times as fast, and without it grouped ones have no gradient on the CPU.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# TensorFlow imports Keras 3, and Keras Matplotlib, which takes a fifth of the time; nothing here
+# uses them. With this, TensorFlow looks for `tf_keras` instead, which is not installed.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
 # Printed before TensorFlow's log level takes effect, on every machine without a GPU, or repeated by
 # the exception that follows.
 CHATTER = re.compile(

@@ -5,17 +5,24 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_run
-
-import SE_ResNeXt
-from senet.compat import tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Return how many processes share the tests: two for all of them, none for those that are named
+    on the command line, so that these start at once and can be debugged."""
+    return 0 if config.args_source is config.ArgsSource.ARGS else 2
+
+
+# TensorFlow is imported in the fixtures: the process that hands out the tests does not need it.
 
 
 @pytest.fixture
 def graph():
     """A fresh default graph."""
+    from senet.compat import tf
+
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
         yield graph
@@ -49,7 +56,11 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a run of two epochs; its network has SE blocks in its three stages."""
+    """The folder of a run of two epochs; its network has an SE block in each of three stages."""
+    from tiny_run import arguments
+
+    from SE_ResNeXt import main
+
     folder = tmp_path_factory.mktemp("trained")
-    assert SE_ResNeXt.main(tiny_run.arguments(folder, "run", "--total_epochs=2")) == 0
+    assert main(arguments(folder, "run", "--total_epochs=2")) == 0
     return folder / "run"

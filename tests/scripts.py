@@ -1,4 +1,4 @@
-"""The training scripts: one row for each, which every test that holds for all of them reads."""
+"""The training scripts: one row for each, read by every test that holds for all of them."""
 
 import importlib
 from typing import NamedTuple
@@ -7,13 +7,14 @@ import pytest
 
 
 class Script(NamedTuple):
-    """A training script and what the tests need to know of it."""
+    """A training script and what the tests need to know about it."""
 
     name: str  # of the file, and of the network's class
     title: str  # in the README's tables
     parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
     se_blocks: int
     tiny: dict  # hyperparameters of the smallest network that takes 32x32 images
+    slow: bool = False  # whether the graph takes seconds to build, however small the network
 
     @property
     def module(self):
@@ -41,6 +42,7 @@ SCRIPTS = [
         {0: 41_158_186, 16: 43_477_002},
         se_blocks=16,
         tiny={"padding": 22},
+        slow=True,
     ),
     Script(
         "SE_Inception_resnet_v2",
@@ -48,9 +50,15 @@ SCRIPTS = [
         {0: 30_310_378, 16: 35_704_030},
         se_blocks=22,
         tiny={"padding": 22},
+        slow=True,
     ),
 ]
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+# For tests that build the network.
+by_network = pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.slow else []) for s in SCRIPTS],
+)
 
 # The smallest SE_ResNeXt, in float32 and with the whole batch at once.
 TINY = {**SCRIPTS[0].tiny, "micro_batch_size": 0, "mixed_precision": False}

@@ -24,15 +24,6 @@ def test_sizes_of_the_maps(graph):
     ]
 
 
-def test_second_tower_shares_all_variables(graph):
-    x = tf.placeholder(tf.float32, [None, 32, 32, 3])
-    SE_ResNeXt(x, True, Hyperparameters(**TINY))
-    before = tf.global_variables()
-    with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-        SE_ResNeXt(x, False, Hyperparameters(**TINY))
-    assert tf.global_variables() == before
-
-
 @pytest.mark.parametrize("channels, stride", [(8, 1), (8, 2), (5, 1)])
 def test_a_block_is_what_numpy_gives(graph, rng, channels, stride):
     """relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""

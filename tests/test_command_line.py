@@ -178,12 +178,14 @@ class TestHelp:
         for name in vars(script.hyperparameters()):
             assert f"--{name} " in output
 
+    @pytest.mark.slow
     def test_comments_are_there_without_docstrings(self):
         arguments = "-W", "ignore", "SE_ResNeXt.py", "--help"
         status, output, errors = run_python(*arguments, PYTHONOPTIMIZE="2")
         assert (status, errors) == (0, "")
         assert "Nesterov's (default: 0.9)" in output
 
+    @pytest.mark.slow
     def test_a_closed_pipe_ends_it_quietly(self):
         command = f"{sys.executable} SE_ResNeXt.py --help | (exec 0<&-; sleep 0)"
         result = subprocess.run(

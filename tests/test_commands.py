@@ -130,6 +130,7 @@ print([labels, answers["probabilities"].numpy().tolist()])
 """
 
 
+@pytest.mark.slow
 def test_export_answers_in_plain_tensorflow_what_predict_answers(call, files, tmp_path):
     status, output, errors = call("export", tmp_path / "models" / "1")
     assert (status, errors) == (0, "")
@@ -264,7 +265,8 @@ def train_on_folder(tmp_path, capsys):
         pictures = write_classes(tmp_path / "pictures", names, size=(20, 30))
         run_dir = tmp_path / "run"
         tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
-        small = ["--batch_size=20", "--total_epochs=1", f"--dataset={pictures}"]
+        small = ["--batch_size=20", "--micro_batch_size=0", "--total_epochs=1"]
+        small += [f"--dataset={pictures}"]
         places = [f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
         assert SE_ResNeXt.main([*tiny, *small, *options, *places]) == 0
         capsys.readouterr()
@@ -273,6 +275,7 @@ def train_on_folder(tmp_path, capsys):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 37])
 def test_own_pictures_from_training_to_export(train_on_folder, call, tmp_path, classes):
     names = [f"kind {number:02}" for number in range(classes)]
@@ -306,6 +309,7 @@ def test_a_panel_for_each_block_and_no_more():
         assert len(draw_excitation(gates, ["a", "b"]).axes) == blocks
 
 
+@pytest.mark.slow
 def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
     status, output, errors = call(
         "excitation", run_dir=train_on_folder("ab", "--reduction_ratio=0")
@@ -314,6 +318,7 @@ def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
     assert "is of a network without SE blocks (reduction_ratio=0)" in errors
 
 
+@pytest.mark.slow
 def test_a_larger_image_size_serves_the_whole_way(train_on_folder, call, tmp_path):
     run_dir = train_on_folder("ab", "--image_size=48")
     status, output, errors = call("export", tmp_path / "model", run_dir=run_dir)

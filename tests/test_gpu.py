@@ -1,11 +1,12 @@
-"""What can be told about GPUs without one: TensorFlow knows which operations have a GPU kernel."""
+"""What can be checked about GPUs without one: which operations have a GPU kernel, and memory."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
-from scripts import by_script
+from scripts import SCRIPTS, by_script
 from tensorflow.python.framework import kernels
 
 from senet import convolution, devices
@@ -23,13 +24,13 @@ def pretend_gpu(monkeypatch):
 
 
 def noise():
-    """A Dataset that only lends its shapes."""
+    """Return a Dataset of which only the shapes matter."""
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
     return Dataset("noise", split, split, ["a", "b"])
 
 
 def ancestors(fetches):
-    """The operations that a session runs for `fetches`."""
+    """Return the operations that a session runs for `fetches`."""
     found, todo = set(), [getattr(fetch, "op", fetch) for fetch in fetches]
     while todo:
         op = todo.pop()
@@ -39,37 +40,49 @@ def ancestors(fetches):
     return found
 
 
+@functools.cache
+def gpu_kernels(op_type):
+    """Return TensorFlow's kernels for an operation that can run on a GPU."""
+    registered = kernels.get_registered_kernels_for_op(op_type).kernel
+    return [kernel for kernel in registered if kernel.device_type in ("GPU", "DEFAULT")]
+
+
 def has_gpu_kernel(op):
-    """Whether TensorFlow can run `op`, with its types, on a GPU."""
+    """Return whether TensorFlow can run `op`, with its types, on a GPU."""
     return any(
-        kernel.device_type in ("GPU", "DEFAULT")
-        and all(
+        all(
             op.get_attr(limit.name) in map(tf.as_dtype, limit.allowed_values.list.type)
             for limit in kernel.constraint
             if limit.allowed_values.list.type
         )
-        for kernel in kernels.get_registered_kernels_for_op(op.type).kernel
+        for kernel in gpu_kernels(op.type)
     )
 
 
-@pytest.mark.parametrize("mixed_precision", [True, False])
-@by_script
-def test_every_operation_of_a_step_has_a_gpu_kernel(graph, script, mixed_precision, pretend_gpu):
-    if not tf.test.is_built_with_cuda():
-        pytest.skip("this TensorFlow was built without GPU kernels")
-    hp = script.hyperparameters(mixed_precision=mixed_precision, micro_batch_size=4)
-    _, train_step, epoch_end, test_batch = script.module.build_graph(noise(), hp)
-    operations = ancestors(tf.nest.flatten([train_step, epoch_end, test_batch]))
+def check_kernels(graph_parts, mixed_precision):
+    """Check the kernels of the operations of a script's graph, which `build_graph` returned."""
+    _, *fetches = graph_parts
+    operations = ancestors(tf.nest.flatten(fetches))
     convolutions = [op for op in operations if op.type == "Conv2D"]
     assert {op.get_attr("T") for op in convolutions} == {
         tf.bfloat16 if mixed_precision else tf.float32
     }
+    if not tf.test.is_built_with_cuda():
+        pytest.skip("this TensorFlow was built without GPU kernels")
     # The one text is the message of the learning rate's own check, which never fails.
     assert {
         op.type + str(op.outputs)
         for op in operations
         if not has_gpu_kernel(op) and op.outputs[0].dtype != tf.string
     } == set()
+
+
+@pytest.mark.parametrize("mixed_precision", [True, False])
+def test_micro_batches_have_gpu_kernels(graph, mixed_precision, pretend_gpu):
+    script = SCRIPTS[0]
+    sizes = script.tiny | {"micro_batch_size": 4}
+    hp = script.hyperparameters(**sizes, mixed_precision=mixed_precision)
+    check_kernels(script.module.build_graph(noise(), hp), mixed_precision)
 
 
 def test_an_operation_without_a_gpu_kernel_is_found(graph):
@@ -80,10 +93,10 @@ def test_an_operation_without_a_gpu_kernel_is_found(graph):
 ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}  # they show another's memory
 
 
-def live_tensor_peak(operations, pictures):
-    """The most bytes that the outputs of `operations`, run in the order in which they were made,
-    take at once, if each is given back after its last use. An unknown length is the `pictures`; the
-    one output of unknown rank, what batch norm reserves for cuDNN, does not count."""
+def live_tensor_peak(operations, images):
+    """Return the most bytes that the outputs of `operations`, run in the order in which they were
+    made, take at once, if each is freed after its last use. An unknown length is `images`; the one
+    output of unknown rank, what batch norm reserves for cuDNN, does not count."""
     order = sorted(operations, key=lambda op: op._id)
     owner, last_use = {}, {}
     for op in order:
@@ -92,7 +105,7 @@ def live_tensor_peak(operations, pictures):
         last_use |= dict.fromkeys(sources, op)
     sizes = {
         op: sum(
-            math.prod(length or pictures for length in tensor.shape.as_list()) * tensor.dtype.size
+            math.prod(length or images for length in tensor.shape.as_list()) * tensor.dtype.size
             for tensor in op.outputs
             if tensor.dtype != tf.resource and tensor.shape.rank is not None
         )
@@ -111,23 +124,29 @@ def live_tensor_peak(operations, pictures):
 
 
 def test_live_tensor_peak_by_hand(graph):
-    x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two pictures
+    x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two images
     y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu, then a sum: 80 each, and a constant
     z = tf.reduce_sum(y)
     # At the sum: relu's output, the constant of 4 bytes and its own; x and the shape are gone.
-    assert live_tensor_peak(ancestors([z]), pictures=2) == 80 + 4 + 80
+    assert live_tensor_peak(ancestors([z]), images=2) == 80 + 4 + 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed_precision", [True, False])
 @by_script
-def test_the_default_command_fits_16_gigabytes(graph, script, mixed_precision, pretend_gpu):
+def test_the_default_command_fits_16_gigabytes_and_has_gpu_kernels(
+    graph, script, mixed_precision, pretend_gpu
+):
     default = script.hyperparameters()
-    pictures = default.micro_batch_size or default.batch_size
+    images = default.micro_batch_size or default.batch_size
+    # One micro-batch, outside of their loop.
     whole = dataclasses.replace(default, micro_batch_size=0, mixed_precision=mixed_precision)
-    _, train_step, _, _ = script.module.build_graph(noise(), whole)
-    peak = live_tensor_peak(ancestors(train_step.values()), pictures)
+    graph_parts = script.module.build_graph(noise(), whole)
+    _, train_step, _, _ = graph_parts
+    peak = live_tensor_peak(ancestors(train_step.values()), images)
     variables, sums = (
         4 * sum(v.shape.num_elements() for v in group)
         for group in (tf.global_variables(), tf.trainable_variables())
     )
     assert peak + variables + sums < 8e9  # the rest is for cuDNN and fragmentation
+    check_kernels(graph_parts, mixed_precision)

@@ -50,6 +50,7 @@ def test_any_kind_of_image(tmp_path, name, image, colour):
     assert np.abs(array.astype(int) - colour).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_readable_image_gives_no_warning(tmp_path):
     """90 million pixels, and a JPEG with truncated EXIF data, in another process, since pytest has
     its own filters of warnings."""
@@ -239,6 +240,7 @@ def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_class_names_are_the_same_without_a_utf_8_locale(tmp_path):
     write_classes(tmp_path, ["caf\u00e9", "tea"])
     code = "import sys; from senet.data.image_files import load_folder\n"

@@ -94,6 +94,7 @@ with tf.Graph().as_default():
 """
 
 
+@pytest.mark.slow
 def test_gradient_of_a_strided_1x1_convolution_keeps_to_its_memory():
     status, _, errors = run_python("-c", STRIDED_GRADIENT, MALLOC_CHECK_="3")
     assert status == 0, errors
@@ -119,6 +120,7 @@ with tf.Graph().as_default():
 """
 
 
+@pytest.mark.slow
 def test_training_without_grouped_convolution_computes_the_same():
     status, with_groups, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="1")
     assert (status, errors) == (0, "")

@@ -64,6 +64,7 @@ def test_a_trained_network_is_refused_where_it_does_not_fit(trained, capsys, mon
     assert line.startswith("error: the network needs at least") and "1e-06 GB are avail" in line
 
 
+@pytest.mark.slow
 def test_ulimit_counts():
     limit = 64 * 2**30
     status, output, errors = run_python(

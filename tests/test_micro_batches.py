@@ -86,6 +86,7 @@ def first_step(data, pictures, micro_batch_size):
         }
 
 
+@pytest.mark.slow
 def test_a_step_by_micro_batches_is_the_mean_of_their_own_steps(data, monkeypatch):
     monkeypatch.setattr(SE_ResNeXt, "shift_and_flip", lambda images, seed, step: images)
     parts = [first_step(data, slice(start, start + 4), micro_batch_size=0) for start in (0, 4)]

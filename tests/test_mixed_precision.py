@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scripts import by_script
+from scripts import by_network
 
 from senet import devices
 from senet.compat import tf
@@ -18,7 +18,7 @@ def logits(script, images, mixed_precision):
         return output, session.run(output)
 
 
-@by_script
+@by_network
 def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -1,18 +1,38 @@
+import contextlib
+import io
 import re
 import signal
 import time
 
 import numpy as np
+import pytest
 from conftest import run_python, start_python
-from tiny_run import command
+from tiny_run import arguments, command
 
-from SE_ResNeXt import Hyperparameters
+from SE_ResNeXt import Hyperparameters, main
 from senet.compat import tf
 from senet.devices import session_config
 
+OPTIONS = ["--total_epochs=3", "--micro_batch_size=20"]
+
+
+def train(folder, name, *options):
+    """Train in this process; return the lines printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert main(arguments(folder, name, *options)) == 0
+    return output.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder in which the run `whole` has trained three epochs, and the lines it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, train(folder, "whole", *OPTIONS)
+
 
 def scalars(run_dir):
-    """{tag: {epoch: value}} that TensorBoard shows: a start drops what is not before its step."""
+    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}: a start drops those from
+    its step on."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):
@@ -26,46 +46,39 @@ def scalars(run_dir):
     return shown
 
 
-def test_a_killed_and_resumed_run_leaves_the_same_rows_and_learning_rates(tmp_path):
-    options = ["--total_epochs=4"]
-    status, whole, errors = run_python(*command(tmp_path, "whole", *options))
-    assert (status, errors) == (0, "")
-
-    process = start_python(*command(tmp_path, "resumed", *options))
-    while not (tmp_path / "resumed" / "model" / "model.ckpt-20.index").exists():
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
+    folder, _ = whole
+    process = start_python(*command(folder, "resumed", *OPTIONS))
+    while not (folder / "resumed" / "model" / "model.ckpt-20.index").exists():
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    status, resumed, errors = run_python(*command(tmp_path, "resumed", *options))
-    assert (status, errors) == (0, "")
-    assert "resuming at step 20 of 40" in resumed or "resuming at step 30 of 40" in resumed
+    output = "\n".join(train(folder, "resumed", *OPTIONS))
+    assert "resuming at step 20 of 30" in output or "resuming at step 30 of 30" in output
 
-    rows = (tmp_path / "whole" / "logs.txt").read_text()
-    assert [row.split(",")[0] for row in rows.splitlines()] == [
-        f"epoch: {n}/4" for n in range(1, 5)
-    ]
-    assert rows in whole
-    assert (tmp_path / "resumed" / "logs.txt").read_text() == rows
-    of_whole, of_resumed = scalars(tmp_path / "whole"), scalars(tmp_path / "resumed")
+    assert (folder / "resumed" / "logs.txt").read_text() == (folder / "whole/logs.txt").read_text()
+    of_whole, of_resumed = scalars(folder / "whole"), scalars(folder / "resumed")
     assert of_whole.pop("images_per_second").keys() == of_resumed.pop("images_per_second").keys()
     assert of_whole == of_resumed
 
 
-def test_what_a_run_leaves_and_says(tmp_path):
-    status, output, errors = run_python(*command(tmp_path, "run", "--total_epochs=1"))
-    assert (status, errors) == (0, "")
-    network, data, device, run, watch, row, done, best, after = output.splitlines()
+def test_what_a_run_leaves_and_prints(whole):
+    folder, (network, data, device, run, watch, *rows, done, best, after) = whole
     # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
     assert data == "data: cifar10, 500 training and 100 test images in 10 classes"
     assert device.startswith("device: ")
-    folder = tmp_path / "run"
+    folder = folder / "whole"
     assert run == f"run: {folder} (new)"
     assert watch == f"watch it: tensorboard --logdir {folder}"
-    assert row == (folder / "logs.txt").read_text().strip()
+    assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3", "epoch: 3/3"]
+    assert rows == (folder / "logs.txt").read_text().splitlines()
     assert done == f"done: checkpoints in {folder}/model"
-    assert best == "best by test accuracy: model.ckpt-10 (epoch 1)"
+    accuracies = [float(row.rpartition(" ")[2]) for row in rows]
+    epoch = accuracies.index(max(accuracies)) + 1
+    assert best == f"best by test accuracy: model.ckpt-{10 * epoch} (epoch {epoch})"
     assert after == f"next: python SE_ResNeXt.py evaluate --run_dir={folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "hyperparameters.json",
@@ -76,8 +89,9 @@ def test_what_a_run_leaves_and_says(tmp_path):
     ]
 
 
-def test_what_would_take_days_without_a_gpu_is_said_at_the_start(tmp_path):
-    options = ["--total_epochs=999999", "--depth=16", "--cardinality=8", "--padding=32"]
+@pytest.mark.slow
+def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
+    options = ["--total_epochs=999999", "--padding=32"]
     process = start_python(*command(tmp_path, "run", *options))
     lines = [process.stdout.readline() for _ in range(7)]
     process.kill()
@@ -91,18 +105,19 @@ def test_what_would_take_days_without_a_gpu_is_said_at_the_start(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same_as_without(tmp_path):
-    for name, xla in ("with", True), ("without", False):
-        options = ["--total_epochs=1", "--mixed_precision=False", f"--xla={xla}"]
-        # By itself, TensorFlow has XLA compile for GPUs only; the flag is for the CPU.
-        flag = {"TF_XLA_FLAGS": "--tf_xla_cpu_global_jit"}
-        status, _, errors = run_python(*command(tmp_path, name, *options), **flag)
-        assert (status, errors) == (0, "")
+    options = ["--total_epochs=1", "--mixed_precision=False"]
+    train(tmp_path, "without", *options)
+    # By default, TensorFlow has XLA compile for GPUs only; the flag is for the CPU.
+    flag = {"TF_XLA_FLAGS": "--tf_xla_cpu_global_jit"}
+    status, _, errors = run_python(*command(tmp_path, "with", *options, "--xla"), **flag)
+    assert status == 0, errors  # on a slow machine, XLA notes that it takes long
     with_xla, without = (
         [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
         for path in (tmp_path / "with", tmp_path / "without")
     )
-    # Ten steps at full learning rate let differences of rounding grow: losses, then accuracies.
+    # Ten steps at the full learning rate amplify differences of rounding: losses, then accuracies.
     np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.02)
 
 

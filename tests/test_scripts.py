@@ -3,13 +3,14 @@
 import pytest
 from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
-from scripts import SCRIPTS, by_script
+from scripts import SCRIPTS, by_network, by_script
 
 from senet.compat import tf
+from senet.layers import GATES
 
 
-@by_script
-def test_parameters_of_the_published_network(script):
+@by_network
+def test_parameters_and_se_blocks_of_the_published_network(script):
     for ratio, parameters in script.parameters.items():
         with tf.Graph().as_default():
             x = tf.placeholder(tf.float32, [None, 32, 32, 3])
@@ -18,17 +19,18 @@ def test_parameters_of_the_published_network(script):
             assert model.shape.as_list() == [None, 10]
             assert model.dtype == tf.float32
             found = sum(v.shape.num_elements() for v in tf.trainable_variables())
-        assert found == parameters
+            assert found == parameters
+            assert len(tf.get_collection(GATES)) == (script.se_blocks if ratio else 0)
 
 
-@by_script
+@by_network
 def test_a_second_network_shares_all_variables(graph, script):
     x, hyperparameters = tf.zeros([2, 32, 32, 3]), script.hyperparameters(**script.tiny)
     script.network(x, True, hyperparameters)
     before = tf.global_variables()
     with tf.variable_scope(tf.get_variable_scope(), reuse=True):
         script.network(x, False, hyperparameters)
-    # The step counter is what dropout's random numbers are keyed by.
+    # Dropout's random numbers depend on the step counter.
     assert set(tf.global_variables()) - set(before) <= {tf.train.get_global_step()}
 
 
@@ -67,10 +69,11 @@ def test_padding_that_leaves_less_than_75_pixels_is_refused(script, capsys):
     script.hyperparameters(padding=22)
 
 
-@by_script
-def test_import_does_nothing(script, tmp_path):
+@pytest.mark.slow
+def test_import_does_nothing(tmp_path):
+    names = ", ".join(script.name for script in SCRIPTS)
     code = (
-        f"import {script.name}; from senet.compat import tf;"
+        f"import {names}; from senet.compat import tf;"
         "assert not tf.get_default_graph().get_operations()"
     )
     outcome = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -78,6 +81,7 @@ def test_import_does_nothing(script, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @by_script
 def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
     write_folder(tmp_path / "data", make_files(count=8))
@@ -95,3 +99,22 @@ def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
     assert row.startswith("epoch: 1/1, train_loss: ")
     assert row == (tmp_path / "run" / "logs.txt").read_text().strip()
     assert after == f"next: python {script.name}.py evaluate --run_dir={tmp_path / 'run'}"
+    assert_readable_graph(tmp_path / "run" / "logs")
+
+
+def assert_readable_graph(logs):
+    """Assert that TensorBoard's graph page shows few boxes at first, and one in them for each SE
+    block."""
+    (file,) = logs.iterdir()
+    events = list(tf.train.summary_iterator(str(file)))
+    (graph,) = [event.graph_def for event in events if event.graph_def]
+    nodes = tf.GraphDef.FromString(graph).node
+    top = {node.name.partition("/")[0] for node in nodes}
+    assert {"input", "test", "train"} <= top
+    assert "save" not in top
+    parts = {name for name in top if not name.startswith(("Inception", "Reduction"))}
+    assert len(parts) <= 16
+    boxes = {"/".join(node.name.split("/")[:-1]) for node in nodes}
+    blocks = {box for box in boxes if box.startswith("test/") and box.endswith("/SE")}
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert len(blocks) == sum(tag.startswith("gates/") for tag in tags) > 0

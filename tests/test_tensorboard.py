@@ -6,15 +6,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import by_script
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from cifar10 import CIFAR10, load_cifar
 from senet.compat import tf
-from senet.data.datasets import Dataset, Split
 from senet.run.events import CHARTS
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
-from senet.run.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -159,25 +156,3 @@ def test_small_pictures_are_enlarged_and_large_ones_are_not():
     for side, shown in (32, 96), (48, 96), (224, 224):
         page = contact_sheet(np.zeros([3, side, side, 3], np.uint8))
         assert page.shape == (6 + shown + 6, 6 + 3 * (shown + 6), 3)
-
-
-@by_script
-def test_graph_is_readable_at_the_first_zoom(script, tmp_path):
-    split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
-    data = Dataset("noise", split, split, ["a", "b"])
-    hp = script.hyperparameters(padding=22, run_dir=str(tmp_path))
-    with Run(hp, script.network) as run:
-        inputs, _, _, test_batch = script.module.build_graph(data, hp)
-        run.start(data, inputs, test_batch)
-    (file,) = (tmp_path / "logs").iterdir()
-    (graph,) = [e.graph_def for e in tf.train.summary_iterator(str(file)) if e.graph_def]
-    nodes = tf.GraphDef.FromString(graph).node
-    top = {node.name.partition("/")[0] for node in nodes}
-    assert {"input", "test", "train"} <= top
-    assert "save" not in top
-    parts = {name for name in top if not name.startswith(("Inception", "Reduction"))}
-    assert len(parts) <= 16
-    # Every block, and its SE block, is a box of its own.
-    boxes = {"/".join(node.name.split("/")[:-1]) for node in nodes}
-    blocks = {box for box in boxes if box.startswith("test/") and box.endswith("/SE")}
-    assert len(blocks) == script.se_blocks

@@ -1,8 +1,8 @@
-"""A training run of seconds: a network of 7,862 parameters on made-up pictures."""
+"""A training run of seconds: a network of 7,862 parameters on made-up images."""
 
 from fake_cifar10 import make_files, write_folder
 
-STEPS = 10  # an epoch: 500 pictures in batches of 50
+STEPS = 10  # per epoch: 500 images in batches of 50
 TINY = [
     "--cardinality=2",
     "--depth=2",
@@ -10,17 +10,18 @@ TINY = [
     "--reduction_ratio=2",
     "--padding=0",
     "--batch_size=50",
+    "--micro_batch_size=0",
 ]
 
 
 def command(folder, name, *options):
-    """The command line, script first, of the run `folder`/`name`; the pictures, the same for all
-    runs, are in `folder`/data."""
+    """Return the command line, script first, of the run `folder`/`name`; the images, the same for
+    all runs, are in `folder`/data."""
     return ["SE_ResNeXt.py", *arguments(folder, name, *options)]
 
 
 def arguments(folder, name, *options):
-    """`command` without the script."""
+    """Return `command` without the script."""
     data_dir = folder / "data"
     if not data_dir.exists():
         write_folder(data_dir, make_files(count=100))
