@@ -242,8 +242,8 @@ def test_every_device_and_host_starts_from_the_same_weights(folder, one):
     assert line in output.splitlines()
     assert_same_run(folder, "started_two", "started")
     workers = [command(folder, "started_hosts", *STARTED, start)] * 2
-    (_, output, errors), (_, other, other_errors) = finish(start_workers(*workers)[0])
-    assert (errors, other_errors) == ("", "")
+    (status, output, _), (other_status, other, _) = finish(start_workers(*workers)[0])
+    assert (status, other_status) == (0, 0)
     assert line in output.splitlines()
     assert "weights: " not in other
     assert_same_run(folder, "started_hosts", "started")
@@ -272,9 +272,9 @@ def test_a_worker_that_would_start_from_other_weights_is_refused(folder, one, tm
     ]
     for status, _, errors in finish(workers):
         assert status == 1
-        assert errors == (
+        assert errors.splitlines()[-1] == (  # after notes of waiting, on a loaded machine
             f"error: worker 1 at {addresses[1]} differs from the chief in its initial checkpoint; "
-            f"all workers need the same\n"
+            f"all workers need the same"
         )
 
 
