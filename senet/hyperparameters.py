@@ -61,7 +61,13 @@ DEVICES = Rule(
 )
 # For every field of the type.
 EVERY = {
-    float: [Rule("be finite", lambda value: abs(value) <= sys.float_info.max)],
+    float: [
+        Rule("be finite", lambda value: abs(value) <= sys.float_info.max),
+        Rule(
+            "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be",
+            lambda value: value == 0 or 1.2e-38 <= abs(value) <= 3.4e38,
+        ),
+    ],
     str: [
         Rule("have at most 4,096 characters", lambda text: len(text) <= 4096),
         Rule(

@@ -1,14 +1,14 @@
 """The figure of what the SE blocks do: SENet, arXiv 1709.01507, the section on the role of
 excitation, draws the same for its ImageNet network."""
 
-import logging
 import math
+import warnings
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-# On its first use it would say that it builds a cache of fonts.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+# Its font draws a box for what it lacks, such as Chinese characters.
+warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
 
 
 def draw_excitation(gates, label_names):

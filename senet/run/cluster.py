@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 from senet.compat import print_error, tf
-from senet.devices import session_config, use_devices
+from senet.devices import compute_type, session_config, use_devices
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.run.console import say
 
@@ -196,6 +196,20 @@ class Cluster:
                     f"worker {number} at {self.addresses[number]} differs from the chief in its "
                     f"{' and '.join(different)}; all workers need the same"
                 )
+
+
+    def check_same_precision(self):
+        """Raise Failure if some workers compute in bfloat16 and others do not have it."""
+        with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
+        has = self.gather([with_bfloat16]).all(axis=1)
+        if len(set(has)) > 1:
+            without = ", ".join(
+                address for address, h in zip(self.addresses, has, strict=True) if not h
+            )
+            raise Failure(
+                f"{without} has no bfloat16, in which the other workers compute; give all workers "
+                f"--mixed_precision=False"
+            )
 
 
 class Silence(str):
