@@ -46,8 +46,8 @@ def read_regular(path, largest):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield the path of a file to write; at the end of the block it takes the place of `path`, which
-    is therefore as before or complete. A link at `path` is replaced, not followed."""
+    """Yield the path of a file to write; at the end of the block it takes the place of `path`,
+    which is therefore as before or complete. A link at `path` is replaced, not followed."""
     aside = path.with_name(path.name + ".new")
     aside.unlink(missing_ok=True)  # left by a process that was killed, or a link
     yield aside

@@ -183,7 +183,7 @@ def excitation(network, hyperparameters, checkpoint=""):
     run_dir/excitation.png, and print how much they differ (SENet, arXiv 1709.01507, the section on
     the role of excitation)."""
     # Imported here because only this command needs Matplotlib.
-    from senet.cli.excitation import draw_excitation
+    from senet.cli.excitation import save_excitation
 
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
@@ -203,5 +203,5 @@ def excitation(network, hyperparameters, checkpoint=""):
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
         with replacing(figure) as aside:
-            draw_excitation(tested.gates, data.label_names).savefig(aside, dpi=110, format="png")
+            save_excitation(aside, tested.gates, data.label_names)
         print(f"figure: {figure}")

@@ -7,8 +7,13 @@ import warnings
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-# Its font draws a box for what it lacks, such as Chinese characters.
-warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+
+def save_excitation(path, gates, label_names):
+    """Write the figure of `draw_excitation` to a PNG file."""
+    with warnings.catch_warnings():
+        # The font draws a box for a character that it lacks, such as a Chinese one.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        draw_excitation(gates, label_names).savefig(path, dpi=110, format="png")
 
 
 def draw_excitation(gates, label_names):

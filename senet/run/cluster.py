@@ -197,7 +197,6 @@ class Cluster:
                     f"{' and '.join(different)}; all workers need the same"
                 )
 
-
     def check_same_precision(self):
         """Raise Failure if some workers compute in bfloat16 and others do not have it."""
         with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
