@@ -192,8 +192,9 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 def check_path(name, path):
     """Raise HyperparameterError, with the `name` of the argument, unless TensorFlow can write a
     checkpoint to `path` and find it again."""
-    if not NOT_A_PATTERN.holds(path):
-        raise HyperparameterError(f"{name} must {NOT_A_PATTERN.words}, got {shown(path)}")
+    for rule in (*EVERY[str], NOT_A_PATTERN):
+        if not rule.holds(path):
+            raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
 
 
 def parse_field(Hyperparameters, name, text):
