@@ -109,7 +109,7 @@ def _without_traceback_of_ctrl_c(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
-# TensorFlow imports Keras, which imports Matplotlib, which warns of the folder of its cache.
+# Matplotlib warns that it builds a cache of fonts, or that it has no folder for it.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 sys.excepthook = _without_traceback_of_ctrl_c
 with _ending_on_ctrl_c(), without_chatter():

@@ -203,6 +203,7 @@ sys.exit(SE_ResNeXt.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_worker_without_the_bfloat16_of_the_others_is_refused(folder, tmp_path):
     commands = []
     for name, flags in ("new", "avx2 avx512_bf16"), ("old", "avx2"):

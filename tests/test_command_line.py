@@ -244,6 +244,7 @@ class TestFailures:
 
         assert call(train=train) == (143, "", "saved at step 3\n")
 
+    @pytest.mark.slow
     def test_tensorflow_out_of_memory(self, capfd):
         def allocate_a_petabyte(_):
             with tf.Graph().as_default(), tf.Session() as session:

@@ -204,6 +204,7 @@ def test_export_stopped_by_sigterm_leaves_nothing(call, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_figures_replace_links_and_write_nowhere_else(call, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for command, name in ("evaluate", "confusion_matrix.png"), ("excitation", "excitation.png"):

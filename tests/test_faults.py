@@ -385,6 +385,7 @@ class TestProcesses:
         assert "resuming at step" in lines[3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # of NumPy
 def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
     # One step, of which only the weights are not finite.

@@ -147,6 +147,7 @@ def test_deleted_events_are_said_and_written_again(tmp_path, capsys):
     assert [event.step for event in tf.train.summary_iterator(str(events.path))] == [0, 3]
 
 
+@pytest.mark.slow
 def test_images_that_differ_are_refused_before_anything_is_renamed(trained, tmp_path, capfd):
     shutil.copytree(trained, tmp_path / "run")
     write_folder(tmp_path / "data", make_files(count=101))
@@ -159,6 +160,7 @@ def test_images_that_differ_are_refused_before_anything_is_renamed(trained, tmp_
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_renamed_script_names_itself(tmp_path, capfd):
     specification = importlib.util.spec_from_file_location(
         "my_net", shutil.copy(SE_ResNeXt.__file__, tmp_path / "my_net.py")
@@ -181,6 +183,7 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_saved_before_its_row_is_printed_and_survives_deletion(tmp_path, monkeypatch):
     run_dir, terminal, saved = tmp_path / "run", Terminal(), []
 
