@@ -48,6 +48,6 @@ def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
 def test_a_home_that_cannot_be_written_is_not_mentioned(tmp_path):
     home = tmp_path / "file"
     home.touch()
-    code = "import senet.cli.excitation"
+    code = "import senet.compat, senet.cli.excitation"
     inherited = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
     assert run_python("-c", code, HOME=str(home), **inherited) == (0, "", "")
