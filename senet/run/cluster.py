@@ -129,8 +129,8 @@ class Cluster:
             if self.met.is_set():
                 continue
             missing = _described(silent) or (
-                "all workers answer, but have not met; give them the same TF_CONFIG but for the "
-                "index"
+                "all workers answer, but one is still starting, or has a TF_CONFIG that differs in "
+                "more than the index"
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60
