@@ -200,7 +200,7 @@ class Cluster:
     def check_same_precision(self):
         """Raise Failure if some workers compute in bfloat16 and others do not have it."""
         with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
-        has = self.gather([with_bfloat16]).all(axis=1)
+        has = self.gather([with_bfloat16])[:, 0].tolist()
         if len(set(has)) > 1:
             without = ", ".join(
                 address for address, h in zip(self.addresses, has, strict=True) if not h
