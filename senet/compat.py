@@ -9,12 +9,15 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 
-# Hide the information lines of TensorFlow's C++ part. With several hosts hide its warnings and
-# errors too: it warns of every session that ends, and each error is raised as well.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "1")
+# Hide the information and the warnings of TensorFlow's C++ part: they list the allocator's memory
+# before an error says that there is too little. With several hosts hide its errors too: it reports
+# every session that ends, and each error is raised as well.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
 
 # TensorFlow turns oneDNN off on x86 CPUs without AVX-512 VNNI. On AVX2 alone it makes convolutions
 # 1.1 to 3.3 times as fast, and without it grouped ones have no gradient on the CPU.
@@ -89,7 +92,31 @@ def without_chatter(chatter=CHATTER):
                     print(line, file=sys.stderr)
 
 
-with without_chatter():
+@contextlib.contextmanager
+def _ending_on_ctrl_c():
+    """End the process at once on Ctrl-C inside the block. As an exception it would pass through
+    packages that are half imported, and come out of some of them as an ImportError."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _without_traceback_of_ctrl_c(kind, error, trace):
+    """Print an exception that ends the program, unless it is Ctrl-C between two imports."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+# Matplotlib warns that it builds a cache of fonts, or that it has no folder for it.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+sys.excepthook = _without_traceback_of_ctrl_c
+with _ending_on_ctrl_c(), without_chatter():
     import tensorflow.compat.v1 as tf
 
 
@@ -113,7 +140,11 @@ def _import_tflearn():
 
     nest.is_sequence = nest.is_nested
     PIL.Image.ANTIALIAS = PIL.Image.LANCZOS
-    with contextlib.redirect_stdout(io.StringIO()), tf.Graph().as_default():
+    with (
+        _ending_on_ctrl_c(),
+        contextlib.redirect_stdout(io.StringIO()),
+        tf.Graph().as_default(),
+    ):
         import tflearn
     return tflearn
 

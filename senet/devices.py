@@ -12,6 +12,7 @@ from senet.compat import tf, without_chatter
 from senet.errors import Failure
 
 CPU_FLAGS = pathlib.Path("/proc/cpuinfo")  # on Linux
+NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia")
 _chosen = "all"
 
 
@@ -58,7 +59,8 @@ def describe_devices(strategy):
         return f"{f'{count} GPUs,' if count > 1 else 'GPU'} {', '.join(dict.fromkeys(names))}"
     # As TensorFlow counts them: `taskset` can leave fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    unseen = "" if visible_gpus() else " (TensorFlow sees no GPU)"
+    why = "; TF_CPP_MIN_LOG_LEVEL=0 shows why" if NVIDIA_DRIVER.exists() else ""
+    unseen = "" if visible_gpus() else f" (TensorFlow sees no GPU{why})"
     shared = f", shared out as {count} devices" if count > 1 else ""
     return f"{cores} CPU core{'s' * (cores != 1)}{unseen}{shared}"
 

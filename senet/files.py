@@ -1,5 +1,7 @@
-"""Reading files that others provide: only regular ones, and no more of them than is sensible."""
+"""Read files that others provide: only regular ones, and no more of them than is sensible. Replace
+files whole."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -40,6 +42,16 @@ def read_regular(path, largest):
     if len(content) > largest:
         raise _too_large(len(content), largest)
     return content
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield the path of a file to write; at the end of the block it takes the place of `path`,
+    which is therefore as before or complete. A link at `path` is replaced, not followed."""
+    aside = path.with_name(path.name + ".new")
+    aside.unlink(missing_ok=True)  # left by a process that was killed, or a link
+    yield aside
+    aside.replace(path)
 
 
 def _check_regular(status):

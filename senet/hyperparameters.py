@@ -61,7 +61,13 @@ DEVICES = Rule(
 )
 # For every field of the type.
 EVERY = {
-    float: [Rule("be finite", lambda value: abs(value) <= sys.float_info.max)],
+    float: [
+        Rule("be finite", lambda value: abs(value) <= sys.float_info.max),
+        Rule(
+            "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be",
+            lambda value: value == 0 or 1.2e-38 <= abs(value) <= 3.4e38,
+        ),
+    ],
     str: [
         Rule("have at most 4,096 characters", lambda text: len(text) <= 4096),
         Rule(
@@ -186,8 +192,9 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 def check_path(name, path):
     """Raise HyperparameterError, with the `name` of the argument, unless TensorFlow can write a
     checkpoint to `path` and find it again."""
-    if not NOT_A_PATTERN.holds(path):
-        raise HyperparameterError(f"{name} must {NOT_A_PATTERN.words}, got {shown(path)}")
+    for rule in (*EVERY[str], NOT_A_PATTERN):
+        if not rule.holds(path):
+            raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
 
 
 def parse_field(Hyperparameters, name, text):

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -33,6 +34,12 @@ def rng():
     return np.random.default_rng(0)
 
 
+def default_signals():
+    """Undo what `nohup python -m pytest &` ignores: a run ignores it too."""
+    for number in signal.SIGINT, signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start_python(*arguments, cwd=ROOT, **environment):
     """Start `python arguments...` in the folder `cwd`, its output and errors to be read as text."""
     # What senet.compat has set in this process, the other sets for itself.
@@ -44,6 +51,7 @@ def start_python(*arguments, cwd=ROOT, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_signals,
     )
 
 

@@ -1,12 +1,16 @@
-"""Kill training processes at random moments, resume, and compare with an undisturbed run.
+"""Stop training processes at random moments, resume, and compare with an undisturbed run.
 
     python tests/kill_and_resume.py FOLDER --kills=100
 
-Every second kill waits for a save to be under way. A run that comes to its end has to have the
-same rows in logs.txt and the same bits in every variable; then the next run starts.
+A process gets SIGKILL, SIGTERM or SIGHUP, by chance; every second one gets it while a save is under
+way. A run that comes to its end must have the same rows in logs.txt and the same bits in every
+variable; then the next run starts. Each step is in micro-batches.
 """
 
 import argparse
+import collections
+import multiprocessing
+import os
 import pathlib
 import random
 import signal
@@ -17,68 +21,106 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from conftest import run_python, start_python
-from tiny_run import STEPS, command
+from tiny_run import STEPS, arguments
 
+import SE_ResNeXt
 from senet.compat import tf
 
 EPOCHS = 3
 # Save after every step: any moment is close to a save.
-OPTIONS = (f"--total_epochs={EPOCHS}", "--save_minutes=1e-9")
+OPTIONS = (f"--total_epochs={EPOCHS}", "--micro_batch_size=20", "--save_minutes=1e-9")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+
+# Each training is a process of its own, forked from one that has only imported the script: the
+# import of TensorFlow takes longer than the training.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["__main__", "SE_ResNeXt"])
+
+
+def train(argv, output):
+    """Train in this process, with standard output and error in the file `output`."""
+    for number in signal.SIGTERM, signal.SIGHUP:  # nohup ignores it
+        signal.signal(number, signal.SIG_DFL)
+    with output.open("w") as file:
+        for descriptor in 1, 2:
+            os.dup2(file.fileno(), descriptor)
+        sys.exit(SE_ResNeXt.main(argv))
+
+
+def start(folder, name):
+    """Start the run `name`; return the process and the file of its output."""
+    output = folder / f"{name}.txt"
+    output.unlink(missing_ok=True)
+    process = processes.Process(target=train, args=(arguments(folder, name, *OPTIONS), output))
+    process.start()
+    return process, output
+
+
+def finish(folder, name):
+    """Run `name` to its end."""
+    process, output = start(folder, name)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
 
 
 def result(run_dir):
-    """The rows of a finished run, and its variables as {name: bytes}."""
+    """Return the rows of a finished run, and its variables as {name: bytes}."""
     checkpoint = tf.train.load_checkpoint(str(run_dir / "model" / f"model.ckpt-{EPOCHS * STEPS}"))
     names = checkpoint.get_variable_to_shape_map()
     values = {name: np.asarray(checkpoint.get_tensor(name)).tobytes() for name in names}
     return (run_dir / "logs.txt").read_text(), values
 
 
-def start_and_kill(folder, name, randomness, inside_save):
-    """Start the run `name`, and kill it. Returns whether it was killed before its end, and
-    whether that was inside a save."""
-    process = start_python(*command(folder, name, *OPTIONS))
-    while not process.stdout.readline().startswith("run: "):
-        assert process.poll() is None, process.communicate()
-    time.sleep(randomness.uniform(0, 3))
+def start_and_stop(folder, name, randomness, number, inside_save):
+    """Start the run `name` and send it the signal `number`. Return whether that ended it before
+    its end, and whether it was inside a save."""
+    process, output = start(folder, name)
+    while not (output.exists() and "\nrun: " in output.read_text()):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.05)
+    time.sleep(randomness.uniform(0, 1.5))
     aside = folder / name / "model" / "aside"
-    while inside_save and process.poll() is None and not aside.exists():
-        pass
-    process.send_signal(signal.SIGKILL)
+    while inside_save and process.is_alive() and not aside.exists():
+        time.sleep(0.0005)
+    if process.is_alive():
+        os.kill(process.pid, number)
     saving = aside.exists()
-    _, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode != 0, saving
+    process.join()
+    status = -number if number == signal.SIGKILL else 128 + number
+    assert process.exitcode in (0, status), (number, process.exitcode, output.read_text())
+    if process.exitcode == 128 + number:
+        assert f"stopped by {number.name} and saved after step " in output.read_text()
+    return process.exitcode != 0, saving
 
 
 def kill_and_resume(folder, kills, seed=0, report=print):
-    """Kill `kills` processes in all. Raises AssertionError at the first difference."""
-    status, _, errors = run_python(*command(folder, "undisturbed", *OPTIONS))
-    assert (status, errors) == (0, "")
+    """Stop `kills` processes in all. Raises AssertionError at the first difference."""
+    finish(folder, "undisturbed")
     expected = result(folder / "undisturbed")
     randomness = random.Random(seed)
-    killed = inside = runs = 0
-    while killed < kills:
+    stopped, inside, runs = collections.Counter(), 0, 0
+    while stopped.total() < kills:
         runs += 1
         name, starts, finished = f"disturbed{runs}", 0, False
-        while not finished and killed < kills:
-            was_killed, saving = start_and_kill(folder, name, randomness, killed % 2 == 0)
+        while not finished and stopped.total() < kills:
+            number = randomness.choice(SIGNALS)
+            was_stopped, saving = start_and_stop(
+                folder, name, randomness, number, inside_save=stopped.total() % 2 == 0
+            )
             starts += 1
-            killed += was_killed
-            inside += was_killed and saving
-            finished = not was_killed
+            stopped[number.name] += was_stopped
+            inside += was_stopped and saving
+            finished = not was_stopped
         if not finished:
-            status, _, errors = run_python(*command(folder, name, *OPTIONS))
-            assert status == 0, errors
+            finish(folder, name)
         assert result(folder / name) == expected, name
-        report(f"{name}: the same after {starts} starts; {killed} kills, {inside} inside a save")
-    return killed, inside
+        report(f"{name}: the same after {starts} starts; {dict(stopped)}, {inside} inside a save")
+    return stopped, inside
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--kills", type=int, default=100)
-    arguments = parser.parse_args()
-    kill_and_resume(arguments.folder, arguments.kills)
+    options = parser.parse_args()
+    kill_and_resume(options.folder, options.kills)

@@ -59,10 +59,16 @@ def start_workers(*commands):
     return processes, addresses
 
 
-def finish(processes):
-    """Return [(exit status, standard output, standard error)]."""
-    outputs = [process.communicate(timeout=120) for process in processes]
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+def finish(processes, notes=False):
+    """Return [(exit status, standard output, standard error)]; without the notes of workers that
+    wait for slow ones unless asked for."""
+    results = []
+    for process in processes:
+        output, errors = process.communicate(timeout=600)
+        if not notes:
+            errors = re.sub(r"(?m)^waiting for \d+ s: .*\n", "", errors)
+        results.append((process.returncode, output, errors))
+    return results
 
 
 def numbers(folder, name):
@@ -191,18 +197,42 @@ def test_a_worker_that_differs_from_the_chief_is_refused(folder, tmp_path, what)
         write_folder(tmp_path / "data", make_files(count=11))
         other += [f"--data_dir={tmp_path / 'data'}"]
     else:
-        for name in ("SE_ResNeXt.py", "cifar10.py"):
-            shutil.copy(ROOT / name, tmp_path)
-        shutil.copytree(ROOT / "senet", tmp_path / "senet")
-        with (tmp_path / "senet" / "layers.py").open("a") as file:
-            file.write("# changed\n")
-        other[0] = tmp_path / other[0]
+        # A script under a name of its own, by which it has to be found.
+        for name in ("senet", "cifar10.py"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        other[0] = tmp_path / "my_net.py"
+        other[0].write_text((ROOT / "SE_ResNeXt.py").read_text() + "# changed\n")
     processes, addresses = start_workers(command(folder, "other"), other)
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
             f"error: worker 1 at {addresses[1]} differs from the chief in its {what}; "
             f"all workers need the same\n"
+        )
+
+
+ON_A_CPU = """
+import pathlib, sys
+import senet.devices
+senet.devices.CPU_FLAGS = pathlib.Path(sys.argv.pop(1))
+import SE_ResNeXt
+sys.exit(SE_ResNeXt.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_bfloat16_of_the_others_is_refused(folder, tmp_path):
+    commands = []
+    for name, flags in ("new", "avx2 avx512_bf16"), ("old", "avx2"):
+        (tmp_path / name).write_text(f"flags\t\t: fpu {flags}\n")
+        _, *arguments = command(folder, "precision", "--mixed_precision=True")
+        commands.append(["-c", ON_A_CPU, tmp_path / name, *arguments])
+    processes, addresses = start_workers(*commands)
+    for status, _, errors in finish(processes):
+        assert status == 1
+        assert errors == (
+            f"error: {addresses[1]} has no bfloat16, in which the other workers compute; give all "
+            f"workers --mixed_precision=False\n"
         )
 
 
@@ -333,7 +363,8 @@ def start_worker(folder, name, addresses, index, *options, patience=300):
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_named(folder):
     addresses = free_addresses(2)
-    ((status, _, errors),) = finish([start_worker(folder, "never", addresses, 0, patience=20)])
+    worker = start_worker(folder, "never", addresses, 0, patience=20)
+    ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1
     missing = f"worker 1 at {addresses[1]} does not answer"

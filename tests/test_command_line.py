@@ -1,5 +1,6 @@
 """From the command line to a command, and from an error to one line and an exit status."""
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scripts import by_script
 import SE_ResNeXt
 from senet.cli.command_line import COMMANDS, parse, run_command
 from senet.compat import tf
+from senet.devices import visible_gpus
 from senet.errors import HyperparameterError
 from senet.hyperparameters import RunHyperparameters
 from senet.run.signals import Stopped
@@ -72,6 +74,18 @@ class TestParse:
                 "predict",
                 {},
                 {"images": ["a.png", "b.png"], "json": True},
+            ),
+            (
+                ["--fast", "predict", "a.png", "--json", "b.png", "--width", "4", "c.png"],
+                "predict",
+                {"fast": True, "width": 4},
+                {"images": ["a.png", "b.png", "c.png"], "json": True},
+            ),
+            (
+                ["predict", "a.png", "--checkpoint", "c", "--fast", "--", "--json"],
+                "predict",
+                {"fast": True},
+                {"images": ["a.png", "--json"], "checkpoint": "c", "json": False},
             ),
             (["predict", "--", "-a.png"], "predict", {}, {"images": ["-a.png"], "json": False}),
             (["predict", "--", "--fast"], "predict", {}, {"images": ["--fast"], "json": False}),
@@ -232,15 +246,24 @@ class TestFailures:
 
         assert call(train=train) == (143, "", "saved at step 3\n")
 
+    @pytest.mark.slow
     def test_tensorflow_out_of_memory(self, capfd):
         def allocate_a_petabyte(_):
             with tf.Graph().as_default(), tf.Session() as session:
                 size = tf.placeholder_with_default(np.int64(2**48), [])
                 session.run(tf.fill([size], 0.0))
 
-        assert run_command(allocate_a_petabyte, None, Settings, []) == 1
-        last = capfd.readouterr().err.splitlines()[-1]
-        assert last.startswith("error: out of memory: try a smaller --micro_batch_size")
+        visible_gpus()  # reports that there is none
+        capfd.readouterr()
+        status = run_command(allocate_a_petabyte, None, Settings, [])
+        message = "out of memory: try a smaller --micro_batch_size"
+        one_line((status, *capfd.readouterr()), 1, message)
+
+    def test_a_terminal_without_utf8_gets_escapes(self, call, monkeypatch):
+        terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert call(train=lambda _: print("猫"))[0] == 0
+        assert terminal.buffer.getvalue() == b"\\u732b\n"
 
     def test_without_network_and_data_both_ways_out_are_named(self, call, monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nobody answers there
@@ -280,6 +303,10 @@ class TestHyperparametersOfTheRun:
         assert status == 0
         assert "run_dir='.'" in output
         assert "width=3, rate=0.2, fast=False" in output
+
+    def test_the_devices_in_the_file_are_those_of_another_machine(self, evaluate):
+        assert "devices='all'" in evaluate('{"devices": "0,1"}')[1]
+        assert "devices='cpu:0'" in evaluate('{"devices": "0,1"}', "--devices=cpu:0")[1]
 
     @pytest.mark.parametrize(
         "text, message",

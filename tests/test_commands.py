@@ -1,8 +1,11 @@
 """The commands that use a trained network, on the tiny run `trained`."""
 
 import json
+import os
 import re
+import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from PIL import Image
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
-from senet.cli.excitation import draw_excitation
+from senet.cli.excitation import draw_excitation, save_excitation
 from senet.compat import tf
 
 
@@ -166,6 +169,64 @@ def test_export_that_cannot_be_written_is_one_line(call, tmp_path):
     assert errors.count("\n") == 1
 
 
+def test_export_replaces_no_link(call, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    status, output, errors = call("export", tmp_path / "link")
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: {tmp_path}/link already exists: ")
+    assert list(tmp_path.iterdir()) == [tmp_path / "link"]
+
+
+def test_export_on_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, capfd):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        status = SE_ResNeXt.main(["export", str(tmp_path / "model"), f"--run_dir={trained}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    output, errors = capfd.readouterr()
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: cannot write {tmp_path}/model: ")
+    assert errors.endswith("File too large\n")
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_stopped_by_sigterm_leaves_nothing(call, tmp_path, monkeypatch):
+    def save(_):
+        assert [path.name[:8] for path in tmp_path.iterdir()] == [".export-"]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tf.saved_model.Builder, "save", save)
+    status, output, errors = call("export", tmp_path / "model")
+    message = "stopped by SIGTERM; run the same command to start again\n"
+    assert (status, output, errors) == (143, "", message)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_figures_replace_links_and_write_nowhere_else(call, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    for command, name in ("evaluate", "confusion_matrix.png"), ("excitation", "excitation.png"):
+        for place in name, f"{name}.new":
+            (tmp_path / place).write_text("precious")
+            (tmp_path / "run" / place).unlink(missing_ok=True)
+            (tmp_path / "run" / place).symlink_to(tmp_path / place)
+        status, _, errors = call(command, run_dir=tmp_path / "run")
+        assert (status, errors) == (0, "")
+        assert not (tmp_path / "run" / name).is_symlink()
+        Image.open(tmp_path / "run" / name).verify()
+        assert not (tmp_path / "run" / f"{name}.new").is_symlink()
+        for place in name, f"{name}.new":
+            assert (tmp_path / place).read_text() == "precious"
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_a_font_lacks_are_drawn_without_a_warning(tmp_path):
+    save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
+
+
 def test_excitation_draws_a_panel_a_block(call, trained):
     status, output, errors = call("excitation")
     assert (status, errors) == (0, "")
@@ -228,6 +289,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tm
         (["predict"], 2, "IMAGE"),
         (["export"], 2, "FOLDER"),
         (["export", "a", "b"], 2, "b"),
+        (["export", "a\0b"], 2, r"FOLDER must not contain control characters, got 'a\x00b'"),
+        (["export", "a" * 5000], 2, "FOLDER must have at most 4,096 characters, got 'aaa"),
+        (["export", "\udcff"], 2, r"FOLDER must be valid UTF-8, got '\udcff'"),
         (["predict", "a.png", "--checkpoint"], 2, "--checkpoint"),
         (["publish"], 2, "FOLDER"),
         (["predict", "a.png", "--top=5"], 2, "unknown option '--top'"),

@@ -51,6 +51,8 @@ REFUSED = [
     ("rate", float("nan"), "be finite, got nan"),
     ("rate", float("inf"), "be finite, got inf"),
     ("rate", 10**400, f"be finite, got 1{'0' * 47}...{'0' * 49}"),
+    ("rate", 1e-40, "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be, got 1e-40"),
+    ("save_minutes", 1e39, "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be, got 1e+39"),
     ("kind", "Plain", "be one of plain, wide, got 'Plain'"),
     ("folder", "", "not be empty, got ''"),
     ("folder", "a\nb", r"not contain control characters, got 'a\nb'"),

@@ -101,7 +101,7 @@ def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
     )
     assert lines[6] == (
         "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
-        "--run_dir=runs/small\n"
+        f"--data_dir={tmp_path}/data --run_dir=runs/small\n"
     )
 
 

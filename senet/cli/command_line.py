@@ -3,9 +3,11 @@ line and an exit status."""
 
 import argparse
 import ast
+import collections
 import dataclasses
 import difflib
 import inspect
+import io
 import itertools
 import pathlib
 import re
@@ -66,6 +68,8 @@ def run_command(train, network, Hyperparameters, argv=None):
     `train` takes a Hyperparameters, `network` is the script's class. The other commands are those
     of `senet.cli.commands`, with the hyperparameters of the run in `run_dir` where the command
     line gives none."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes in a terminal without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -102,8 +106,10 @@ def _run(train, network, Hyperparameters, argv):
         train(Hyperparameters(**fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
-    # The run_dir in the file is where the run was trained; it may have moved since.
-    fields = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir} | fields
+    # In the file are the folder and the devices that it was trained with, perhaps elsewhere.
+    trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
+    trained.pop("devices", None)
+    fields = trained | fields
     function, *_ = COMMANDS[command]
     return function(network, Hyperparameters(**fields), **arguments) or 0
 
@@ -146,16 +152,14 @@ def parse(argv, Hyperparameters):
     wrong."""
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
-    arguments = {name: None for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
+    arguments = {name: settings for _, _, *rest in COMMANDS.values() for _, name, settings in rest}
     of_commands = [name for name in arguments if name.startswith("--")]
     _check_names(argv, [*(f"--{name}" for name in names), *of_commands, "--help"])
-    # A bare --flag is --flag=True, never followed by its value: `--xla evaluate`.
-    options = _before_dashes(argv)
-    words = [
-        f"{word}=True" if word in flags and following not in ("True", "False") else word
-        for word, following in itertools.zip_longest(options, options[1:])
-    ]
-    parsed = vars(_parser(Hyperparameters).parse_args(words + argv[len(options) :]))
+    before = _before_dashes(argv)
+    valueless = {"--help", *(name for name in of_commands if "action" in arguments[name])}
+    command, options, others = _sorted_words(before, flags, valueless)
+    words = [*command, *options, *others, *argv[len(before) :]]
+    parsed = vars(_parser(Hyperparameters).parse_args(words))
     command = parsed.pop("command", None) or "train"
     texts = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
     fields = {name: parse_field(Hyperparameters, name, text) for name, text in texts.items()}
@@ -165,6 +169,28 @@ def parse(argv, Hyperparameters):
 def _before_dashes(argv):
     """Return the words before `--`; those after it are no options, such as `predict -- --xla`."""
     return list(itertools.takewhile(lambda word: word != "--", argv))
+
+
+def _sorted_words(words, flags, valueless):
+    """Return the command, [] without one, its options as --name=value, and its other words, which
+    argparse wants side by side: `predict a.png --json b.png`. Of the options, `flags` need no
+    value, and `valueless` have none."""
+    options, others = [], []
+    rest = collections.deque(words)
+    while rest:
+        word = rest.popleft()
+        following = rest[0] if rest else "--"
+        if not word.startswith("--"):
+            others.append(word)
+        elif "=" in word or word in valueless:
+            options.append(word)
+        elif word in flags and following not in ("True", "False"):  # `--xla evaluate`
+            options.append(f"{word}=True")
+        elif following.startswith("--"):
+            options.append(word)  # argparse says that its value is missing
+        else:
+            options.append(f"{word}={rest.popleft()}")
+    return others[:1], options, others[1:]
 
 
 def _check_names(argv, known):

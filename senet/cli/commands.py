@@ -19,8 +19,10 @@ from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
 from senet.errors import Failure, first_line, printable, shortened
 from senet.evaluation import evaluate as evaluate_batches
+from senet.files import replacing
 from senet.hyperparameters import check_path
 from senet.run.pages import confusion_page
+from senet.run.signals import signals_as_exceptions
 from senet.run.trained import TrainedNetwork
 
 TOP = 3  # classes printed for an image
@@ -36,7 +38,8 @@ def evaluation(trained):
             f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
             f"{hp.dataset} has {shortened(data.label_names)}: give the --dataset it was trained on"
         )
-    # The same batches as in training, so that the numbers are the same to the last bit.
+    # The same batches as in training, so that the numbers are the same to the last bit on the same
+    # CPU with the same number of cores.
     todo = batches(data.test, hp.micro_batch_size or hp.batch_size)
     return evaluate_batches(trained.session, trained.outputs, trained.inputs, todo), data
 
@@ -52,7 +55,8 @@ def evaluate(network, hyperparameters, checkpoint=""):
         for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
-        Image.fromarray(confusion_page(matrix, names)).save(figure)
+        with replacing(figure) as aside:
+            Image.fromarray(confusion_page(matrix, names)).save(aside, "PNG")
         print(f"\nfigure: {figure}")
 
 
@@ -131,7 +135,10 @@ def written_aside(folder):
     another process may be watching. Raises Failure if it cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside:
+        with (
+            signals_as_exceptions(),
+            tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside,
+        ):
             aside = pathlib.Path(aside) / "model"
             yield aside
             aside.rename(folder)
@@ -176,7 +183,7 @@ def excitation(network, hyperparameters, checkpoint=""):
     run_dir/excitation.png, and print how much they differ (SENet, arXiv 1709.01507, the section on
     the role of excitation)."""
     # Imported here because only this command needs Matplotlib.
-    from senet.cli.excitation import draw_excitation
+    from senet.cli.excitation import save_excitation
 
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
@@ -195,5 +202,6 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        draw_excitation(tested.gates, data.label_names).savefig(figure, dpi=110)
+        with replacing(figure) as aside:
+            save_excitation(aside, tested.gates, data.label_names)
         print(f"figure: {figure}")

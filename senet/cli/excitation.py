@@ -1,14 +1,19 @@
 """The figure of what the SE blocks do: SENet, arXiv 1709.01507, the section on the role of
 excitation, draws the same for its ImageNet network."""
 
-import logging
 import math
+import warnings
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-# On its first use it would say that it builds a cache of fonts.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+def save_excitation(path, gates, label_names):
+    """Write the figure of `draw_excitation` to a PNG file."""
+    with warnings.catch_warnings():
+        # The font draws a box for a character that it lacks, such as a Chinese one.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        draw_excitation(gates, label_names).savefig(path, dpi=110, format="png")
 
 
 def draw_excitation(gates, label_names):

@@ -35,10 +35,10 @@ class Checkpoints:
         floats = [v for v in restored if v.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
         self.current = None  # the step of the checkpoint that equals the session's values
+        self.damaged = []  # newer ones than it, as (files, reason)
 
     def restore(self, session):
         """Load the newest readable checkpoint into the session and return whether there is one.
-        Newer ones that cannot be read are renamed *.damaged, with a warning.
 
         Raises Failure, with every file left as it is, if there are checkpoints but none can be
         read, or if the newest is of a different network."""
@@ -57,12 +57,16 @@ class Checkpoints:
                 f"to resume, or give another --run_dir to start from scratch"
             )
         self._load(session, path)
-        for files, message in damaged:
-            print(f"warning: {message}; resuming from {path}", file=sys.stderr)
+        self.current, self.damaged = step_of(path), damaged
+        return True
+
+    def rename_damaged(self):
+        """Rename the checkpoints that `restore` could not read to *.damaged, with a warning."""
+        for files, message in self.damaged:
+            used = self.folder / f"model.ckpt-{self.current}"
+            print(f"warning: {message}; resuming from {used}", file=sys.stderr)
             for file in files:
                 file.rename(file.with_name(file.name + ".damaged"))
-        self.current = step_of(path)
-        return True
 
     def _difference(self, path):
         """Return how the variables in a checkpoint differ from the graph's, "" if they do not."""

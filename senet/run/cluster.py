@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 from senet.compat import print_error, tf
-from senet.devices import session_config, use_devices
+from senet.devices import compute_type, session_config, use_devices
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.run.console import say
 
@@ -129,8 +129,8 @@ class Cluster:
             if self.met.is_set():
                 continue
             missing = _described(silent) or (
-                "all workers answer, but have not met; give them the same TF_CONFIG but for the "
-                "index"
+                "all workers answer, but one is still starting, or has a TF_CONFIG that differs in "
+                "more than the index"
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60
@@ -196,6 +196,19 @@ class Cluster:
                     f"worker {number} at {self.addresses[number]} differs from the chief in its "
                     f"{' and '.join(different)}; all workers need the same"
                 )
+
+    def check_same_precision(self):
+        """Raise Failure if some workers compute in bfloat16 and others do not have it."""
+        with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
+        has = self.gather([with_bfloat16])[:, 0].tolist()
+        if len(set(has)) > 1:
+            without = ", ".join(
+                address for address, h in zip(self.addresses, has, strict=True) if not h
+            )
+            raise Failure(
+                f"{without} has no bfloat16, in which the other workers compute; give all workers "
+                f"--mixed_precision=False"
+            )
 
 
 class Silence(str):

@@ -17,7 +17,7 @@ import filelock
 
 from senet.compat import tf
 from senet.errors import Failure, first_line
-from senet.files import read_regular
+from senet.files import read_regular, replacing
 from senet.hyperparameters import changed_fields, load_fields
 from senet.run.checkpoints import is_network_alone
 
@@ -119,7 +119,9 @@ class RunFolder:
         self._write_rows()
 
     def add_row(self, epoch, values):
-        """Write the row of an epoch from a dict with its losses and accuracies; return it."""
+        """Write the row of an epoch from a dict with its losses and accuracies; return it. Raises
+        Failure if another process has the run."""
+        self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
         self.rows[epoch] = ROW.format(epoch=epoch, total_epochs=total_epochs, **values)
         self._write_rows()
@@ -165,7 +167,5 @@ def read_rows(path):
 
 def _replace_text(path, text):
     """Write a text file so that it is either as before or complete."""
-    aside = path.with_name(path.name + ".new")
-    with writing(path):
+    with writing(path), replacing(path) as aside:
         aside.write_text(text, "utf-8")
-        aside.replace(path)

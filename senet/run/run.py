@@ -1,10 +1,12 @@
 """A training run: everything that happens around the steps of the training loop."""
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import math
 import pathlib
+import shlex
 import signal
 import time
 
@@ -69,6 +71,7 @@ class Run:
             code=_source_code(self.network),
             images=repr(data.checksums()),
         )
+        self.cluster.check_same_precision()
         resumed, self.epochs_done = self._restore(inputs) if self.cluster.chief else (False, 0)
         resumed, step, self.epochs_done = self.cluster.from_chief(
             resumed, self._step(), self.epochs_done
@@ -79,6 +82,7 @@ class Run:
         weights = self._load_weights(test_batch) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
+            self.checkpoints.rename_damaged()
             self._open_logs(graph, resumed)
             self._print_start(resumed, step, weights, inputs, test_batch)
         return self.session
@@ -142,11 +146,19 @@ class Run:
             lambda batch: self.session.run(test_batch, inputs.feed(batch)),
             self.data,
             epochs,
-            f"python {self._script()} {hp.SMALLER} --run_dir=runs/small",
+            shlex.join(["python", self._script(), *hp.SMALLER.split(), *self._given_data()]),
             strategy,
         )
         if note:
             say(note)
+
+    def _given_data(self):
+        """Return the options of a smaller start with the same data."""
+        fields = dataclasses.fields(self.hyperparameters)
+        given = [f for f in fields if f.name in ("dataset", "data_dir", "image_size")]
+        values = {f.name: getattr(self.hyperparameters, f.name) for f in given}
+        changed = [f"--{f.name}={values[f.name]}" for f in given if values[f.name] != f.default]
+        return [*changed, "--run_dir=runs/small"]
 
     def _script(self):
         """Return the file name of the script that runs."""

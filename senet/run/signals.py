@@ -1,5 +1,6 @@
 """Stopping by SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal or ssh connection)."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,11 +12,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """A run was stopped by `signal_number`, and saved; the text says how to resume."""
+    """The program was stopped by `signal_number`; the text says what to do next."""
 
     def __init__(self, signal_number, text):
         super().__init__(text)
         self.exit_status = 128 + signal_number
+
+
+@contextlib.contextmanager
+def signals_as_exceptions():
+    """Raise Stopped on SIGTERM and SIGHUP inside the block, so that temporary files are removed."""
+
+    def stop(number, _):
+        name = signal.Signals(number).name
+        raise Stopped(number, f"stopped by {name}; run the same command to start again")
+
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:

@@ -1,0 +1,207 @@
+"""Files of a run that somebody removes, copies, damages or replaces, before it or during it."""
+
+import importlib.util
+import io
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+
+import pytest
+from fake_cifar10 import make_files, write_folder
+from tiny_run import STEPS, arguments
+
+import SE_ResNeXt
+from senet.compat import tf
+from senet.errors import Failure
+from senet.hyperparameters import RunHyperparameters
+from senet.run.checkpoints import Checkpoints, checkpoint_files
+from senet.run.events import EventFile
+from senet.run.folder import RunFolder
+
+VALUES = {"train_loss": 1, "train_accuracy": 0.5, "test_loss": 1, "test_accuracy": 0.25}
+
+
+@dataclass(frozen=True)
+class Hyperparameters(RunHyperparameters):
+    total_epochs: int = 3
+
+
+@pytest.fixture
+def hyperparameters(tmp_path):
+    return Hyperparameters(run_dir=str(tmp_path / "run"))
+
+
+class TestRows:
+    def test_deleted_rows_are_written_again(self, hyperparameters):
+        with RunFolder(hyperparameters) as folder:
+            folder.add_row(1, VALUES)
+            folder.row_file.unlink()
+            folder.add_row(2, VALUES)
+            rows = folder.row_file.read_text().splitlines()
+        assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3"]
+
+    def test_rows_without_their_checkpoints_are_kept(self, hyperparameters):
+        with RunFolder(hyperparameters) as folder:
+            folder.add_row(1, VALUES)
+        shutil.rmtree(folder.model)
+        before = folder.row_file.read_text()
+        with pytest.raises(Failure, match=r"logs.txt has 1 epochs, but .*/model has no checkpoint"):
+            RunFolder(hyperparameters).__enter__()
+        assert folder.row_file.read_text() == before
+
+    @pytest.mark.parametrize("name", ["logs.txt", "lock"])
+    def test_a_folder_in_the_place_of_a_file_is_named(self, hyperparameters, tmp_path, name):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        with pytest.raises(Failure, match=f"{name}.* folder|{name}: Is a directory"):
+            RunFolder(hyperparameters).__enter__()
+
+    def test_an_epoch_of_thousands_of_digits_is_no_row(self, hyperparameters):
+        with RunFolder(hyperparameters) as folder:
+            folder.add_row(1, VALUES)
+        row = folder.row_file.read_text()
+        folder.row_file.write_text(row + row.replace(" 1/", f" {'9' * 5000}/"))
+        (folder.model / "model.ckpt-1.index").touch()
+        folder.write_hyperparameters()
+        with RunFolder(hyperparameters) as folder:
+            assert list(folder.rows) == [1]
+
+    def test_a_full_disk_under_the_rows_leaves_them(self, hyperparameters):
+        with RunFolder(hyperparameters) as folder:
+            folder.add_row(1, VALUES)
+            before = folder.row_file.read_text()
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            try:
+                with pytest.raises(Failure, match=r"cannot write .*logs.txt: File too large; fix"):
+                    folder.add_row(2, VALUES)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert folder.row_file.read_text() == before
+
+
+class TestLock:
+    def test_a_deleted_lock_is_taken_again(self, hyperparameters):
+        with RunFolder(hyperparameters) as folder:
+            folder.lock_file.unlink()
+            folder.keep_lock()
+            with pytest.raises(Failure, match="is being trained by another process"):
+                RunFolder(hyperparameters).__enter__()
+
+    def test_of_two_that_meet_the_first_ends_before_it_writes(self, hyperparameters):
+        with RunFolder(hyperparameters) as first:
+            first.lock_file.unlink()
+            with RunFolder(hyperparameters) as second:
+                with pytest.raises(Failure, match="is being trained by another process"):
+                    first.add_row(1, VALUES)
+                assert not first.row_file.exists()
+                second.add_row(1, VALUES)
+                assert second.row_file.exists()
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def checkpoints(self, tmp_path):
+        """Checkpoints of the steps 1 and 2 of a graph with one variable, and a session."""
+        with tf.Graph().as_default(), tf.Session() as session:
+            step = tf.train.get_or_create_global_step()
+            variable = tf.get_variable("v", initializer=1.0)
+            checkpoints = Checkpoints(tmp_path, variable + 1)
+            session.run(tf.global_variables_initializer())
+            for number in 1, 2:
+                session.run(tf.assign_add(step, 1))
+                checkpoints.save(session, number)
+            yield checkpoints, session
+
+    def test_a_copy_under_a_larger_number_is_not_the_newest(self, checkpoints, tmp_path, capsys):
+        checkpoints, session = checkpoints
+        for file in tmp_path.glob("model.ckpt-2.*"):
+            shutil.copy(file, tmp_path / file.name.replace("-2.", "-999."))
+        assert checkpoints.restore(session)
+        assert checkpoints.current == 2
+        checkpoints.rename_damaged()
+        warning = capsys.readouterr().err
+        assert "model.ckpt-999: cannot be used (it is a copy of the checkpoint of step 2" in warning
+        assert warning.count("\n") == 1
+        assert list(checkpoint_files(tmp_path)) == [1, 2]
+
+    def test_a_damaged_one_is_renamed_only_when_the_run_goes_on(self, checkpoints, tmp_path):
+        checkpoints, session = checkpoints
+        index = tmp_path / "model.ckpt-2.index"
+        index.write_bytes(index.read_bytes()[:10])
+        before = sorted(tmp_path.iterdir())
+        assert checkpoints.restore(session)
+        assert sorted(tmp_path.iterdir()) == before
+        checkpoints.rename_damaged()
+        assert (tmp_path / "model.ckpt-2.index.damaged").exists()
+        assert list(checkpoint_files(tmp_path)) == [1]
+
+
+def test_deleted_events_are_said_and_written_again(tmp_path, capsys):
+    with EventFile(tmp_path / "logs") as events:
+        shutil.rmtree(tmp_path / "logs")
+        events.write(step=3)
+        assert capsys.readouterr().err == (
+            f"warning: {events.path} was deleted; starting another\n"
+        )
+    assert [event.step for event in tf.train.summary_iterator(str(events.path))] == [0, 3]
+
+
+@pytest.mark.slow
+def test_images_that_differ_are_refused_before_anything_is_renamed(trained, tmp_path, capfd):
+    shutil.copytree(trained, tmp_path / "run")
+    write_folder(tmp_path / "data", make_files(count=101))
+    (tmp_path / "run" / "model" / f"model.ckpt-{2 * STEPS}.index").write_bytes(b"damaged")
+    before = sorted((tmp_path / "run").rglob("*"))
+    assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=3")) == 1
+    errors = capfd.readouterr().err
+    assert errors.startswith("error: the training images differ from those ")
+    assert errors.count("\n") == 1
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_renamed_script_names_itself(tmp_path, capfd):
+    specification = importlib.util.spec_from_file_location(
+        "my_net", shutil.copy(SE_ResNeXt.__file__, tmp_path / "my_net.py")
+    )
+    sys.modules["my_net"] = my_net = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(my_net)
+    assert my_net.main(arguments(tmp_path, "run", "--total_epochs=1")) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == f"next: python my_net.py evaluate --run_dir={tmp_path}/run"
+
+
+class Terminal(io.StringIO):
+    """Standard output that calls `row` when the first row of a run is printed."""
+
+    row = None
+
+    def write(self, text):
+        if text.startswith("epoch: 1/"):
+            self.row()
+        return super().write(text)
+
+
+@pytest.mark.slow
+def test_an_epoch_is_saved_before_its_row_is_printed_and_survives_deletion(tmp_path, monkeypatch):
+    run_dir, terminal, saved = tmp_path / "run", Terminal(), []
+
+    def row():
+        saved.append((run_dir / "model" / f"model.ckpt-{STEPS}.index").exists())
+        saved.append((run_dir / "logs.txt").read_text().startswith("epoch: 1/2"))
+        (run_dir / "logs.txt").unlink()
+        (run_dir / "lock").unlink()
+        shutil.rmtree(run_dir / "logs")
+
+    terminal.row = row
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=2")) == 0
+    assert saved == [True, True]
+    rows = (run_dir / "logs.txt").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]
+    assert all(row in terminal.getvalue() for row in rows)
+    assert (run_dir / "lock").exists()
+    (events,) = (run_dir / "logs").iterdir()
+    tags = {v.tag for e in tf.train.summary_iterator(str(events)) for v in e.summary.value}
+    assert "test_accuracy" in tags

@@ -1,0 +1,53 @@
+"""Output that nobody can read, Ctrl-C while packages are imported, and warnings of other packages:
+each in a process of its own."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_python, start_python
+from tiny_run import command
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
+def test_a_run_goes_on_when_its_output_cannot_be_written(tmp_path, streams):
+    line = shlex.join([sys.executable, *command(tmp_path, "run", "--total_epochs=2")])
+    result = subprocess.run(
+        f"{line} {streams}", shell=True, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    rows = (tmp_path / "run" / "logs.txt").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]
+    assert (tmp_path / "run" / "model" / "model.ckpt-20.index").exists()
+
+
+def test_ctrl_c_during_the_import_of_tensorflow_ends_quietly():
+    process = start_python("SE_ResNeXt.py", "--help")
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "libtensorflow" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
+    code = "import os, signal, senet.compat; os.kill(os.getpid(), signal.SIGINT); input()"
+    # As a shell sees it, 130.
+    assert run_python("-c", code) == (-signal.SIGINT, "", "")
+
+
+def test_a_home_that_cannot_be_written_is_not_mentioned(tmp_path):
+    home = tmp_path / "file"
+    home.touch()
+    code = "import senet.compat, senet.cli.excitation"
+    inherited = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    assert run_python("-c", code, HOME=str(home), **inherited) == (0, "", "")
