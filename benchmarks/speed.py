@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                    images/s of each, on random images
     python benchmarks/speed.py --steps=1          the same with few steps
+    python benchmarks/speed.py --networks recipe  one of them
     python benchmarks/speed.py growth             time and memory by batch and image size, ours only
     python benchmarks/speed.py input              the input path only, augmentation included
 
@@ -22,11 +23,24 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# The defaults; for SE_ResNeXt 32x32 images, and a whole batch that fits into PyTorch's memory.
+# The script and what differs from its defaults: for SE_ResNeXt 32x32 images, and a whole batch that
+# fits into PyTorch's memory. "recipe" is the network of the first command in the README.
 SETTINGS = {
-    "SE_ResNeXt": {"padding": 0, "batch_size": 32, "micro_batch_size": 0},
-    "SE_Inception_v4": {},
-    "SE_Inception_resnet_v2": {},
+    "SE_ResNeXt": ("SE_ResNeXt", {"padding": 0, "batch_size": 32, "micro_batch_size": 0}),
+    "SE_Inception_v4": ("SE_Inception_v4", {}),
+    "SE_Inception_resnet_v2": ("SE_Inception_resnet_v2", {}),
+    "recipe": (
+        "SE_ResNeXt",
+        {
+            "cardinality": 2,
+            "depth": 32,
+            "blocks": 2,
+            "stem": "whitening",
+            "padding": 0,
+            "micro_batch_size": 0,
+            "label_smoothing": 0.1,
+        },
+    ),
 }
 CANDIDATES = ("ours", "ours, float32", "PyTorch eager", "PyTorch compile")
 
@@ -45,11 +59,16 @@ def main():
     if arguments.what == "input":
         input_path()
         arguments.networks = []
+    if arguments.networks:
+        peak = Worker("SE_ResNeXt", "peak", {}).end()
+        print(f"matrix products reach {peak['flop_per_second'] / 1e12:.2f} TFLOP/s here")
     for network in arguments.networks:
+        script, settings = SETTINGS[network]
         if arguments.what == "compare":
-            compare(network, SETTINGS[network], arguments.steps, arguments.turns)
+            print(f"\n{network}", flush=True)
+            compare(script, settings, arguments.steps, arguments.turns)
         else:
-            growth(network, arguments.steps)
+            growth(script, arguments.steps)
 
 
 def compare(network, settings, steps, turns):
@@ -173,7 +192,9 @@ def work(network, candidate, settings):
     script = importlib.import_module(network)
     settings = settings | {"mixed_precision": candidate != "ours, float32"}
     hyperparameters = script.Hyperparameters(**settings)
-    if candidate == "limit":
+    if candidate == "peak":
+        print(json.dumps(matrix_peak(hyperparameters)))
+    elif candidate == "limit":
         print(json.dumps(convolution_limit(script, hyperparameters)))
     else:
         prepare = prepare_torch if candidate.startswith("PyTorch") else prepare_ours
@@ -224,17 +245,20 @@ def prepare_ours(script, hyperparameters, candidate):
 
 
 def prepare_torch(script, hyperparameters, candidate):
-    """Return the same step in PyTorch (bfloat16 autocast, channels_last), and its number of
-    parameters."""
+    """Return the same step in PyTorch (channels_last, autocast to bfloat16 if the CPU has it), and
+    its number of parameters."""
     import torch
     import torch_networks
+
+    from senet.devices import has_bfloat16
 
     data = noise(hyperparameters.batch_size)
     network = torch_networks.NETWORKS[script.__name__](hyperparameters)
     network = network.to(memory_format=torch.channels_last)
-    parameters = sum(p.numel() for p in network.parameters())
+    trained = [p for p in network.parameters() if p.requires_grad]
+    parameters = sum(p.numel() for p in trained)
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        trained,
         lr=hyperparameters.init_learning_rate,
         momentum=hyperparameters.momentum,
         weight_decay=hyperparameters.weight_decay,
@@ -244,21 +268,42 @@ def prepare_torch(script, hyperparameters, candidate):
     images = torch.tensor(data.train.images).permute(0, 3, 1, 2).float() / 64 - 2
     images = images.to(memory_format=torch.channels_last)
     labels = torch.tensor(data.train.labels).long()
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=hyperparameters.label_smoothing)
     forward = torch.compile(network) if candidate == "PyTorch compile" else network
 
     def step():
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             logits = forward(images)
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        loss(logits.float(), labels).backward()
         optimizer.step()
 
     return step, parameters
 
 
+def matrix_peak(hyperparameters, side=4096):
+    """Return the floating-point operations per second of a product of two large matrices, in the
+    type that the networks compute in: the fastest of ten."""
+    from senet.compat import tf
+    from senet.devices import compute_type
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        noise = tf.random.stateless_normal([side, side], [0, 0])
+        matrix = tf.get_variable("matrix", initializer=tf.cast(noise, compute_type(True)))
+        product = tf.matmul(matrix, matrix).op
+        session.run(tf.global_variables_initializer())
+        seconds = []
+        for _ in range(10):
+            started = time.perf_counter()
+            session.run(product)
+            seconds.append(time.perf_counter() - started)
+    return {"flop_per_second": 2 * side**3 / min(seconds)}
+
+
 def convolution_limit(script, hyperparameters):
     """Return the seconds that all convolutions of a step take, forward and both gradients, each
-    alone and in the faster of its plain form and ours; and a step's floating-point operations."""
+    alone and in the faster of its plain form and ours; and a step's floating-point operations. A
+    frozen stem, which has no gradients, does not count."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
@@ -277,7 +322,7 @@ def convolution_limit(script, hyperparameters):
     batch = hyperparameters.micro_batch_size or hyperparameters.batch_size
     with tf.Graph().as_default():
         x = tf.placeholder(tf.float32, [batch, 32, 32, 3])
-        script.__dict__[script.__name__](x, True, hyperparameters)
+        script.__dict__[script.__name__](x, False, hyperparameters)
     seconds = flop = 0
     for (*size, dtype, weights, stride, padding, groups), count in calls.items():
         best = [float("inf")] * 3

@@ -86,7 +86,13 @@ class Block(nn.Module):
 
 def se_resnext(hp, classes=10):
     """Return the network of SE_ResNeXt.py for its Hyperparameters."""
-    layers, channels = [ConvBn(3, 64, 3), nn.ReLU(inplace=True)], 64
+    if hp.stem == "whitening":
+        channels = 96
+        convolution = nn.Conv2d(3, channels, 4, 2, 1, bias=False).requires_grad_(False)
+    else:
+        channels = 64
+        convolution = ConvBn(3, channels, 3)
+    layers = [convolution, nn.ReLU(inplace=True)]
     for stage in range(3):
         for number in range(hp.blocks):
             depth, stride = hp.depth << stage, 2 if stage and not number else 1
