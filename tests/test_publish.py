@@ -44,7 +44,7 @@ def test_the_card_has_the_numbers_of_the_files(published, trained):
     assert "Made-up images, JPEG re-encoded." in card
     assert card_numbers(card)[1] == 7862  # by hand: see test_run
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=50"
-    assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2\n" in card
+    assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2 --micro_batch_size=0\n" in card
     assert "500 training and 100 test images" in card
     assert (published / "logs.txt").read_text() == (trained / "logs.txt").read_text()
     assert [path.name for path in published.parent.iterdir()] == ["tiny"]
