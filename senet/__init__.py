@@ -1,1 +1,1 @@
-"""What the training scripts share and nobody edits for an experiment."""
+"""The library behind the training scripts: layers, schedules, data sets, runs, command line."""

@@ -1,7 +1,7 @@
-"""Convolution over `tf.nn.conv2d`, in the form that is fastest for its sizes.
+"""2-D convolution in the implementation that is fastest for its sizes.
 
-What each form buys is measured on two CPU cores with AVX-512 BF16, in bfloat16, as the time of the
-plain form over the time of this one.
+Speed-ups in brackets are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU cores with
+AVX-512 BF16.
 """
 
 import math
@@ -11,19 +11,20 @@ import numpy as np
 from senet.compat import tf
 from senet.devices import chosen_gpus, has_grouped_convolution
 
-SMALL_MAP = 100  # positions; up to here the CPU's filter gradient is a matrix product
+SMALL_MAP = 100  # pixels; up to this size, the CPU's filter gradient is a matrix product
 
 
 def convolution(x, weights, stride=1, padding="SAME", groups=1):
-    """2-D convolution of `x`, [batch, height, width, channels], with `weights`, [kernel height,
-    kernel width, channels / groups, filters]; both of one type. Padding is "SAME" or "VALID"."""
+    """Return the 2-D convolution of `x`, [batch, height, width, channels], with `weights`, [kernel
+    height, kernel width, channels / groups, filters], of the same type. `padding` is "SAME" or
+    "VALID"."""
     kernel = weights.shape[:2].as_list()
     if kernel == [1, 1] and stride > 1:
-        # The same function. oneDNN's filter gradient of the strided one writes past its buffer for
-        # some sizes (TensorFlow 2.21: batch 7, 8 channels), which ends the process.
+        # Subsampling first is equivalent. oneDNN's filter gradient of a strided 1x1 convolution
+        # writes past its buffer for some sizes (TensorFlow 2.21: batch 7, 8 channels) and crashes.
         x, stride = tf.nn.avg_pool2d(x, 1, stride, "VALID"), 1
     if padding == "SAME" and stride == 1:
-        weights = _taps_in_reach(weights, x.shape[1:3].as_list())
+        weights = _effective_kernel(weights, x.shape[1:3].as_list())
     if weights.shape[:2].as_list() == [1, 1] and groups == 1:
         return _pointwise(x, weights)
     if groups > 1 and not has_grouped_convolution():
@@ -33,9 +34,9 @@ def convolution(x, weights, stride=1, padding="SAME", groups=1):
         return tf.nn.conv2d(x, weights, stride, padding)
 
 
-def _taps_in_reach(weights, size):
-    """`weights` without the taps that see nothing but padding on a map of `size`: on 1x1 maps, a
-    1x3 kernel is its middle. (1x3 on 1x1 maps: 8.)"""
+def _effective_kernel(weights, size):
+    """Return `weights` without the positions that see only padding on a map of `size`: on 1x1 maps,
+    only the centre of a 1x3 kernel matters. (Speed-up of 1x3 on 1x1 maps: 8.)"""
     kernel = weights.shape[:2].as_list()
     spare = [max(0, side // 2 + 1 - length) for side, length in zip(kernel, size, strict=True)]
     if not any(spare):
@@ -44,8 +45,8 @@ def _taps_in_reach(weights, size):
 
 
 def _pointwise(x, weights):
-    """A 1x1 convolution is one matrix product. (Its filter gradient: 1.1 to 1.4 on the maps of
-    SE-ResNeXt, 2.4 on 4x4 maps and 15 on 1x1 maps at batch 128.)"""
+    """Compute a 1x1 convolution as one matrix product. (Speed-up of its filter gradient: 1.1 to 1.4
+    on the maps of SE-ResNeXt; 2.4 on 4x4 maps and 15 on 1x1 maps at batch 128.)"""
     height, width, channels = x.shape[1:].as_list()
     filters = weights.shape[-1].value
     x = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(weights, [channels, filters]))
@@ -54,10 +55,10 @@ def _pointwise(x, weights):
 
 @tf.RegisterGradient("Conv2DWithFilterProduct")
 def _conv2d_gradient(op, gradient):
-    """The gradients of a tf.nn.conv2d. On small maps, oneDNN takes longer for the filter's than for
-    all the rest: there it is, group by group, the product of the input's patches and `gradient`.
-    (1x7 on 4x4 maps at batch 128: 5; 3x3 with stride 2 from 9x9 maps: 5; SE-ResNeXt's 3x3 in eight
-    groups to 8x8 maps: 1.2, with stride 2 1.8.)"""
+    """Return the gradients of a tf.nn.conv2d. On small maps, oneDNN spends most of its time on the
+    filter gradient; compute it there, group by group, as the product of the input's patches and
+    `gradient`. (Speed-ups: 1x7 on 4x4 maps at batch 128: 5; 3x3 with stride 2 from 9x9 maps: 5;
+    SE-ResNeXt's 3x3 in eight groups to 8x8 maps: 1.2, with stride 2: 1.8.)"""
     x, weights = op.inputs
     strides, padding = op.get_attr("strides"), op.get_attr("padding").decode()
     x_gradient = tf.nn.conv2d_backprop_input(tf.shape(x), weights, gradient, strides, padding)
@@ -79,15 +80,15 @@ def _conv2d_gradient(op, gradient):
 
 
 def _patches(x, kernel, stride, padding, size):
-    """What each of the `size` output positions sees: [batch, *size, *kernel, channels]."""
+    """Return the input patch of each of the `size` outputs, [batch, *size, *kernel, channels]."""
     if padding == "SAME":
         needed = [
             max((length - 1) * stride + side - before.value, 0)
             for length, side, before in zip(size, kernel, x.shape[1:3], strict=True)
         ]
-        margins = [[beyond // 2, beyond - beyond // 2] for beyond in needed]
+        margins = [[total // 2, total - total // 2] for total in needed]
         x = tf.pad(x, [[0, 0], *margins, [0, 0]])
-    # One gather of whole pixels: `source` is where each output position's taps are.
+    # One gather of whole pixels: `source` has the input indices of each output's patch.
     height, width, channels = x.shape[1:].as_list()
     rows, columns = (
         np.arange(length)[:, None] * stride + np.arange(side)

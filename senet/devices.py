@@ -1,5 +1,4 @@
-"""The devices that this process computes on. `use_devices` chooses them; whatever else depends on
-them asks here."""
+"""The devices of this process: `use_devices` chooses them, the other functions describe them."""
 
 import functools
 import os
@@ -24,8 +23,8 @@ def visible_gpus():
 
 
 def use_devices(devices):
-    """Choose the devices of this process by the hyperparameter `devices` and return TensorFlow's
-    names of them. Raises Failure if there is no such GPU."""
+    """Choose the devices of this process by the hyperparameter `devices` and return their names in
+    TensorFlow. Raises Failure if there is no such GPU."""
     global _chosen
     gpus = len(visible_gpus())
     if devices == "all":
@@ -35,13 +34,17 @@ def use_devices(devices):
     elif all(int(number) < gpus for number in devices.split(",")):
         names = [f"/gpu:{number}" for number in devices.split(",")]
     else:
-        raise Failure(f"--devices={devices}: TensorFlow sees {gpus} GPUs here, numbered from 0")
+        seen = ", ".join(map(str, range(gpus))) or "none"
+        raise Failure(
+            f"--devices={devices} names a GPU that TensorFlow does not see (it sees {seen}); give "
+            f"others, or --devices=all"
+        )
     _chosen = devices
     return names
 
 
 def chosen_gpus():
-    """Return those of `visible_gpus` that are in use: () on the CPU."""
+    """Return the GPUs in use, a tuple of physical devices; () on the CPU."""
     if _chosen == "all":
         return visible_gpus()
     numbers = [] if "cpu" in _chosen else map(int, _chosen.split(","))
@@ -49,7 +52,7 @@ def chosen_gpus():
 
 
 def describe_devices(strategy):
-    """Return what training runs on, for the start-up lines."""
+    """Return a description of the devices, for the start-up lines."""
     count = strategy.num_replicas_in_sync
     if chosen_gpus():
         names = [
@@ -57,20 +60,20 @@ def describe_devices(strategy):
             for gpu in chosen_gpus()
         ]
         return f"{f'{count} GPUs,' if count > 1 else 'GPU'} {', '.join(dict.fromkeys(names))}"
-    # As TensorFlow counts them: `taskset` can leave fewer than the machine has.
+    # Counted as TensorFlow does: `taskset` can allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    why = "; TF_CPP_MIN_LOG_LEVEL=0 shows why" if NVIDIA_DRIVER.exists() else ""
-    unseen = "" if visible_gpus() else f" (TensorFlow sees no GPU{why})"
-    shared = f", shared out as {count} devices" if count > 1 else ""
-    return f"{cores} CPU core{'s' * (cores != 1)}{unseen}{shared}"
+    hint = "; TF_CPP_MIN_LOG_LEVEL=0 shows why" if NVIDIA_DRIVER.exists() else ""
+    no_gpu = "" if visible_gpus() else f" (TensorFlow sees no GPU{hint})"
+    split = f", split into {count} devices" if count > 1 else ""
+    return f"{cores} CPU core{'s' * (cores != 1)}{no_gpu}{split}"
 
 
 def session_config(hyperparameters):
-    """Return the `tf.ConfigProto` of a session for a script's `Hyperparameters`, on the devices
-    chosen before."""
+    """Return the `tf.ConfigProto` of a session on the chosen devices, for a script's
+    `Hyperparameters`."""
     hp = hyperparameters
     config = tf.ConfigProto(allow_soft_placement=hp.allow_soft_placement)
-    config.gpu_options.allow_growth = True  # take what is needed, so that others can share the GPU
+    config.gpu_options.allow_growth = True  # allocate on demand: processes can share a GPU
     config.device_count["CPU"] = max(1, _chosen.count("cpu"))
     if not chosen_gpus():
         config.device_count["GPU"] = 0
@@ -90,29 +93,28 @@ def has_bfloat16():
 
 
 def compute_type(mixed_precision):
-    """Return the type in which a network computes. Variables, the statistics of batch norm, the
-    gates and the loss are float32 always: bfloat16 has float32's range, so gradients need no
-    scaling."""
+    """Return the type that a network computes in. Variables, batch norm's statistics, gates and the
+    loss are always float32. Gradients need no scaling, since bfloat16 has the range of float32."""
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
 def describe_precision(mixed_precision):
-    """Return what `mixed_precision` comes to here, for the start-up lines."""
+    """Return a description of the precision in use, for the start-up lines."""
     if compute_type(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
-    return "float32" + " (it has no bfloat16)" * mixed_precision
+    return "float32" + " (no bfloat16 support)" * mixed_precision
 
 
 def has_grouped_convolution():
-    """Return whether `tf.nn.conv2d` trains with grouped filters on the devices: GPUs do it with
-    cuDNN and x86 CPUs with oneDNN."""
+    """Return whether `tf.nn.conv2d` can train with grouped filters on the devices: GPUs can with
+    cuDNN, x86 CPUs with oneDNN."""
     return bool(chosen_gpus()) or _cpu_has_grouped_convolution()
 
 
 @functools.cache
 def _cpu_has_grouped_convolution():
-    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0) TensorFlow has no gradient of it, and
-    # says so only when the gradient is run: so run one.
+    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0), TensorFlow has no gradient for it and fails
+    # only when the gradient runs, so run one.
     with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter(re.compile("")):
         x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
         gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])

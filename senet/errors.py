@@ -5,15 +5,15 @@ import re
 
 
 class OneLineError(Exception):
-    """An exception whose message is `printable`, whatever names and paths are in it."""
+    """An exception whose message is `printable`, even with unusual names and paths in it."""
 
     def __init__(self, message):
         super().__init__(printable(message))
 
 
 class HyperparameterError(OneLineError, ValueError):
-    """A hyperparameter that cannot work; the message says which one, its value and what is
-    allowed."""
+    """A value that a hyperparameter does not allow; the message gives the name, the value and what
+    is allowed."""
 
 
 class Failure(OneLineError):
@@ -23,22 +23,22 @@ class Failure(OneLineError):
 def first_line(error):
     """Return the message of an exception as one line of at most 200 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    # TensorFlow says first where the graph was built.
+    # TensorFlow first says where the graph was built.
     text = re.sub(r"^Graph execution error:.*?\nNode: [^\n]*\n", "", text, flags=re.DOTALL)
     lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__
 
 
 def printable(text):
-    """Return `str(text)` with control characters, line breaks and bytes that are not UTF-8 (in the
-    names of files) written as escapes: it prints, on one line and in any terminal."""
+    """Return `str(text)` with control characters, line breaks and bytes that are not UTF-8 (in file
+    names) escaped, so that it prints on one line in any terminal."""
     unsafe = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
     return re.sub(unsafe, lambda match: repr(match[0])[1:-1], str(text))
 
 
 def shortened(names, count=5, width=60):
-    """Return the first `count` of `names` with commas between them, then how many more there are:
-    "a, b, c, d, e and 2,995 more". Each name is cut after `width` characters."""
+    """Return the first `count` names, separated by commas, and the number of the others: "a, b, c,
+    d, e and 2,995 more". Names are cut after `width` characters."""
     names = [name if len(name) <= width else f"{name[:width]}..." for name in map(printable, names)]
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

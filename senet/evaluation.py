@@ -10,8 +10,8 @@ from senet.losses import cross_entropy
 
 
 def batch_sums(losses, logits, labels):
-    """Return what a batch adds to the sums of a split, float64 [3]: cross-entropy, correct answers
-    and images. `losses` and `labels` are [batch], `logits` is [batch, classes]."""
+    """Return the sums over a batch of cross-entropy, correct answers and images, float64 [3].
+    `losses` and `labels` are [batch], `logits` is [batch, classes]."""
     with tf.name_scope("batch_sums"):
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
         parts = losses, correct, tf.ones_like(labels)
@@ -19,7 +19,7 @@ def batch_sums(losses, logits, labels):
 
 
 def loss_and_accuracy(sums):
-    """Return the mean cross-entropy and the share of correct answers, from summed `batch_sums`."""
+    """Return the mean cross-entropy and the fraction of correct answers, from `batch_sums`."""
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
@@ -27,23 +27,23 @@ class Evaluation(NamedTuple):
     """A network's answers for N images."""
 
     loss: float  # mean cross-entropy
-    accuracy: float  # share of correct answers
+    accuracy: float  # fraction of correct answers
     labels: np.ndarray  # [N], the true classes
-    predicted: np.ndarray  # [N], the most probable ones
+    predicted: np.ndarray  # [N], the most probable classes
     probability: np.ndarray  # [N], their probabilities
     gates: dict  # {SE layer: the mean gate of each class and channel, [classes, channels]}
 
     def confusion_matrix(self, classes):
-        """Return how many images of each class (row) were assigned to each class (column), int
-        [classes, classes]."""
+        """Return the number of images of each class (row) that were assigned to each class
+        (column), int [classes, classes]."""
         pairs = self.labels * classes + self.predicted
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def evaluation_outputs(logits, labels):
-    """Return what `evaluate` fetches for a batch of images, by name. `logits` is [batch, classes],
-    `labels` int32 [batch]. Call it in the name scope in which the network was built: the gates are
-    those of that scope."""
+    """Return the tensors that `evaluate` fetches for a batch, as a dict. `logits` is [batch,
+    classes], `labels` int32 [batch]. Call it in the name scope of the network, from which it takes
+    the gates."""
     classes = logits.shape[-1].value
     scope = tf.get_default_graph().get_name_scope()
     gates = tf.get_collection(GATES, scope)

@@ -1,5 +1,4 @@
-"""Read files that others provide: only regular ones, and no more of them than is sensible. Replace
-files whole."""
+"""Read regular files of limited size only, and replace files atomically."""
 
 import contextlib
 import errno
@@ -19,9 +18,9 @@ KINDS = {
 def open_regular(path, largest=None):
     """Open the regular file `path`, or the one that it links to, for reading bytes.
 
-    Raises OSError for anything else without waiting (a FIFO would wait for a writer, a device may
-    never end), and for a file of more than `largest` bytes."""
-    # Once by name, since a device may react to being opened, and once for what has been opened.
+    Raises OSError for a file of more than `largest` bytes and, without blocking, for anything else:
+    a FIFO would wait for a writer, a device may never end."""
+    # Check before opening, since a device may react to that, and check the file that was opened.
     _check_regular(pathlib.Path(path).stat())
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -36,7 +35,7 @@ def open_regular(path, largest=None):
 
 def read_regular(path, largest):
     """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does, and if
-    the file turns out to have more than `largest` bytes while it is read."""
+    more than `largest` bytes can be read."""
     with open_regular(path, largest) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
@@ -46,16 +45,16 @@ def read_regular(path, largest):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield the path of a file to write; at the end of the block it takes the place of `path`,
-    which is therefore as before or complete. A link at `path` is replaced, not followed."""
-    aside = path.with_name(path.name + ".new")
-    aside.unlink(missing_ok=True)  # left by a process that was killed, or a link
-    yield aside
-    aside.replace(path)
+    """Yield the path of a temporary file and rename it to `path` at the end of the block, so that
+    `path` is either unchanged or complete. A link at `path` is replaced, not followed."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed, or a link
+    yield temporary
+    temporary.replace(path)
 
 
 def _check_regular(status):
-    """Return the size of a regular file; raise OSError if the `os.stat_result` is of another."""
+    """Return the size in an `os.stat_result`. Raises OSError unless it is of a regular file."""
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise OSError(errno.EINVAL, f"not a regular file but a {kind}")

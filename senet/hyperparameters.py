@@ -1,8 +1,8 @@
-"""Hyperparameters: a frozen dataclass whose annotations say what each field allows.
+"""Hyperparameters: a frozen dataclass whose annotations define the values each field allows.
 
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path
 
-The one line is the default, the check, the flag `--depth=64` and its help."""
+This line defines the default, the check, the flag `--depth=64` and its help."""
 
 import dataclasses
 import enum
@@ -24,14 +24,14 @@ from senet.files import read_regular
 
 
 class Rule(NamedTuple):
-    """A constraint of our own: `words` complete the sentence "--name must ..."."""
+    """A constraint given by a function; `words` complete the sentence "--name must ..."."""
 
     words: str
-    holds: Callable[[Any], bool]
+    is_met: Callable[[Any], bool]
 
 
 def one_of(*choices):
-    """Return the constraint that a value is one of `choices`."""
+    """Return the constraint that a value must be one of `choices`."""
     return Rule(f"be one of {', '.join(map(str, choices))}", choices.__contains__)
 
 
@@ -39,7 +39,7 @@ def _are_devices(text):
     if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
         return False
     numbers = sorted(map(int, re.findall("[0-9]+", text)))
-    if "cpu" in text:  # the cores are shared out, so that there are as many as one asks for
+    if "cpu" in text:  # made by splitting the cores, so numbered from 0 without gaps
         return numbers == list(range(len(numbers)))
     return len(set(numbers)) == len(numbers)
 
@@ -50,21 +50,21 @@ def _is_utf8(text):
 
 LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
 NOT_EMPTY = Rule("not be empty", bool)
-# TensorFlow would read the checkpoints of each folder that matches, or of none.
+# TensorFlow would read the checkpoints of all folders that match, or of none.
 NOT_A_PATTERN = Rule(
-    "not contain *, ?, [ or \\, which make a pattern for TensorFlow",
+    "not contain *, ?, [ or \\, which TensorFlow reads as a pattern",
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, different GPUs like 0,1 or different CPU devices like cpu:0,cpu:1 from cpu:0 on",
+    "be all, GPUs such as 0,1, or CPU devices numbered from 0 such as cpu:0,cpu:1, each once",
     _are_devices,
 )
-# For every field of the type.
+# Constraints on all fields of a type.
 EVERY = {
     float: [
         Rule("be finite", lambda value: abs(value) <= sys.float_info.max),
         Rule(
-            "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be",
+            "be 0 or have a magnitude from 1.2e-38 to 3.4e38, as float32 requires",
             lambda value: value == 0 or 1.2e-38 <= abs(value) <= 3.4e38,
         ),
     ],
@@ -76,7 +76,7 @@ EVERY = {
         Rule("be valid UTF-8", _is_utf8),
     ],
 }
-TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+TYPES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 LIMITS = {
     Ge: ("ge", operator.ge, "be at least"),
     Gt: ("gt", operator.gt, "be greater than"),
@@ -87,7 +87,7 @@ LIMITS = {
 
 
 class Resume(enum.Enum):
-    """Markers of a field: how it may differ when a run is resumed. Unmarked, it may not."""
+    """Markers of fields that may differ when a run is resumed; all other fields must not."""
 
     MAY_CHANGE = enum.auto()
     MAY_GROW = enum.auto()
@@ -104,20 +104,20 @@ class RunHyperparameters:
     Raises HyperparameterError for the first field whose value is not allowed."""
 
     # run
-    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR, and the cache of a folder
+    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, and the cache of images
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to start from
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch
-    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of an image; resizes a folder's
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels, for image folders
 
     # devices
-    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # GPUs; or some: 0,1; or cpu:0,cpu:1
-    xla: Annotated[bool, MAY_CHANGE] = False  # compile for the GPU with XLA; a slow start
+    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all GPUs; or 0,1; or cpu:0,cpu:1
+    xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
-    SMALLEST_PIECE: ClassVar[int] = 1  # images that a device or micro-batch needs, for batch norm
+    SMALLEST_PIECE: ClassVar[int] = 1  # minimum images per device and micro-batch
 
     def __init_subclass__(cls):
-        # @dataclass overlooks a default without an annotation: complete it, or say so.
+        # @dataclass ignores a default without an annotation: add the inherited one, or raise.
         annotations = inspect.get_annotations(cls)
         for name, value in list(vars(cls).items()):
             if name.startswith("_") or name in annotations or not isinstance(value, tuple(TYPES)):
@@ -136,7 +136,7 @@ class RunHyperparameters:
 
 @functools.cache
 def _declared(Hyperparameters):
-    """Return {field name: (type, metadata)}. Raises TypeError for what cannot be checked."""
+    """Return {field name: (type, metadata)}. Raises TypeError if a field cannot be checked."""
     hints = get_type_hints(Hyperparameters, include_extras=True)
     names = {field.name for field in dataclasses.fields(Hyperparameters)}
     declared = {}
@@ -166,7 +166,7 @@ def shown(value):
     short.maxstring = short.maxlong = short.maxother = 100
     try:
         return short.repr(value)
-    except ValueError:  # Python refuses to write out an int of thousands of digits
+    except ValueError:  # Python does not print an int of thousands of digits
         return "a number of thousands of digits"
 
 
@@ -179,11 +179,11 @@ def check_field(Hyperparameters, name, value, prefix="--"):
         must = [f"be {TYPES[kind]}"]
     else:
         for item in metadata:
-            if isinstance(item, Rule) and not item.holds(value):
+            if isinstance(item, Rule) and not item.is_met(value):
                 must.append(item.words)
             elif type(item) in LIMITS:
-                attribute, holds, words = LIMITS[type(item)]
-                if not holds(value, getattr(item, attribute)):
+                attribute, compare, words = LIMITS[type(item)]
+                if not compare(value, getattr(item, attribute)):
                     must.append(f"{words} {getattr(item, attribute)}")
     if must:
         raise HyperparameterError(f"{prefix}{name} must {must[0]}, got {shown(value)}")
@@ -191,9 +191,9 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 
 def check_path(name, path):
     """Raise HyperparameterError, with the `name` of the argument, unless TensorFlow can write a
-    checkpoint to `path` and find it again."""
+    checkpoint to `path` and read it back."""
     for rule in (*EVERY[str], NOT_A_PATTERN):
-        if not rule.holds(path):
+        if not rule.is_met(path):
             raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
 
 
@@ -209,7 +209,7 @@ def parse_field(Hyperparameters, name, text):
     return value
 
 
-def _may(Hyperparameters, marker):
+def _marked(Hyperparameters, marker):
     """Return the names of the fields declared with `marker`."""
     return {
         name for name, (_, metadata) in _declared(Hyperparameters).items() if marker in metadata
@@ -217,32 +217,32 @@ def _may(Hyperparameters, marker):
 
 
 def computing_fields(hyperparameters):
-    """Return {name: value} of the fields that decide what is computed: all but MAY_CHANGE."""
-    may_change = _may(type(hyperparameters), MAY_CHANGE)
+    """Return {name: value} of the fields that affect the result: all but MAY_CHANGE."""
+    may_change = _marked(type(hyperparameters), MAY_CHANGE)
     fields = dataclasses.asdict(hyperparameters)
     return {name: value for name, value in fields.items() if name not in may_change}
 
 
 def portable_fields(hyperparameters):
-    """Return {name: value} of the fields that mean something on another machine: without the
-    settings of every run that may change, such as data_dir, and of a path the portable part."""
-    of_this_machine = _may(RunHyperparameters, MAY_CHANGE)
+    """Return {name: value} for use on another machine: without settings such as data_dir, and with
+    the portable part of each path."""
+    machine_settings = _marked(RunHyperparameters, MAY_CHANGE)
     return {
         name: portable_path(value) if isinstance(value, str) else value
         for name, value in dataclasses.asdict(hyperparameters).items()
-        if name not in of_this_machine
+        if name not in machine_settings
     }
 
 
 def portable_path(text):
-    """Return a path below the working folder as it is, and the last part of any other."""
+    """Return a path below the current folder unchanged, and the last part of any other path."""
     path = pathlib.PurePath(text)
     return path.name if path.is_absolute() or ".." in path.parts else text
 
 
 def check_fields(Hyperparameters, fields):
-    """Raise HyperparameterError if `fields`, read from somewhere, is not a dict of declared fields
-    and allowed values. It need not hold all fields."""
+    """Raise HyperparameterError unless `fields`, read from a file, is a dict of declared fields and
+    allowed values. Fields may be missing."""
     if not isinstance(fields, dict):
         raise HyperparameterError(f"hyperparameters must be a JSON object, got {shown(fields)}")
     for name, value in fields.items():
@@ -252,13 +252,13 @@ def check_fields(Hyperparameters, fields):
 
 
 def load_fields(path, Hyperparameters):
-    """Return the dict in hyperparameters.json at `path`. A field added to the script later is
-    missing. Raises Failure if it cannot be read or used by this script."""
+    """Return the dict in the hyperparameters.json at `path`, without fields that were added to the
+    script since. Raises Failure if the file cannot be read or does not fit the script."""
     try:
         fields = json.loads(read_regular(path, LARGEST_FILE).decode())
         check_fields(Hyperparameters, fields)
     except HyperparameterError as error:
-        raise Failure(f"{path} is not for this script: {error}; fix it") from None
+        raise Failure(f"{path} does not fit this script: {error}; fix it") from None
     except RecursionError:
         raise Failure(f"{path} cannot be read: too deeply nested; fix it") from None
     except (OSError, ValueError) as error:
@@ -267,13 +267,13 @@ def load_fields(path, Hyperparameters):
 
 
 def changed_fields(hyperparameters, before):
-    """Return [(name, before, now)] of the fields that differ and may not, when a run with the
+    """Return [(name, before, now)] of the changed fields that must not change when a run with the
     fields `before`, a dict, is resumed. A missing field had its default.
 
     Raises HyperparameterError for an unknown field or a value that is not allowed."""
     check_fields(type(hyperparameters), before)
     defaults = {field.name: field.default for field in dataclasses.fields(hyperparameters)}
-    may_grow = _may(type(hyperparameters), MAY_GROW)
+    may_grow = _marked(type(hyperparameters), MAY_GROW)
     changes = []
     for name, now in computing_fields(hyperparameters).items():
         was = before.get(name, defaults[name])

@@ -1,8 +1,8 @@
 """The layers of the networks, over `tf.nn` and `tf.get_variable`.
 
-Pictures and feature maps are [batch, height, width, channels]. Every layer with variables opens a
-variable scope of its own name, so that building a network twice, the second time under
-`tf.variable_scope(..., reuse=True)`, shares the variables.
+Images and feature maps are [batch, height, width, channels]. Every layer with variables opens a
+variable scope of its own name, so that building a network a second time under
+`tf.variable_scope(..., reuse=True)` shares the variables.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
 from senet.micro_batches import piece_number
 
-CLASSIFIER = "classifier"  # the variable scope of a network's last layer, that of the classes
+CLASSIFIER = "classifier"  # the variable scope of a network's last layer
 
 # Graph collections:
 MOVING_AVERAGES = "moving_averages"  # (variable's name, next value)
@@ -25,19 +25,19 @@ class Gate(NamedTuple):
     """The gates of an SE layer."""
 
     layer: str  # its variable scope
-    name: str  # its operation, by which tf.get_collection selects a name scope
+    name: str  # of its operation; tf.get_collection filters by it
     values: Any  # float32 [batch, channels]
 
 
 def layer_seed():
-    """A number that the graph's seed and the current variable scope decide alone: a layer's random
-    numbers are the same whatever else the graph holds."""
+    """Return a seed that depends only on the graph's seed and the current variable scope, so that a
+    layer's random numbers do not depend on the rest of the graph."""
     return zlib.crc32(f"{tf.get_default_graph().seed or 0} {tf.get_variable_scope().name}".encode())
 
 
 def he_weights(shape, fan_in, gain=2.0):
-    """The variable `weights` of the current scope with He initialisation: Gaussian with
-    variance 2 / fan_in (arXiv 1502.01852, section 2.2), or another `gain` than 2."""
+    """Return the variable `weights` of the current scope, with He initialisation: Gaussian with
+    variance gain / fan_in (arXiv 1502.01852, section 2.2, has a gain of 2)."""
     seed = [layer_seed(), 0]
 
     def initializer(shape, dtype, partition_info=None):
@@ -57,10 +57,10 @@ def conv_layer(
     scale=1.0,
     layer_name="conv",
 ):
-    """2-D convolution; `kernel` is a side or a pair [height, width]. With `groups`, channels fall
-    into that many groups and each output group sees its own input group only (ResNeXt, arXiv
-    1611.05431, figure 3c). No bias by default: batch norm follows and has its own. `scale` is a
-    factor of the output, applied where it costs least: to weights and bias."""
+    """Return a 2-D convolution; `kernel` is a side or a pair [height, width]. With `groups`, each
+    group of output channels depends on one group of input channels only (ResNeXt, arXiv 1611.05431,
+    figure 3c). There is no bias by default, since batch norm follows and has its own. `scale`
+    multiplies the output; applying it to weights and bias is cheapest."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     group_channels = input_x.shape[-1].value // groups
     with tf.variable_scope(layer_name):
@@ -68,19 +68,20 @@ def conv_layer(
         weights = scale * he_weights(shape, fan_in=height * width * group_channels)
         x = convolution(input_x, tf.cast(weights, input_x.dtype), stride, padding, groups)
         if use_bias:
-            # Not tf.nn.bias_add: on the CPU, its gradient would be a sum in bfloat16's 8 bits.
+            # Not tf.nn.bias_add: its CPU gradient is summed in bfloat16, with 8 significant bits.
             bias = tf.get_variable("bias", [filters], initializer=tf.zeros_initializer())
             x += tf.cast(scale * bias, x.dtype)
         return x
 
 
 def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e-5):
-    """Batch normalisation over all axes but the last (arXiv 1502.03167, algorithms 1 and 2).
+    """Normalise `x` over all axes but the last (batch normalisation, arXiv 1502.03167, algorithms 1
+    and 2).
 
-    In training it uses the statistics of the batch, and what the moving averages become goes into
+    In training, use the statistics of the batch and add the next values of the moving averages to
     `moving_averages`: `momentum * moving + (1 - momentum) * batch`, with the unbiased variance.
-    Otherwise it uses the moving averages. `training` is a Python bool. `offset` is where beta
-    starts.
+    Otherwise, use the moving averages. `training` is a Python bool, `offset` is the initial value
+    of beta.
     """
     channels = [x.shape[-1].value]
     with tf.variable_scope(scope):
@@ -89,7 +90,7 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
         average = {
             "trainable": False,
             "collections": [tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MOVING_AVERAGE_VARIABLES],
-            "aggregation": tf.VariableAggregation.SUM,  # each replica assigns its share
+            "aggregation": tf.VariableAggregation.SUM,  # each replica assigns its part
         }
         moving_mean = tf.get_variable("moving_mean", initializer=tf.zeros(channels), **average)
         moving_variance = tf.get_variable(
@@ -107,8 +108,8 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
 
 
 def moving_averages():
-    """What the batch makes of each of `tf.moving_average_variables()`, in their order, from the
-    networks in training mode that were built last. The train operation has to assign it."""
+    """Return the next values of `tf.moving_average_variables()`, in their order, from the network
+    that was last built for training. The training step must assign them."""
     values = dict(tf.get_collection(MOVING_AVERAGES))
     return [values[variable.op.name] for variable in tf.moving_average_variables()]
 
@@ -125,19 +126,19 @@ def conv_bn(
     training,
     layer_name="conv",
 ):
-    """`conv_layer`, then `Batch_Normalization`, in the scope `layer_name`."""
+    """Return `conv_layer` followed by `Batch_Normalization`, in the scope `layer_name`."""
     with tf.variable_scope(layer_name):
         x = conv_layer(input_x, filters, kernel, stride, padding, groups)
         return Batch_Normalization(x, training, scope="batch_norm", offset=offset)
 
 
 def chain(input_x, *rows, training):
-    """Convolutions one after the other, batch norm and ReLU behind each; a row is (filters, kernel)
-    or (filters, kernel, stride, padding). The chains of a scope are `branch`, `branch_1`, ...
+    """Return a sequence of convolutions, each followed by batch norm and ReLU; a row is (filters,
+    kernel) or (filters, kernel, stride, padding). The variable scopes are `branch`, `branch_1`, ...
 
-    The offset of batch norm starts at 1, so that ReLU lets most values through. From 0 the gradient
-    would grow by 21 % with each layer on its way back (sqrt(pi / (pi - 1)), arXiv 1902.08129), from
-    1 it is 6 %: without shortcuts around them, that decides whether dozens of layers learn at all.
+    The offset of batch norm starts at 1, so that ReLU passes most values. In the backward pass, the
+    gradient then grows by 6 % per layer; with an offset of 0, it would grow by 21 %
+    (sqrt(pi / (pi - 1)), arXiv 1902.08129), too much for dozens of layers without shortcuts.
     """
     x = input_x
     with tf.variable_scope(None, default_name="branch"):
@@ -148,38 +149,38 @@ def chain(input_x, *rows, training):
 
 
 def Relu(x):
-    """max(x, 0)"""
+    """Return max(x, 0)."""
     return tf.nn.relu(x)
 
 
 def Sigmoid(x):
-    """1 / (1 + exp(-x))"""
+    """Return 1 / (1 + exp(-x))."""
     return tf.nn.sigmoid(x)
 
 
 def Concatenation(layers):
-    """Feature maps of the same size, one after the other along the channels."""
+    """Concatenate feature maps of the same size along the channels."""
     return tf.concat(layers, axis=-1)
 
 
 def Max_pooling(x, kernel=3, stride=2, padding="VALID"):
-    """The largest value of each window."""
+    """Return the maximum of each window."""
     return tf.nn.max_pool2d(x, kernel, stride, padding)
 
 
 def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
-    """The mean of each window; what lies beyond the edge does not count."""
+    """Return the mean of each window, without the padding."""
     return tf.nn.avg_pool2d(x, kernel, stride, padding)
 
 
 def Global_Average_Pooling(x):
-    """[batch, height, width, channels] to the mean of each channel, float32 [batch, channels]."""
-    # TensorFlow adds up in float32: of bfloat16 only the mean itself is rounded.
+    """Return the mean of each channel, float32 [batch, channels]."""
+    # TensorFlow sums in float32 and rounds only the mean to bfloat16.
     return tf.cast(global_avg_pool(x), tf.float32)
 
 
 def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
-    """[batch, features] to [batch, units], with bias; `gain` as for `he_weights`."""
+    """Map [batch, features] to [batch, units], with a bias; `gain` is that of `he_weights`."""
     features = x.shape[-1].value
     with tf.variable_scope(layer_name):
         weights = he_weights([features, units], fan_in=features, gain=gain)
@@ -188,9 +189,9 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 
 
 def Dropout(x, rate, training, layer_name="dropout"):
-    """In training, zero for a share `rate` of the values and the others over 1 - rate (arXiv
-    1207.0580); the random numbers are keyed by `layer_seed`, the global step and the number of the
-    piece of the batch. Otherwise `x`."""
+    """In training, set a fraction `rate` of the values to zero and divide the others by 1 - rate
+    (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
+    global step and the number of the batch's piece."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()
@@ -201,19 +202,20 @@ def Dropout(x, rate, training, layer_name="dropout"):
 
 
 def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
-    """`input_x`, [batch, height, width, out_dim], each channel times its gate in (0, 1).
+    """Return `input_x`, [batch, height, width, out_dim], with each channel multiplied by its gate,
+    a value in (0, 1).
 
-    The squeeze is each channel's mean over the map; the excitation turns the means into the gates
-    by two fully connected layers with a bottleneck of out_dim / ratio (SENet, arXiv 1709.01507,
-    sections 3.1 and 3.2, equations 2 to 4). Raises ValueError if `ratio` exceeds `out_dim`.
+    The squeeze is the mean of each channel. The excitation computes the gates from the means with
+    two fully connected layers and a bottleneck of out_dim / ratio (SENet, arXiv 1709.01507,
+    sections 3.1 and 3.2, equations 2 to 4). Raises ValueError unless `ratio` is 1 to `out_dim`.
     """
     if not 1 <= ratio <= out_dim:
-        raise ValueError(f"{layer_name}: ratio {ratio} is not from 1 to out_dim {out_dim}")
+        raise ValueError(f"{layer_name}: ratio must be from 1 to {out_dim}, got {ratio}")
     with tf.variable_scope(layer_name):
         squeeze = Global_Average_Pooling(input_x)
         excitation = Fully_connected(squeeze, out_dim // ratio, layer_name="fully_connected1")
         excitation = Relu(excitation)
-        # From weights of zero, all gates start at 1/2: what they tell apart they have to learn.
+        # With weights of zero, all gates start at 1/2; training makes them differ.
         excitation = Fully_connected(excitation, out_dim, layer_name="fully_connected2", gain=0.0)
         excitation = Sigmoid(excitation)
         scope = tf.get_variable_scope().name

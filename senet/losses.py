@@ -7,8 +7,8 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
     """Return the cross-entropy of each image, float32 [batch], from `logits` [batch, classes] and
     `labels`, int [batch].
 
-    With `label_smoothing`, that share of the target is spread evenly over all classes (Inception
-    v3, arXiv 1512.00567, section 7)."""
+    `label_smoothing` is the fraction of the target that is spread evenly over all classes
+    (Inception v3, arXiv 1512.00567, section 7)."""
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if not label_smoothing:
         return loss

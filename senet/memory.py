@@ -1,4 +1,4 @@
-"""The memory of this machine, and a lower bound of what a network takes of it."""
+"""The available memory, and a lower bound on the memory that a network needs."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,8 @@ PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linu
 
 
 def available_memory():
-    """Return how many bytes more this process can take before the machine has to swap, or before a
-    limit is reached: of `ulimit -v`, or of a container's control group."""
+    """Return how many more bytes this process can allocate before the machine swaps or a limit is
+    reached: `ulimit -v`, or that of a container's control group."""
     page = os.sysconf("SC_PAGE_SIZE")
     available = [page * os.sysconf("SC_PHYS_PAGES")]
     virtual = resident = files = 0
@@ -29,13 +29,13 @@ def available_memory():
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         available.append(limit - virtual)
-    # The pages of mapped files (cached images) give way when memory is needed.
+    # The pages of mapped files (cached images) are freed when memory is needed.
     available += [limit - (resident - files) for limit in _cgroup_limits()]
     return max(0, min(available))
 
 
 def _cgroup_limits():
-    """Yield the limits in bytes of this process's control group and of those around it."""
+    """Yield the limits, in bytes, of this process's control group and of its parents."""
     with contextlib.suppress(OSError):
         for line in (PROC / "self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -43,33 +43,33 @@ def _cgroup_limits():
                 folder = CGROUPS / controllers / path.lstrip("/")
                 for group in folder, *folder.parents:
                     for name in "memory.max", "memory.limit_in_bytes":
-                        # Absent in the root; "max" is none. From inside a container its own group
-                        # is the root.
+                        # Absent in the root; "max" means no limit. Inside a container, its own
+                        # group is the root.
                         with contextlib.suppress(OSError, ValueError):
                             yield int((group / name).read_text())
 
 
 def check_training_memory(data, hyperparameters):
-    """Raise HyperparameterError if to train on the Dataset `data` needs more memory than the
-    machine has. Call it when the default graph holds the network once, and before the rest of the
-    graph, which takes longer, is built.
+    """Raise HyperparameterError if training on the Dataset `data` needs more memory than is
+    available. Call it when the default graph has the network once, before building the rest, which
+    takes longer.
 
-    GPUs are not checked: TensorFlow ends with "out of memory" there."""
+    GPUs are not checked: TensorFlow reports "out of memory" there."""
     hp, strategy = hyperparameters, tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     share = -(-min(hp.batch_size, len(data.train.labels)) // replicas)
     images = min(hp.micro_batch_size or share, share)
     # A gradient and a momentum for each trained value.
     weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
-    # The backward pass needs the input of each batch norm and what is made of its output.
+    # The backward pass needs the input of each batch norm and an activation of its output.
     maps = 2 * images * sum(_feature_maps())
     devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
     _check(hp, "training", devices * weights, devices * maps, devices * images)
 
 
 def check_test_memory(hyperparameters):
-    """Raise HyperparameterError if the network in the default graph needs more memory than the
-    machine has to compute the answer for one image."""
+    """Raise HyperparameterError if the network in the default graph needs more memory than is
+    available to compute the answer for one image."""
     weights, maps = _bytes(tf.global_variables()), 2 * max(_feature_maps(), default=0)
     _check(hyperparameters, "the network", weights, maps, 1)
 
@@ -79,7 +79,7 @@ def _bytes(variables):
 
 
 def _feature_maps():
-    """Return the bytes that the output of each batch norm in the default graph has per image."""
+    """Return the bytes per image of the output of each batch norm in the default graph."""
     maps = [
         op.outputs[0]
         for op in tf.get_default_graph().get_operations()
@@ -88,7 +88,7 @@ def _feature_maps():
     return [x.shape[1:].num_elements() * x.dtype.size for x in maps]
 
 
-def _check(hyperparameters, who, weights, maps, images):
+def _check(hyperparameters, subject, weights, maps, images):
     available = available_memory()
     if chosen_gpus() or weights + maps <= available:
         return
@@ -101,7 +101,7 @@ def _check(hyperparameters, who, weights, maps, images):
         f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)
     )
     raise HyperparameterError(
-        f"{who} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
+        f"{subject} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
         f"({weights} for weights and gradients, {maps} for the feature maps of {images:,} images), "
-        f"but {available} are available; give a smaller network, image or --micro_batch_size"
+        f"but {available} is available; use a smaller network, image or --micro_batch_size"
     )

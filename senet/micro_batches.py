@@ -1,20 +1,20 @@
-"""A batch in pieces: each device takes its part of a batch in micro-batches, so that memory is
-needed for one of them only."""
+"""Split a batch into pieces: each device processes its part of the batch in micro-batches, so that
+it needs memory for one of them only."""
 
 import contextlib
 
 from senet.compat import tf
 from senet.errors import HyperparameterError
 
-PIECE = "piece"  # the graph collection with the number of the piece whose tower is being built
+PIECE = "piece"  # graph collection: the number of the piece whose tower is being built
 
 
-def sum_over_micro_batches(tower, images, labels, size, like):
-    """Return the sum of `tower(images, labels)` over this replica's part of the batch, taken in
-    micro-batches of at most `size` images, one after the other; with a size of 0, all at once.
+def sum_over_micro_batches(tower, images, labels, size, shaped_like):
+    """Return the sum of `tower(images, labels)` over this replica's part of the batch, computed one
+    micro-batch of at most `size` images after the other, or all at once if `size` is 0.
 
-    `tower` returns a nest of tensors; `like` is a nest of variables with the same shapes and types.
-    All variables have to exist already: a loop cannot make any."""
+    `tower` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes and
+    types. All variables must already exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = pieces_of_replica(batch, replicas, size)
@@ -28,7 +28,7 @@ def sum_over_micro_batches(tower, images, labels, size, like):
 
     if not size:
         return piece(first)
-    zeros = tf.nest.map_structure(lambda v: tf.zeros(v.shape, v.dtype.base_dtype), like)
+    zeros = tf.nest.map_structure(lambda v: tf.zeros(v.shape, v.dtype.base_dtype), shaped_like)
     _, sums = tf.while_loop(
         lambda number, sums: number < first + count,
         lambda number, sums: (number + 1, tf.nest.map_structure(tf.add, sums, piece(number))),
@@ -41,23 +41,25 @@ def sum_over_micro_batches(tower, images, labels, size, like):
 
 
 def pieces_of_replica(batch, replicas, size):
-    """Return how many micro-batches each replica takes its part of a batch in."""
+    """Return the number of micro-batches in each replica's part of a batch."""
     return -(-batch // (replicas * size)) if size else 1
 
 
 def check_pieces(images, steps, hyperparameters):
-    """Raise HyperparameterError if a batch would leave fewer images to a device or a micro-batch
-    than the network needs, `hyperparameters.SMALLEST_PIECE`. An epoch has `images` in `steps`."""
+    """Raise HyperparameterError if a device or a micro-batch would get fewer images than the
+    network needs, `hyperparameters.SMALLEST_PIECE`. An epoch has `images` images in `steps` steps.
+    """
     hp = hyperparameters
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    # The sizes of the batches of an epoch, and that of the batch at its end.
+    # The batch sizes of an epoch, and that of the batch fed at its end.
     for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
         pieces = replicas * pieces_of_replica(batch, replicas, hp.micro_batch_size)
         if batch // pieces < hp.SMALLEST_PIECE:
             raise HyperparameterError(
                 f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
-                f"split a batch of {batch} images into {pieces}, and batch norm needs at least "
-                f"{hp.SMALLEST_PIECE} in each; give a larger --micro_batch_size or --batch_size"
+                f"split a batch of {batch} images into {pieces} pieces, but batch norm needs at "
+                f"least {hp.SMALLEST_PIECE} images in each; give a larger --micro_batch_size or "
+                f"--batch_size"
             )
 
 
@@ -70,5 +72,5 @@ def _building(number):
 
 
 def piece_number():
-    """Return the number, int64, of the piece whose tower is being built; 0 outside of one."""
+    """Return the number, int64, of the piece whose tower is being built; 0 outside a piece."""
     return (tf.get_collection(PIECE) or [0])[0]

@@ -1,6 +1,6 @@
 """Learning-rate schedules.
 
-A schedule returns the learning rate of `step`, an int64 scalar tensor from 0, as a float32 scalar.
+A schedule returns the learning rate of `step`, an int64 scalar that counts from 0, as a float32.
 To add one, write a function with the same arguments and append it to SCHEDULES; every script then
 accepts its name as --schedule.
 """
@@ -11,7 +11,7 @@ from senet.compat import tf
 
 
 def learning_rate(step, epoch_steps, hyperparameters):
-    """Return the learning rate of `step` by the hyperparameter `schedule`."""
+    """Return the learning rate of `step` in the schedule that the hyperparameters name."""
     hp = hyperparameters
     total_steps = hp.total_epochs * epoch_steps
     with tf.name_scope("learning_rate"):
@@ -41,7 +41,7 @@ def linear(step, total_steps, epoch_steps, peak):
 
 
 def _warm_up(step, total_steps, epoch_steps):
-    """A factor that rises linearly to 1 over the first 5 % of the steps, at most one epoch."""
+    """Return a factor that rises linearly to 1 over 5 % of the steps, at most one epoch."""
     length = min(math.ceil(0.05 * total_steps), epoch_steps)
     return tf.minimum(tf.cast(step + 1, tf.float32) / length, 1.0)
 

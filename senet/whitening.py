@@ -1,7 +1,7 @@
 """A frozen first convolution that whitens patches of the image.
 
 Its outputs are uncorrelated and of similar variance on the training images, so that the layers
-behind it learn from the first step on (Page, "How to train your ResNet" part 8; Jordan,
+after it learn from the first step (Page, "How to train your ResNet" part 8; Jordan,
 arXiv 2404.00498, section 3.2).
 """
 
@@ -10,24 +10,25 @@ import numpy as np
 from senet.compat import tf
 from senet.convolution import convolution
 
-IMAGES = 5000  # from which the filters are computed, about
-SHRINKAGE = 1e-2  # added to the variances: those of noise are not blown up to 1
+IMAGES = 5000  # used to compute the filters, approximately
+SHRINKAGE = 1e-2  # added to the variances, so that noise is not scaled up to 1
 
 
 def whitening_filters(images, mean, std, side=4):
     """Return float32 filters [side, side, 3, 2 * side * side * 3] that whiten the patches of
     `images`, uint8 [N, height, width, 3], normalised by `mean` and `std`, [3].
 
-    A filter is an eigenvector of the patches' covariance over the root of its eigenvalue; each is
-    there with both signs, since a ReLU follows. They come in order of variance, largest first."""
-    # Evenly spaced: a folder's images come class by class.
+    A filter is an eigenvector of the patches' covariance, divided by the square root of its
+    eigenvalue. Each occurs with both signs, since a ReLU follows. The largest variances come first.
+    """
+    # Evenly spaced, since the images of a folder are sorted by class.
     pixels = (images[:: max(1, len(images) // IMAGES)].astype(np.float32) - mean) / std
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
     # Every other position: [N, rows, columns, 3, side, side] to [patches, side * side * 3].
     windows = windows[:, ::2, ::2].transpose(0, 1, 2, 4, 5, 3)
     patches = windows.reshape(-1, side * side * 3).astype(np.float64)
     variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
-    # LAPACK leaves the sign open: make the largest component positive.
+    # LAPACK does not define the sign: make the largest component positive.
     largest = directions[np.abs(directions).argmax(axis=0), range(len(variances))]
     filters = (directions * np.sign(largest) / np.sqrt(variances + SHRINKAGE))[:, ::-1]
     return np.concatenate([filters, -filters], axis=1).reshape(side, side, 3, -1).astype(np.float32)
@@ -37,7 +38,7 @@ def whitening_layer(input_x, filters, side, stride, layer_name):
     """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
     `weights`, [side, side, 3, 2 * side * side * 3], which starts as `filters`.
 
-    `filters` may be None where a checkpoint gives the values: evaluate, predict, export."""
+    `filters` may be None if the values come from a checkpoint: evaluate, predict, export."""
     shape = [side, side, 3, 2 * side * side * 3]
     with tf.variable_scope(layer_name):
         initial = tf.zeros_initializer() if filters is None else tf.constant_initializer(filters)

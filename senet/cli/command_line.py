@@ -1,5 +1,5 @@
-"""From the command line to a script's `Hyperparameters` and a command, and from an error to one
-line and an exit status."""
+"""Parse the command line of a script, run the command, and turn errors into one line and an exit
+status."""
 
 import argparse
 import ast
@@ -24,8 +24,12 @@ from senet.run.signals import Stopped
 
 CHECKPOINT = ("[--checkpoint=NAME]", "--checkpoint", {"metavar": "NAME", "help": "default: newest"})
 JSON = ("[--json]", "--json", {"action": "store_true", "help": "one JSON object per image"})
-NOTE = ("[--note=TEXT]", "--note", {"metavar": "TEXT", "help": "on the training data"})
-# The function, its help, then each argument: how to write it, its name, settings for argparse.
+NOTE = (
+    "[--note=TEXT]",
+    "--note",
+    {"metavar": "TEXT", "help": "about the training data"},
+)
+# The function, its help, and the arguments, each as (usage, name, settings for argparse).
 COMMANDS = {
     "train": (None, "train, or resume the run in run_dir (the default command)"),
     "evaluate": (
@@ -65,10 +69,9 @@ def run_command(train, network, Hyperparameters, argv=None):
     """Run the command line `argv` of a script and return the exit status: 0 done, 1 failed at run
     time, 2 wrong command line, 128 + number stopped by a signal.
 
-    `train` takes a Hyperparameters, `network` is the script's class. The other commands are those
-    of `senet.cli.commands`, with the hyperparameters of the run in `run_dir` where the command
-    line gives none."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes in a terminal without UTF-8
+    `train` is called with a Hyperparameters, `network` is the script's class. The other commands
+    use the hyperparameters of the run in `run_dir`, except for those on the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # class names in a terminal without UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)
@@ -81,32 +84,32 @@ def run_command(train, network, Hyperparameters, argv=None):
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_status
-    except BrokenPipeError:  # as of `| head`; Python flushes once more at its exit
+    except BrokenPipeError:  # such as `| head`; Python flushes again at exit
         discard_output(1)
         return 1
     except OSError as error:
         return _fail(1, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, tf.errors.ResourceExhaustedError):
-        return _fail(1, "out of memory: try a smaller --micro_batch_size (0 is the whole batch)")
+        return _fail(1, "out of memory; use a smaller --micro_batch_size (0 means the whole batch)")
     except (OverflowError, RecursionError, UnicodeError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{pathlib.Path(frame.filename).name}, line {frame.lineno}"
         kind = type(error).__name__
         return _fail(1, f"{kind} in {where}: {first_line(error)}; check the values given")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; run the same command to start again")
+        return _fail(130, "interrupted; run the same command to restart")
 
 
 def _run(train, network, Hyperparameters, argv):
     try:
         command, fields, arguments = parse(argv, Hyperparameters)
-    except SystemExit:  # of argparse, after --help
+    except SystemExit:  # raised by argparse after --help
         return 0
     if command == "train":
         train(Hyperparameters(**fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
-    # In the file are the folder and the devices that it was trained with, perhaps elsewhere.
+    # The folder and the devices in the file may be those of another machine.
     trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
     trained.pop("devices", None)
     fields = trained | fields
@@ -124,12 +127,12 @@ def _fields_of_run(run_dir, Hyperparameters):
     if not path.exists():
         shipped = _shipped(Hyperparameters)
         example = f", such as --run_dir={shipped}" if shipped else ""
-        raise Failure(f"no run in {run_dir}: train first, or give the --run_dir of a run{example}")
+        raise Failure(f"no run in {run_dir}; train first, or give the --run_dir of a run{example}")
     return load_fields(path, Hyperparameters)
 
 
 def _shipped(Hyperparameters):
-    """Return the folder of the trained network that comes with the script, None without one."""
+    """Return the folder of the trained network that comes with the script, or None."""
     script = _script(Hyperparameters).resolve()
     folder = script.parent / "models" / script.stem
     if not folder.exists():
@@ -145,10 +148,10 @@ def _script(Hyperparameters):
 
 
 def parse(argv, Hyperparameters):
-    """Return (command, fields, arguments): the command's name, the hyperparameters that `argv`
-    gives, {name: value}, and what else the command takes, {name: value}.
+    """Return (command, fields, arguments): the command's name, the hyperparameters in `argv`,
+    {name: value}, and the command's other arguments, {name: value}.
 
-    Prints the help and raises SystemExit for --help; raises HyperparameterError for what is
+    Prints the help and raises SystemExit for --help. Raises HyperparameterError if `argv` is
     wrong."""
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
@@ -167,14 +170,14 @@ def parse(argv, Hyperparameters):
 
 
 def _before_dashes(argv):
-    """Return the words before `--`; those after it are no options, such as `predict -- --xla`."""
+    """Return the words before `--`; those after it are not options, as in `predict -- --xla`."""
     return list(itertools.takewhile(lambda word: word != "--", argv))
 
 
 def _sorted_words(words, flags, valueless):
-    """Return the command, [] without one, its options as --name=value, and its other words, which
-    argparse wants side by side: `predict a.png --json b.png`. Of the options, `flags` need no
-    value, and `valueless` have none."""
+    """Return the command in a list ([] if there is none), the options as --name=value, and the
+    other words, which argparse needs next to each other: `predict a.png --json b.png`. The value of
+    the options `flags` may be omitted; the options `valueless` have none."""
     options, others = [], []
     rest = collections.deque(words)
     while rest:
@@ -187,19 +190,19 @@ def _sorted_words(words, flags, valueless):
         elif word in flags and following not in ("True", "False"):  # `--xla evaluate`
             options.append(f"{word}=True")
         elif following.startswith("--"):
-            options.append(word)  # argparse says that its value is missing
+            options.append(word)  # argparse reports the missing value
         else:
             options.append(f"{word}={rest.popleft()}")
     return others[:1], options, others[1:]
 
 
 def _check_names(argv, known):
-    """Refuse an unknown --name; argparse would blame the word that follows it."""
+    """Raise HyperparameterError for an unknown --name; argparse would name the next word."""
     for word in _before_dashes(argv):
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(known)}"
+            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
             raise HyperparameterError(f"unknown option {shown(name)}: {hint}")
 
 
@@ -234,19 +237,22 @@ def _parser(Hyperparameters):
     parser = _Parser(
         usage=usage, description=sys.modules[Hyperparameters.__module__].__doc__, **common
     )
-    add = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands").add_parser
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command, (_, text, *arguments) in COMMANDS.items():
-        words = " ".join([command, *(written for written, *_ in arguments)])
+        words = " ".join([command, *(usage for usage, *_ in arguments)])
         usage = f"python {script} {words} [--name=value ...]"
-        subparser = add(command, usage=usage, help=text, description=text, **common)
+        subparser = subparsers.add_parser(
+            command, usage=usage, help=text, description=text, **common
+        )
         for _, name, settings in arguments:
             subparser.add_argument(name, **settings)
     return parser
 
 
 def _comments(Hyperparameters):
-    """Return {field: (heading, comment)}, the script's own fields first: the comment after the
-    field's declaration, and the comment line above its group. Without source, both are ""."""
+    """Return {field: (heading, comment)}, the script's own fields first. The comment follows the
+    field's declaration, the heading is the comment line above its group. Without source code, they
+    are "hyperparameters" and ""."""
     fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
     found = {}
     for cls in Hyperparameters.__mro__[:-1]:
@@ -261,7 +267,7 @@ def _declarations(cls):
     """Yield (name, heading, comment) of each assignment in the source of a class."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # no source, as of a class typed into an interpreter
+    except (OSError, TypeError):  # no source, such as for a class typed into an interpreter
         return
     lines = source.splitlines()
     (definition,) = ast.parse(source).body

@@ -1,7 +1,7 @@
 """The commands that use a trained network: evaluate, predict, export, excitation.
 
-Each takes the network's class, the hyperparameters, and what `senet.cli.command_line.COMMANDS`
-declares for it.
+Their arguments are the network's class, the hyperparameters, and those declared in `COMMANDS` of
+`senet/cli/command_line.py`.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from senet.run.pages import confusion_page
 from senet.run.signals import signals_as_exceptions
 from senet.run.trained import TrainedNetwork
 
-TOP = 3  # classes printed for an image
-AT_ONCE = 64  # images predicted together, at most
+TOP = 3  # classes printed per image
+PREDICT_BATCH = 64  # images
 
 
 def evaluation(trained):
@@ -36,12 +36,12 @@ def evaluation(trained):
     if data.label_names != trained.label_names:
         raise Failure(
             f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
-            f"{hp.dataset} has {shortened(data.label_names)}: give the --dataset it was trained on"
+            f"{hp.dataset} has {shortened(data.label_names)}; give the --dataset it was trained on"
         )
-    # The same batches as in training, so that the numbers are the same to the last bit on the same
-    # CPU with the same number of cores.
-    todo = batches(data.test, hp.micro_batch_size or hp.batch_size)
-    return evaluate_batches(trained.session, trained.outputs, trained.inputs, todo), data
+    # The same batches as during training: the results are identical, bit for bit, on the same CPU
+    # with the same number of cores.
+    test_batches = batches(data.test, hp.micro_batch_size or hp.batch_size)
+    return evaluate_batches(trained.session, trained.outputs, trained.inputs, test_batches), data
 
 
 def evaluate(network, hyperparameters, checkpoint=""):
@@ -55,8 +55,8 @@ def evaluate(network, hyperparameters, checkpoint=""):
         for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
-        with replacing(figure) as aside:
-            Image.fromarray(confusion_page(matrix, names)).save(aside, "PNG")
+        with replacing(figure) as temporary:
+            Image.fromarray(confusion_page(matrix, names)).save(temporary, "PNG")
         print(f"\nfigure: {figure}")
 
 
@@ -66,15 +66,16 @@ def result_line(tested):
 
 
 def class_table(matrix, names):
-    """Yield the lines of a table: accuracy and images of each class and its row of the confusion
-    matrix, or where that exceeds 100 columns, the class it was most often mistaken for."""
+    """Yield the lines of a table with the accuracy, the number of images and the row of the
+    confusion matrix of each class; if that exceeds 100 columns, with the class that it was most
+    often mistaken for instead of the row."""
     digits = len(str(len(names) - 1))
     width = min(20, max(4, *map(len, names)))
     cell = max(4, len(str(matrix.max())) + 1)
     whole = digits + width + 18 + cell * len(names) <= 100
     heads = [f"{number}".rjust(cell) for number in range(len(names))]
     last = "".join(heads) if whole else "  most often mistaken for"
-    yield f"{'class':{digits + 2 + width}}{'accuracy':>9}{'of':>7}{last}"
+    yield f"{'class':{digits + 2 + width}}{'accuracy':>9}{'images':>7}{last}"
     for number, (name, row) in enumerate(zip(names, matrix, strict=True)):
         images = row.sum()
         share = f"{row[number] / images:.4f}" if images else "   -  "
@@ -87,12 +88,12 @@ def class_table(matrix, names):
 
 
 def predict(network, hyperparameters, images, checkpoint="", json=False):
-    """Print the three most probable classes of each image file, a list of paths; with `json` as an
-    object per line. Return 1 if a file could not be read."""
+    """Print the three most probable classes of each image file, with `json` as one object per line.
+    `images` is a list of paths. Return 1 if a file could not be read, 0 otherwise."""
     status = 0
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        for first in range(0, len(images), AT_ONCE):
-            paths = images[first : first + AT_ONCE]
+        for first in range(0, len(images), PREDICT_BATCH):
+            paths = images[first : first + PREDICT_BATCH]
             read = [_image_or_error(path, hyperparameters.image_size) for path in paths]
             good = [image for image in read if image is not None]
             status |= len(good) < len(read)
@@ -104,7 +105,7 @@ def predict(network, hyperparameters, images, checkpoint="", json=False):
 
 
 def _image_or_error(path, side):
-    """Return the image in a file; None after printing an error."""
+    """Return the image in a file, or None after printing an error."""
     try:
         return read_image(path, side)
     except ImageError as error:
@@ -121,27 +122,28 @@ def _answer(path, probabilities, names, as_json):
 
 
 def new_folder(text):
-    """Return the path of a folder to write, the argument FOLDER. Raises Failure if it exists."""
+    """Return the path of the new folder `text`, a FOLDER. Raises Failure if it exists."""
     check_path("FOLDER", text)
     folder = pathlib.Path(text)
     if os.path.lexists(folder):
-        raise Failure(f"{folder} already exists: remove it, or give another folder")
+        raise Failure(f"{folder} already exists; remove it, or give another folder")
     return folder
 
 
 @contextlib.contextmanager
-def written_aside(folder):
-    """Yield a path to make a folder at, which becomes `folder` when it is complete: a server or
-    another process may be watching. Raises Failure if it cannot be written."""
+def temporary_folder(folder):
+    """Yield the path for a temporary folder and rename it to `folder` at the end of the block, so
+    that other processes, such as a server, see only a complete one. Raises Failure if it cannot be
+    written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             signals_as_exceptions(),
-            tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as aside,
+            tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as parent,
         ):
-            aside = pathlib.Path(aside) / "model"
-            yield aside
-            aside.rename(folder)
+            temporary = pathlib.Path(parent) / "model"
+            yield temporary
+            temporary.rename(folder)
     except (tf.errors.OpError, OSError) as error:
         raise Failure(f"cannot write {folder}: {first_line(error)}") from None
 
@@ -159,8 +161,8 @@ def export(network, hyperparameters, folder, checkpoint=""):
         signature = tf.saved_model.predict_signature_def(
             {"images": trained.inputs.images}, {"probabilities": probabilities, "labels": labels}
         )
-        with written_aside(folder) as aside:
-            builder = tf.saved_model.Builder(str(aside))
+        with temporary_folder(folder) as temporary:
+            builder = tf.saved_model.Builder(str(temporary))
             with without_chatter():
                 builder.add_meta_graph_and_variables(
                     trained.session,
@@ -188,8 +190,8 @@ def excitation(network, hyperparameters, checkpoint=""):
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
             raise Failure(
-                f"{trained.checkpoint} is of a network without SE blocks (reduction_ratio=0): "
-                f"train one with SE blocks"
+                f"{trained.checkpoint} has no SE blocks (reduction_ratio=0); give the --run_dir "
+                f"of a network with SE blocks"
             )
         tested, data = evaluation(trained)
         print(f"checkpoint: {trained.checkpoint}")
@@ -202,6 +204,6 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        with replacing(figure) as aside:
-            save_excitation(aside, tested.gates, data.label_names)
+        with replacing(figure) as temporary:
+            save_excitation(temporary, tested.gates, data.label_names)
         print(f"figure: {figure}")

@@ -1,5 +1,5 @@
-"""The figure of what the SE blocks do: SENet, arXiv 1709.01507, the section on the role of
-excitation, draws the same for its ImageNet network."""
+"""Draw the gates of the SE blocks for each class, as SENet (arXiv 1709.01507) does for its ImageNet
+network in the section on the role of excitation."""
 
 import math
 import warnings
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 def save_excitation(path, gates, label_names):
     """Write the figure of `draw_excitation` to a PNG file."""
     with warnings.catch_warnings():
-        # The font draws a box for a character that it lacks, such as a Chinese one.
+        # The font draws a box for a missing character, such as a Chinese one.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
         draw_excitation(gates, label_names).savefig(path, dpi=110, format="png")
 
 
 def draw_excitation(gates, label_names):
-    """The Matplotlib figure of `gates`, {SE block: mean gate, [classes, channels]}: a panel for
-    each block, in it a line for each class over the channels, in the order of their mean gate."""
+    """Return the Matplotlib figure of `gates`, {SE block: mean gate, [classes, channels]}: a panel
+    for each block with a line for each class, over the channels sorted by their mean gate."""
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
@@ -34,7 +34,7 @@ def draw_excitation(gates, label_names):
         panel.grid(alpha=0.3)
     for panel in list(panels):
         panel.remove()
-    figure.supxlabel("channel, in the order of the mean gate", fontsize=9)
+    figure.supxlabel("channel, sorted by mean gate", fontsize=9)
     figure.supylabel("mean gate", fontsize=9)
     if len(label_names) <= 20:
         handles, names = figure.axes[0].get_legend_handles_labels()

@@ -9,7 +9,7 @@ import shlex
 
 import numpy as np
 
-from senet.cli.commands import class_table, evaluation, new_folder, result_line, written_aside
+from senet.cli.commands import class_table, evaluation, new_folder, result_line, temporary_folder
 from senet.compat import tf
 from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
@@ -30,8 +30,7 @@ TEMPLATE = """\
 
 An image classifier: the network `{network}` of `{script}`, with {parameters:,} trainable
 parameters, trained {start} to the end of epoch {epochs:,} (step {step:,}).
-`python {script} publish` wrote this folder from the run: all that the network needs, without the
-optimizer's state.
+`python {script} publish` wrote this folder from the run, without the optimizer's state.
 
 ## Use
 
@@ -42,12 +41,12 @@ python {script} predict photo.jpg --run_dir={folder}
 python {script} evaluate --run_dir={folder}
 ```
 
-To start from its weights, add `--initial_checkpoint={folder}` to the training of a network with
-the same hyperparameters.
+To fine-tune it, train a network with the same hyperparameters and
+`--initial_checkpoint={folder}`.
 
 **Input**: RGB images of {side}x{side} pixels, uint8; `predict` rotates per EXIF, centre-crops and
-resizes others. **Normalisation**, inside the graph: (value - mean) / std of each channel, with mean
-{mean} and std {std} in pixel values, those of the training images.
+resizes others. **Normalisation**, inside the graph: (value - mean) / std per channel, with mean
+{mean} and std {std} in pixel values, computed from the training images.
 
 **Classes** ({count:,}): {classes}.
 
@@ -55,7 +54,7 @@ resizes others. **Normalisation**, inside the graph: (value - mean) / std of eac
 
 Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
 
-The command, with seed {seed} and all that it does not name as in `hyperparameters.json`:
+The command, with seed {seed} and all other hyperparameters as in `hyperparameters.json`:
 
 ```bash
 {command}
@@ -69,8 +68,8 @@ The last row of `logs.txt`:
 {row}
 ```
 
-`evaluate`, when this folder was written; a row of the table is a true class, a column a predicted
-one:
+The output of `evaluate` when this folder was written; the rows of the table are true classes, the
+columns predicted ones:
 
 ```
 {result}
@@ -80,14 +79,13 @@ one:
 
 ## Limits
 
-* It answers with one of its {count:,} classes whatever the image shows.
-* It sees {side}x{side} pixels, so that small objects and those off the centre of a photo are lost.
-* Its accuracy was measured on the test set above and nowhere else, and its probabilities are not
-  calibrated.
+* It predicts one of its {count:,} classes, whatever the image shows.
+* It sees {side}x{side} pixels: small objects and those far from the centre of a photo are lost.
+* Its accuracy was measured on the test set above only, and its probabilities are not calibrated.
 
 ## License
 
-MIT, that of the repository (`LICENSE`).
+MIT, as for the whole repository (`LICENSE`).
 
 ## Files
 
@@ -98,12 +96,12 @@ SHA-256, for `sha256sum --check README.md`:
 
 
 def publish(network, hyperparameters, folder, checkpoint="", note=""):
-    """Write a run without what only its training needs into a new `folder`, which is a `run_dir`
-    for the other commands and an `initial_checkpoint` for training, with a model card. `note` says
-    more about the training data there.
+    """Write a run without its training state, and a model card, into a new `folder`. It works as a
+    `run_dir` for the other commands and as an `initial_checkpoint` for training. `note` is added to
+    the card's paragraph on the training data.
 
-    Nothing in the folder names a path of this machine. Raises Failure if the data set is not the
-    one that the network was trained on, or if logs.txt has no row for the checkpoint."""
+    The folder contains no path of this machine. Raises Failure if the data set differs from the one
+    that the network was trained on, or if logs.txt has no row for the checkpoint."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
     _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
@@ -116,14 +114,14 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
         fields = portable_fields(hp)
-        with written_aside(target) as aside:
-            copy = RunFolder(dataclasses.replace(hp, run_dir=str(aside)))
+        with temporary_folder(target) as temporary:
+            copy = RunFolder(dataclasses.replace(hp, run_dir=str(temporary)))
             copy.model.mkdir(parents=True)
             _save(trained, copy.model)
             copy.row_file.write_text("".join(f"{row}\n" for row in rows), "utf-8")
             copy.settings.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
             card = _card(trained, tested, data, rows, fields, portable_path(folder), note)
-            (aside / CARD).write_text(f"{card}{_hashes(aside)}```\n", "utf-8")
+            (temporary / CARD).write_text(f"{card}{_hashes(temporary)}```\n", "utf-8")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"checkpoint: {trained.checkpoint}")
     print(result_line(tested))
@@ -132,13 +130,13 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
 
 
 def _check_unchanged(hyperparameters, recorded):
-    """Raise HyperparameterError if the command line differs from the run in what is computed."""
+    """Raise HyperparameterError if the command line changes what the run computed."""
     trained_with = computing_fields(recorded)
     for name, value in computing_fields(hyperparameters).items():
         if trained_with[name] != value:
             raise HyperparameterError(
                 f"--{name}={value} differs from the run, which was trained with "
-                f"{trained_with[name]}; publish without it"
+                f"{trained_with[name]}; remove it from the command"
             )
 
 
@@ -147,9 +145,8 @@ def _rows(run, trained, epoch_steps):
     rows, (epoch, beyond) = read_rows(run.row_file), divmod(trained.step, epoch_steps)
     if beyond or epoch not in rows:
         raise Failure(
-            f"{run.row_file} has no row for {trained.checkpoint}: with {epoch_steps:,} steps an "
-            f"epoch, step {trained.step:,} is not the end of one that was tested; give another "
-            f"--checkpoint"
+            f"{run.row_file} has no row for {trained.checkpoint}: step {trained.step:,} is not the "
+            f"end of a tested epoch of {epoch_steps:,} steps; give another --checkpoint"
         )
     return [row for number, row in sorted(rows.items()) if number <= epoch]
 
@@ -171,7 +168,7 @@ def _script(network):
 
 def _card(trained, tested, data, rows, fields, folder, note):
     """Return the model card up to its list of files. `fields` are the portable hyperparameters,
-    `folder` is the published folder as the card names it."""
+    `folder` is the name of the published folder on the card."""
     network, hp, names = trained.network, trained.hyperparameters, data.label_names
     defaults = {field.name: field.default for field in dataclasses.fields(hp)}
     changed = {name: value for name, value in fields.items() if value != defaults[name]}
@@ -204,7 +201,7 @@ def _card(trained, tested, data, rows, fields, folder, note):
 
 
 def _hashes(folder):
-    """Return a line for each file in `folder`, as `sha256sum` writes it."""
+    """Return a line for each file in `folder`, in the format of `sha256sum`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"

@@ -1,4 +1,4 @@
-"""The data sets by name, and the order in which an epoch sees them."""
+"""Load data sets by name, and split them into the batches of an epoch."""
 
 import functools
 import pathlib
@@ -27,8 +27,8 @@ class Split(NamedTuple):
     """Images with their labels."""
 
     images: np.ndarray  # uint8 [N, image_size, image_size, 3]
-    labels: np.ndarray  # int32 [N], from 0 up to the number of classes
-    summary: Summary | None = None  # of the images, if it is stored with them
+    labels: np.ndarray  # int32 [N], classes numbered from 0
+    summary: Summary | None = None  # of the images, if stored with them
 
     def summarised(self):
         """Return the Summary of the images."""
@@ -64,8 +64,8 @@ def load_dataset(name, data_dir, image_size=SIDE):
     """Return the Dataset `name`: one of LOADERS, which keeps its files in `data_dir`, or a folder
     with images in train/<class>/ and test/<class>/, resized to `image_size` and cached there.
 
-    Raises Failure if it cannot be loaded, HyperparameterError if there is no such data set or if
-    `image_size` does not suit it."""
+    Raises Failure if it cannot be loaded, HyperparameterError if there is no such data set or if it
+    does not allow `image_size`."""
     if name not in LOADERS:
         if not _has_splits(name):
             raise HyperparameterError(
@@ -75,8 +75,8 @@ def load_dataset(name, data_dir, image_size=SIDE):
         *arrays, label_names, summaries = load_folder(name, data_dir, image_size)
     elif image_size != SIDE:
         raise HyperparameterError(
-            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}: it is for a "
-            f"folder of your own images; to enlarge these, use --padding"
+            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}; it resizes only "
+            f"image folders, so enlarge the images with --padding instead"
         )
     else:
         *arrays, label_names = LOADERS[name](data_dir)
@@ -90,7 +90,7 @@ def load_dataset(name, data_dir, image_size=SIDE):
 def _has_splits(folder):
     try:
         return all((pathlib.Path(folder) / split).is_dir() for split in ("train", "test"))
-    except OSError:  # a name of 5,000 characters
+    except OSError:  # such as for a name of 5,000 characters
         return False
 
 
@@ -100,10 +100,10 @@ def steps_per_epoch(split, batch_size):
 
 
 def batches(split, batch_size, order=None, first=0):
-    """Yield `split` in `order` (as stored if None) in batches, from batch number `first` on; each
-    batch is a Split of at most `batch_size` images.
+    """Yield the batches of `split` in `order` (as stored if None), starting with batch number
+    `first`; each batch is a Split of at most `batch_size` images.
 
-    Sizes differ by at most one, so that no step depends on the few images of a short last batch.
+    Batch sizes differ by at most one, so that the last batch is not a small one.
     """
     order = np.arange(len(split.labels)) if order is None else order
     for part in np.array_split(order, steps_per_epoch(split, batch_size))[first:]:
@@ -111,6 +111,5 @@ def batches(split, batch_size, order=None, first=0):
 
 
 def epoch_order(split, seed, epoch):
-    """Return the order in which an epoch sees `split`: a permutation that depends on (seed, epoch)
-    only."""
+    """Return the order of `split` in an epoch: a permutation that depends only on (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(len(split.labels))

@@ -1,11 +1,11 @@
-"""Images in files that are mapped into memory: as many as the disk holds.
+"""A cache of decoded images in memory-mapped files, which may be larger than the memory.
 
-home/lock                        held by the process that writes
+home/lock                        lock file of the process that writes
 home/FILES-SIDE/images.npy       uint8 [N, side, side, 3]
 home/FILES-SIDE/summaries.json   their Summaries, one for each split
-home/new/                        what is being written
+home/new/                        a cache that is being written
 
-A cache appears under its name when it is complete: no process ever sees half of one.
+A cache is renamed into place when it is complete, so that no process sees part of one.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ REMEDY = "fix that, or give another --data_dir"
 
 
 def cached_images(home, files, shape, splits, decode):
-    """Return (images, summaries) of a cache in the folder `home`: uint8 of `shape`, and a Summary
+    """Return (images, summaries) from a cache in the folder `home`: uint8 of `shape`, and a Summary
     for each of `splits`, a list of slices.
 
-    Unless it is there and complete, it is written first: `decode()` yields the images in their
-    order. `files` is a string that identifies the files they are from; what is in `home` of other
-    files is removed. Raises Failure if the disk cannot be read or written, HyperparameterError if
-    the images would not fit on it."""
+    If there is no complete cache, write it first: `decode()` yields the images in their order.
+    `files` is a string that identifies the image files; caches of other files in `home` are
+    removed. Raises Failure if the disk cannot be read or written, HyperparameterError if the images
+    would not fit on it."""
     cache = home / f"{files}-{shape[1]}"
     if found := _open(cache, shape):
         return found
@@ -52,7 +52,7 @@ def cached_images(home, files, shape, splits, decode):
 
 
 def _open(cache, shape):
-    """Return (images, summaries) of a cache; None if it is not there, or damaged."""
+    """Return (images, summaries) of a cache, or None if it is missing or damaged."""
     try:
         images = np.load(cache / "images.npy", mmap_mode="r")
         summaries = json.loads((cache / "summaries.json").read_text("utf-8"))
@@ -67,7 +67,7 @@ def _open(cache, shape):
 
 @contextlib.contextmanager
 def _lock(home):
-    """Let one process at a time write in `home`. The lock of a process that was killed is free."""
+    """Let only one process write in `home`. A process that is killed releases its lock."""
     lock = filelock.FileLock(home / "lock")
     try:
         held = lock.acquire(timeout=0)
@@ -84,26 +84,26 @@ def _check_space(home, shape):
     if needed > free:
         raise HyperparameterError(
             f"--image_size={side} is too large: {count:,} images need {needed / 1e9:,.3g} GB in "
-            f"{home} and {free / 1e9:,.3g} GB are free; free more, or give a smaller --image_size "
-            f"or another --data_dir"
+            f"{home}, but {free / 1e9:,.3g} GB is free; free some space, or give a smaller "
+            f"--image_size or another --data_dir"
         )
 
 
 def _write(cache, shape, splits, decode):
-    aside = cache.with_name("new")
-    aside.mkdir()
+    temporary = cache.with_name("new")
+    temporary.mkdir()
     try:
-        # Written, not mapped: a full disk is then an error instead of the end of the process.
-        with (aside / "images.npy").open("wb") as file:
+        # Written, not mapped: a full disk raises an error instead of killing the process.
+        with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for image in decode():
                 file.write(image.data)
             file.flush()
             os.fsync(file.fileno())
-        images = np.load(aside / "images.npy", mmap_mode="r")
+        images = np.load(temporary / "images.npy", mmap_mode="r")
         summaries = [summarise(images[split]) for split in splits]
-        (aside / "summaries.json").write_text(json.dumps(summaries), "utf-8")
-        aside.rename(cache)
+        (temporary / "summaries.json").write_text(json.dumps(summaries), "utf-8")
+        temporary.rename(cache)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Images of all kinds, from files to what a network takes, by Pillow."""
+"""Read image files of any format with Pillow, and folders of them."""
 
 import collections
 import concurrent.futures
@@ -18,17 +18,17 @@ from senet.data.image_cache import cached_images
 from senet.errors import Failure, OneLineError, first_line, printable
 from senet.files import open_regular
 
-# About large images and damaged EXIF data; what cannot be read is an error anyway.
+# Of large images and damaged EXIF data; an image that cannot be read is an error anyway.
 warnings.filterwarnings("ignore", module="PIL")
 
 
 class ImageError(OneLineError):
-    """A file that is damaged or not an image; the message names it and says why."""
+    """A file that cannot be read as an image; the message has its path and the reason."""
 
 
 def read_image(path, side):
-    """Return the image in a file as uint8 [side, side, 3]: rotated per EXIF, on white where it is
-    transparent, centre-cropped to a square, resized. Of an animation, the first frame.
+    """Return the image in a file as uint8 [side, side, 3]: rotated per EXIF, drawn on white,
+    centre-cropped to a square and resized. An animation gives its first frame.
 
     Raises ImageError if Pillow cannot read it, or if its values do not have 8 or 16 bits."""
     try:
@@ -40,7 +40,7 @@ def read_image(path, side):
             return np.array(image)
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image, or a damaged one") from None
-    # A damaged image can make the many decoders raise nearly anything.
+    # Decoders raise nearly any exception on a damaged image.
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
 
@@ -48,7 +48,7 @@ def read_image(path, side):
 def _as_rgb(image):
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError("its values do not have 8 or 16 bits; convert it first")
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut off what exceeds 255
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip values above 255
         values = np.asarray(image, np.float64) * 255 / 65535
         image = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
     if image.has_transparency_data:
@@ -62,8 +62,8 @@ def load_folder(folder, data_dir, side):
     images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
     Images are uint8 [N, side, side, 3], labels int32 [N]; the names, those of the folders, are in
-    alphabetical order; summaries are those of the train and the test images. Hidden files do not
-    count. The images are decoded once, into a cache below `data_dir` that is mapped into memory.
+    alphabetical order; summaries are those of the train and the test images. Hidden files are
+    ignored. The images are decoded once, into a cache below `data_dir` that is mapped into memory.
 
     Raises Failure for anything in the folder that is missing, empty or not an image, or if the
     cache cannot be written; HyperparameterError if the images would not fit on its disk."""
@@ -72,10 +72,10 @@ def load_folder(folder, data_dir, side):
     try:
         classes, test_classes = _classes(train), _classes(test)
         if len(classes) < 2:
-            raise Failure(f"{train}: must have folders for at least 2 classes, got {len(classes)}")
+            raise Failure(f"{train} must have folders for at least 2 classes, got {len(classes)}")
         for name in sorted(set(classes) ^ set(test_classes)):
             missing = (test if name in classes else train) / name
-            raise Failure(f"{missing}: is missing; each class needs images to train and to test")
+            raise Failure(f"{missing} is missing; each class needs training and test images")
         label_names = [_label_name(train / name) for name in classes]
         digest = _decoder()
         train_files, test_files = (
@@ -106,7 +106,7 @@ def _visible(entry):
 
 
 def _label_name(folder):
-    """Return the name of a class folder for people and for JSON, whatever the locale."""
+    """Return the name of a class folder as printable text, whatever the locale."""
     try:
         return printable(os.fsencode(folder.name).decode())
     except UnicodeDecodeError:
@@ -114,20 +114,20 @@ def _label_name(folder):
 
 
 def _decoder():
-    """Return a SHA-256 of what decodes the images: this file, and Pillow."""
+    """Return a SHA-256 of the decoding code: this file and the version of Pillow."""
     return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
 
 
 def _files(folder, digest):
-    """Return the paths of the files in `folder`, by name, after adding to `digest`, a SHA-256, the
-    name of the folder and names, sizes and times of the files."""
+    """Return the paths of the files in `folder`, sorted by name. Add the folder's name and the
+    names, sizes and times of the files to `digest`, a SHA-256."""
     files = []
     with os.scandir(folder) as entries:
         for entry in filter(_visible, entries):
             status = entry.stat()
             files.append((entry.path, entry.name, status.st_size, status.st_mtime_ns))
     if not files:
-        raise Failure(f"{folder}: has no images")
+        raise Failure(f"{folder} has no images")
     files.sort()
     digest.update(os.fsencode(f"{folder.name}/{len(files)}/"))
     for _, name, size, time in files:
@@ -136,7 +136,7 @@ def _files(folder, digest):
 
 
 def _labels(files):
-    """Return the labels, int32 [N], of `files`, a list for each class."""
+    """Return the labels, int32 [N], of `files`, one list per class."""
     return np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
 
 
@@ -160,10 +160,10 @@ def _decode(folder, paths, side):
         ncols=100,
     )
     threads = os.cpu_count() or 1
-    # Threads, since Pillow decodes outside of Python's lock.
+    # Threads are enough, since Pillow releases Python's lock while it decodes.
     with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         futures = (pool.submit(read, path) for path in paths)
-        # No more in memory than keeps the threads busy.
+        # Only as many images in memory as keep the threads busy.
         waiting = collections.deque(itertools.islice(futures, 8 * threads))
         while waiting:
             image = waiting.popleft().result()
@@ -174,5 +174,5 @@ def _decode(folder, paths, side):
             else:
                 yield image
     if errors:
-        others = f" ({len(errors) - 1:,} more like it)" if len(errors) > 1 else ""
+        others = f" ({len(errors) - 1:,} more such files)" if len(errors) > 1 else ""
         raise Failure(f"{min(errors)}; fix or remove it{others}")

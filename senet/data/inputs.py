@@ -1,4 +1,4 @@
-"""From uint8 images to what a network takes, inside the graph."""
+"""The inputs of the graph: placeholders for a batch, and the normalised images."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,29 +9,29 @@ from senet.compat import tf
 
 
 class Inputs(NamedTuple):
-    """What a batch is fed to, and the images as the network sees them."""
+    """The placeholders for a batch, and its normalised images."""
 
     images: Any  # placeholder, uint8 [batch, height, width, 3]
     labels: Any  # placeholder, int32 [batch]
     normalised: Any  # float32, the shape of `images`
-    statistics: Any  # the variables that a checkpoint keeps, as a Statistics
+    statistics: Any  # a Statistics of variables, which checkpoints store
 
     def feed(self, batch):
         """Return the `feed_dict` of a batch, a Split."""
         return {self.images: batch.images, self.labels: batch.labels}
 
     def to_uint8(self, normalised):
-        """Undo the normalisation: uint8 images again."""
+        """Return normalised images as uint8 images."""
         with tf.name_scope("to_uint8"):
             values = tf.round(normalised * self.statistics.std + self.statistics.mean)
             return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
 class Statistics(NamedTuple):
-    """What a network knows of its training set; checkpoints keep the three as variables."""
+    """The properties of the training set that checkpoints store, as three variables."""
 
-    mean: Any  # float32 [3]: of each channel, in pixel values
-    std: Any  # float32 [3]: its standard deviation
+    mean: Any  # float32 [3]: mean of each channel, in pixel values
+    std: Any  # float32 [3]: standard deviation of each channel
     label_names: Any  # int64 [length]: `json_to_numbers` of the list of names
 
 
@@ -40,7 +40,7 @@ STATISTICS = frozenset(f"{SCOPE}/{name}" for name in Statistics._fields)  # thei
 
 
 def image_inputs(data):
-    """Return the Inputs for a Dataset; images are normalised by its training set's statistics."""
+    """Return the Inputs for a Dataset; images are normalised with its training set's statistics."""
     return inputs_with(data.train.images.shape[1], statistics_of(data))
 
 
@@ -51,7 +51,7 @@ def statistics_of(data):
 
 
 def read_statistics(reader):
-    """Return the Statistics in a checkpoint, as arrays; `reader` is TensorFlow's."""
+    """Return the Statistics in a checkpoint, as arrays, from TensorFlow's checkpoint `reader`."""
     return Statistics._make(reader.get_tensor(f"{SCOPE}/{name}") for name in Statistics._fields)
 
 

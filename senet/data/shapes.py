@@ -22,13 +22,13 @@ def _plus(x, y):
     return np.minimum(np.maximum(x - 0.3, y - 1), np.maximum(x - 1, y - 0.3))
 
 
-def _turned(x, y):
+def _rotated(x, y):
     """Return the coordinates rotated by 45 degrees."""
     return (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
 
 
-# One function a class: the approximate distance from the outline, negative inside, of the shape in
-# the square -1..1 (y points down).
+# One function per class: the approximate distance from the outline of the shape, negative inside,
+# in the square -1..1 (y points down).
 OUTLINES = {
     "circle": lambda x, y: np.hypot(x, y) - 0.9,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
@@ -38,7 +38,7 @@ OUTLINES = {
     "square": lambda x, y: _polygon(x, y, 4),
     "diamond": lambda x, y: _polygon(x, y, 4, np.pi / 4) + 0.1,
     "plus": _plus,
-    "cross": lambda x, y: _plus(*_turned(x, y)),
+    "cross": lambda x, y: _plus(*_rotated(x, y)),
     "hourglass": lambda x, y: np.maximum((np.abs(x) - np.abs(y)) * 0.8 - 0.1, np.abs(y) - 0.85),
 }
 
@@ -58,10 +58,10 @@ def draw_shapes(labels, rng):
     outline = np.empty_like(x)
     for label, distance in enumerate(OUTLINES.values()):
         outline[labels == label] = distance(x[labels == label], y[labels == label])
-    # The share of each pixel that the shape covers: the edge is blurred over about one pixel.
+    # The fraction of each pixel that the shape covers: the edge is about one pixel wide.
     cover = np.clip(0.5 - outline * radius, 0, 1)[..., None]
 
-    # Bright on dark, in any colours: with dark on bright as well, 2,000 images are not enough.
+    # Bright on dark, in any colours: with dark on bright too, 2,000 images would be too few.
     background = draw(0, 110, 1, 1, 3)
     colour = background + draw(90, 160, 1, 1, 3)
     slope = draw(-1.5, 1.5, 1, 1, 3) * pixels[None, None, :, None]
@@ -79,8 +79,8 @@ def draw_shapes(labels, rng):
 
 
 def load_shapes(train_count=2000, test_count=500, seed=0):
-    """Return (train images, train labels, test images, test labels, label names) with equally many
-    images of each class; images are uint8 [N, 32, 32, 3], labels int32 [N]."""
+    """Return (train images, train labels, test images, test labels, label names) with the same
+    number of images of each class; images are uint8 [N, 32, 32, 3], labels int32 [N]."""
     rng = np.random.default_rng(seed)
     labels = np.arange(train_count + test_count, dtype=np.int32) % len(OUTLINES)
     images = draw_shapes(labels, rng)

@@ -1,23 +1,23 @@
-"""What identifies a set of images: exact figures, computed in one pass and in little memory."""
+"""Exact sums and a checksum of a set of images, computed in one pass and in little memory."""
 
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-CHUNK = 2**22  # bytes of images that are added up together
+CHUNK = 2**22  # bytes of images that are summed at a time
 
 
 class Summary(NamedTuple):
-    """The figures of images uint8 [N, height, width, 3]; equal for equal images in equal order."""
+    """Sums and checksum of images uint8 [N, height, width, 3]; they depend on values and order."""
 
     sums: list  # of 3 ints: the sum of each channel's values
-    squares: list  # of 3 ints: of their squares
+    squares: list  # of 3 ints: the sum of their squares
     checksum: int  # CRC-32
 
     def channel_statistics(self, pixels):
         """Return the mean and standard deviation of each channel, in pixel values, as two float32
-        arrays [3]; `pixels` is how many pixels the images have in all."""
+        arrays [3]; `pixels` is the total number of pixels of the images."""
         mean, square = np.divide(self.sums, pixels), np.divide(self.squares, pixels)
         std = np.sqrt(square - np.square(mean))
         return mean.astype(np.float32), np.maximum(std, 1).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Keeping a run: its folder, checkpoints, signals, logs, TensorBoard, devices and workers."""
+"""The machinery of a run: folder, checkpoints, signals, logs, TensorBoard, devices, workers."""

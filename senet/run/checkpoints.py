@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or absent, verified when read, and never of a broken network.
+"""Checkpoints: written atomically, verified when they are read, and never with values that are not
+finite.
 
 A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.index` that
-`tf.train.Saver` writes, with all variables of the graph. One of these states which variables the
-network needs, so that no other program has to guess which of them are the optimizer's.
+`tf.train.Saver` writes, with all variables of the graph. One of these lists the variables of the
+network, so that other programs can tell which ones are the optimizer's.
 """
 
 import contextlib
@@ -15,18 +16,23 @@ from senet.compat import tf, without_chatter
 from senet.data.inputs import STATISTICS, json_to_numbers, numbers_to_json
 from senet.errors import Failure, first_line, shortened
 
-NEWEST_KEPT = 3
-NETWORK = "network_variables"  # the variable with `variables_behind` the network's outputs, as JSON
-UNREADABLE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)  # what a reader raises
+KEEP_NEWEST = 3
+NETWORK = "network_variables"  # the variable that lists the network's variables, as JSON
+UNREADABLE = (
+    tf.errors.OpError,
+    IndexError,
+    ValueError,
+    RuntimeError,
+)  # raised by a reader
 
 
 class Checkpoints:
-    """The checkpoints in `folder` of the variables in the default graph. `outputs` are the tensors
-    of the network that a checkpoint has to be able to compute."""
+    """The checkpoints in `folder` of the variables in the default graph. `outputs` are the
+    output tensors of the network."""
 
     def __init__(self, folder, outputs):
         self.folder = folder
-        network = json_to_numbers(variables_behind(outputs))
+        network = json_to_numbers(variables_used_by(outputs))
         restored = tf.global_variables()
         self.shapes = {v.op.name: v.shape.as_list() for v in restored}
         tf.get_variable(NETWORK, initializer=network, trainable=False)
@@ -34,26 +40,26 @@ class Checkpoints:
         self.writer = tf.train.Saver(max_to_keep=0)
         floats = [v for v in restored if v.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
-        self.current = None  # the step of the checkpoint that equals the session's values
-        self.damaged = []  # newer ones than it, as (files, reason)
+        self.current = None  # step of the checkpoint with the session's values
+        self.damaged = []  # newer ones that cannot be read, as (files, reason)
 
     def restore(self, session):
         """Load the newest readable checkpoint into the session and return whether there is one.
 
-        Raises Failure, with every file left as it is, if there are checkpoints but none can be
-        read, or if the newest is of a different network."""
+        Raises Failure, without changing any file, if there are checkpoints but none can be read, or
+        if the newest does not match the network."""
         path, damaged = newest_readable(self.folder)
         if path is None:
-            # Without an index, files are what a killed first save left behind.
+            # Files without an index are left over from a first save that was killed.
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
-                    f"{damaged[0][1]}, and neither can any other checkpoint in {self.folder}; "
-                    f"move that folder away to start from scratch, or give another --run_dir"
+                    f"{damaged[0][1]}, nor can any other checkpoint in {self.folder}; restore one "
+                    f"to resume, or give another --run_dir to start from scratch"
                 )
             return False
         if difference := self._difference(path):
             raise Failure(
-                f"{path} is of a different network: {difference}; undo what changed the network "
+                f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or give another --run_dir to start from scratch"
             )
         self._load(session, path)
@@ -81,10 +87,10 @@ class Checkpoints:
         except (tf.errors.OpError, ValueError) as error:
             raise Failure(f"{path}: cannot be loaded: {first_line(error)}") from None
 
-    def load_the_chiefs(self, session, step):
-        """Load the checkpoint of `step`, unless this worker, the chief, has done so. Return a text
-        that only this checkpoint has: its index, which has a checksum of each value. If it cannot
-        be read here, the text says so."""
+    def load_chief_checkpoint(self, session, step):
+        """Load the checkpoint of `step`, unless it is already loaded, as on the chief. Return a
+        text that identifies it: its index, which has a checksum of each value, or the error if it
+        cannot be read."""
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
             try:
@@ -102,13 +108,13 @@ class Checkpoints:
         if step != self.current:
             if not session.run(self.finite):
                 raise Failure(
-                    f"a variable is not finite after step {step}, so it was not saved; restart in "
+                    f"a variable is not finite after step {step}; nothing was saved; restart in "
                     f"another --run_dir with a lower --init_learning_rate"
                 )
             try:
                 with without_chatter():
                     self._write(session, step)
-            # The Saver raises ValueError if the folder vanishes at this moment.
+            # The Saver raises ValueError if the folder is removed at this moment.
             except (tf.errors.OpError, OSError, ValueError) as error:
                 raise Failure(
                     f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix that, "
@@ -116,13 +122,13 @@ class Checkpoints:
                 ) from None
             self.current = step
         files = checkpoint_files(self.folder)
-        for old in list(files)[:-NEWEST_KEPT]:
+        for old in list(files)[:-KEEP_NEWEST]:
             if old != best_step:
                 for file in files[old]:
                     file.unlink()
 
     def _write(self, session, step):
-        """Write a checkpoint aside, then move it into place, the index last."""
+        """Write a checkpoint into a temporary folder, then move it into place, the index last."""
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
         aside.mkdir()
@@ -130,16 +136,16 @@ class Checkpoints:
         self.writer.save(session, path, step, write_meta_graph=False, write_state=False)
         files = sorted(aside.iterdir())
         for file in files:
-            _to_disk(file)
+            _flush(file)
         for file in files:
             file.replace(self.folder / file.name)
-        _to_disk(self.folder)
+        _flush(self.folder)
         aside.rmdir()
         # For tf.train.latest_checkpoint and other tools; this class does not read it.
         tf.train.update_checkpoint_state(str(self.folder), f"model.ckpt-{step}")
 
 
-def variables_behind(tensors):
+def variables_used_by(tensors):
     """Return {name: shape} of the variables that a nest of tensors depends on."""
     names = [tensor.op.name for tensor in tf.nest.flatten(tensors)]
     graph = tf.get_default_graph().as_graph_def()
@@ -147,29 +153,29 @@ def variables_behind(tensors):
     return {v.op.name: v.shape.as_list() for v in tf.global_variables() if v.op.name in nodes}
 
 
-def network_in(reader):
-    """Return `variables_behind` the network that a checkpoint is of; `reader` is TensorFlow's.
+def network_variables(reader):
+    """Return {name: shape} of the network's variables in a checkpoint, from TensorFlow's `reader`.
 
-    Raises Failure for a checkpoint that does not state it."""
+    Raises Failure if the checkpoint does not list them."""
     if not reader.has_tensor(NETWORK):
         raise Failure(
-            "the checkpoint is of an earlier version and does not state its network; resume "
-            "training with a larger --total_epochs to write one that does"
+            "the checkpoint was written by an earlier version and does not list the network's "
+            "variables; resume training with a larger --total_epochs to write one that does"
         )
     return numbers_to_json(reader.get_tensor(NETWORK))
 
 
-def is_network_alone(folder):
-    """Return whether the newest checkpoint in `folder` has the variables of a network and not those
-    of its training, so that no run can resume from it: `publish` writes such ones."""
+def is_published(folder):
+    """Return whether the newest checkpoint in `folder` is one that `publish` wrote: without the
+    training state, so that no run can resume from it."""
     found = checkpoint_files(folder) if folder.is_dir() else {}
     if not found:
         return False
     try:
         reader = tf.train.NewCheckpointReader(str(folder / f"model.ckpt-{max(found)}"))
-        network = network_in(reader)
+        network = network_variables(reader)
     except (*UNREADABLE, Failure):
-        return False  # whoever restores it says what is wrong
+        return False  # restoring it reports the error
     saved = reader.get_variable_to_shape_map().keys()
     return saved <= network.keys() | STATISTICS | {NETWORK, tf.GraphKeys.GLOBAL_STEP}
 
@@ -193,8 +199,8 @@ def step_of(path):
 
 
 def checkpoint_files(folder):
-    """Return {step: files}, whole or not, in the order of the steps. The index is the first file: a
-    checkpoint without it does not exist."""
+    """Return {step: files} of complete and incomplete checkpoints, sorted by step. The index is the
+    first file: without it, the checkpoint does not exist."""
     found = {}
     for path in folder.iterdir():
         if name := re.fullmatch(r"model\.ckpt-(\d{1,18})\.(index|data-\d+-of-\d+)", path.name):
@@ -203,13 +209,13 @@ def checkpoint_files(folder):
 
 
 def newest_readable(folder):
-    """Return the path of the newest readable checkpoint in `folder`, None without one, and the
-    newer ones that cannot be read, as a list of (files, reason)."""
+    """Return the path of the newest readable checkpoint in `folder`, or None, and the newer ones
+    that cannot be read, as a list of (files, reason)."""
     damaged, found = [], checkpoint_files(folder)
     for step in reversed(found):
         path = folder / f"model.ckpt-{step}"
         try:
-            reader = read_through(path)
+            reader = verified_reader(path)
             if (stored := reader.get_tensor(tf.GraphKeys.GLOBAL_STEP)) != step:
                 raise ValueError(f"it is a copy of the checkpoint of step {stored}")
         except UNREADABLE as error:
@@ -219,9 +225,9 @@ def newest_readable(folder):
     return None, damaged
 
 
-def read_through(path):
-    """Read every tensor of a checkpoint, which verifies its checksum, and return the reader. Raises
-    one of several errors, as TensorFlow's reader does."""
+def verified_reader(path):
+    """Return TensorFlow's reader of a checkpoint, after reading every tensor, which verifies the
+    checksums. Raises one of UNREADABLE."""
     reader = tf.train.NewCheckpointReader(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
@@ -230,7 +236,7 @@ def read_through(path):
 
 @contextlib.contextmanager
 def readable(checkpoint, option):
-    """Turn errors in reading a checkpoint into a Failure that advises another value of `option`."""
+    """Turn errors in reading a checkpoint into a Failure that suggests to change `option`."""
     try:
         yield
     except Failure as failure:
@@ -241,8 +247,8 @@ def readable(checkpoint, option):
         ) from None
 
 
-def _to_disk(path):
-    """Wait until a file, or the names in a folder, are on the disk."""
+def _flush(path):
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""The devices and hosts that share a run (tf.distribute).
+"""The devices and hosts of a run (tf.distribute).
 
-One host: all its GPUs, or the devices named. Several hosts: TF_CONFIG in the environment of each
-names them all, as for every TensorFlow program; the first is the chief.
+On one host: all its GPUs, or the given devices. On several hosts: those that TF_CONFIG in the
+environment of each lists, as for every TensorFlow program; the first is the chief.
 """
 
 import contextlib
@@ -20,28 +20,28 @@ from senet.devices import compute_type, session_config, use_devices
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.run.console import say
 
-RESTART = "start all workers again to resume from the last checkpoint"
-CHECK_SECONDS = 5  # between two looks at the other workers
-NOTE_SECONDS = 30  # between two notes of who is missing
-START_SECONDS = 600  # until all workers have to be there
+RESTART = "restart all workers to resume from the last checkpoint"
+CHECK_SECONDS = 5  # between checks of the other workers
+NOTE_SECONDS = 30  # between notes on missing workers
+START_SECONDS = 600  # for all workers to start
 FROZEN_SECONDS = 60  # without an answer on an open connection
-# The first bytes of any HTTP/2 client; a gRPC server replies at once, and a frozen one does not.
+# The first bytes of any HTTP/2 client: a gRPC server replies at once, a frozen one does not.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class Cluster:
-    """What a run computes on; use it in a `with` statement around the graph.
+    """The devices and hosts of a run; use it in a `with` statement around the graph.
 
-    `strategy` is the tf.distribute.Strategy, `number` this worker's in `addresses`, those of all
-    hosts (0 and empty without TF_CONFIG). Raises Failure or HyperparameterError if the devices are
-    not there or the batch cannot be divided among them."""
+    `strategy` is the tf.distribute.Strategy, `number` is the index of this worker in `addresses`,
+    those of all hosts (0 and [] without TF_CONFIG). Raises Failure or HyperparameterError if a
+    device does not exist or the batch cannot be divided evenly."""
 
     def __init__(self, hyperparameters, signals):
         self.hyperparameters, self.signals = hyperparameters, signals
         self.addresses, self.number = _hosts()
         self.chief = self.number == 0
         self.gathering = {}
-        self.met, self.finished = threading.Event(), threading.Event()
+        self.connected, self.finished = threading.Event(), threading.Event()
         names = use_devices(hyperparameters.devices)
         self.config = session_config(hyperparameters)
         if len(self.addresses) > 1:
@@ -51,14 +51,14 @@ class Cluster:
         replicas = self.strategy.num_replicas_in_sync
         if hyperparameters.batch_size % replicas:
             raise HyperparameterError(
-                f"--batch_size must be a multiple of the {replicas} devices, "
+                f"--batch_size must be a multiple of {replicas}, the number of devices, "
                 f"got {hyperparameters.batch_size}"
             )
 
     def _of_devices(self, names):
         self.target = ""
         if names in (["/gpu:0"], ["/cpu:0"]):
-            return tf.distribute.get_strategy()  # TensorFlow's own choice in this session
+            return tf.distribute.get_strategy()  # the default: TensorFlow chooses the device
         if len(names) == 1:
             return tf.distribute.OneDeviceStrategy(names[0])
         return tf.distribute.MirroredStrategy(names)
@@ -82,8 +82,8 @@ class Cluster:
             )
         except tf.errors.OpError:
             raise Failure(
-                f"worker {self.number} cannot listen at {self.addresses[self.number]}; another "
-                f"process may use that port, or the address is not this host's"
+                f"worker {self.number} cannot listen at {self.addresses[self.number]}: another "
+                f"process uses the port, or the address is not this host's; fix TF_CONFIG"
             ) from None
         self.target = self.server.target
         return strategy
@@ -103,21 +103,21 @@ class Cluster:
             raise Failure(f"{silent or 'a worker stopped: ' + first_line(error)}; {RESTART}")
 
     def _watch(self):
-        """End this process if another worker is gone, if one does not come in time, or if a signal
-        arrives before they have all met: TensorFlow would wait forever."""
+        """End this process if another worker stops, if one does not start in time, or if a signal
+        arrives before all are connected: TensorFlow would wait forever."""
         started = checked = noted = time.monotonic()
         silent_since, seen = {}, set()
         while not self.finished.wait(0.1):
             now = time.monotonic()
-            if self.signals.received and not self.met.is_set():
+            if self.signals.received and not self.connected.is_set():
                 number = self.signals.received
-                self._end(128 + number, f"stopped by {number.name}; the workers had not met")
+                self._end(128 + number, f"stopped by {number.name} while waiting for workers")
             if now - checked < CHECK_SECONDS:
                 continue
             checked = now
             silent = _silent_workers(self.addresses)
             seen |= set(range(len(self.addresses))) - silent.keys()
-            expected = silent.keys() if self.met.is_set() else silent.keys() & seen
+            expected = silent.keys() if self.connected.is_set() else silent.keys() & seen
             silent_since = {n: silent_since.get(n, now) for n in expected}
             gone = {
                 number: silent[number]
@@ -126,7 +126,7 @@ class Cluster:
             }
             if gone and not self.finished.is_set():
                 self._end(1, f"error: {_described(gone)}; {RESTART}")
-            if self.met.is_set():
+            if self.connected.is_set():
                 continue
             missing = _described(silent) or (
                 "all workers answer, but one is still starting, or has a TF_CONFIG that differs in "
@@ -148,15 +148,15 @@ class Cluster:
         return tf.Session(self.target, config=self.config)
 
     def gather(self, values):
-        """Return the integers `values` of every worker, int64 [workers, values]. Every worker has
-        to call it, and waits here for the others."""
+        """Return the integers `values` of every worker, int64 [workers, values]. Every worker must
+        call this, and waits for the others."""
         if len(self.addresses) < 2:
             return np.array([values])
         if len(values) not in self.gathering:
             self.gathering[len(values)] = self._gathering(len(values))
         session, row, table = self.gathering[len(values)]
         result = session.run(table, {row: values})
-        self.met.set()
+        self.connected.set()
         return result
 
     def _gathering(self, count):
@@ -173,7 +173,7 @@ class Cluster:
             return session, row, total // devices
 
     def wait_for_all(self):
-        """Return when every worker has arrived here; from then on each may end at any time."""
+        """Wait until every worker has called this; after that, any worker may end."""
         self.gather([0])
         self.finished.set()
 
@@ -186,7 +186,7 @@ class Cluster:
         return bool(self.gather([bool(flag)]).any())
 
     def check_same(self, **texts):
-        """Raise Failure unless every worker has the chief's `texts`; their names are for people."""
+        """Raise Failure, naming the text, unless every worker has the same `texts` as the chief."""
         rows = self.gather([zlib.crc32(text.encode()) for text in texts.values()])
         names = [name.replace("_", " ") for name in texts]
         for number, row in enumerate(rows):
@@ -198,7 +198,7 @@ class Cluster:
                 )
 
     def check_same_precision(self):
-        """Raise Failure if some workers compute in bfloat16 and others do not have it."""
+        """Raise Failure if only some of the workers compute in bfloat16."""
         with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
         has = self.gather([with_bfloat16])[:, 0].tolist()
         if len(set(has)) > 1:
@@ -206,13 +206,13 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"{without} has no bfloat16, in which the other workers compute; give all workers "
-                f"--mixed_precision=False"
+                f"{without} does not support bfloat16, which the other workers use; give all "
+                f"workers --mixed_precision=False"
             )
 
 
 class Silence(str):
-    """Why a worker does not answer."""
+    """The reason why a worker does not answer; `frozen` if it accepts connections."""
 
     frozen = False
 
@@ -239,7 +239,7 @@ def _described(silent):
 
 
 def _hosts():
-    """Return the addresses of all workers in TF_CONFIG, [] without it, and the number of this one.
+    """Return the addresses of all workers in TF_CONFIG and the index of this one; [] and 0 without.
 
     Raises Failure if TF_CONFIG is not valid."""
     text = os.environ.get("TF_CONFIG")

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run."""
+"""The console output of a run."""
 
 import time
 
@@ -9,8 +9,8 @@ from senet.devices import chosen_gpus, describe_devices, describe_precision
 
 
 def say(text):
-    """Print a line. Training goes on if nobody can read it: output that cannot be written goes
-    nowhere from then on."""
+    """Print a line. If it cannot be written, discard this and all later output instead of stopping
+    the training."""
     try:
         print(text, flush=True)
     except OSError:
@@ -18,7 +18,7 @@ def say(text):
 
 
 def start_lines(network, data, strategy, hyperparameters, state):
-    """Return the lines that say what will be trained, on what and where; `state` is the run's."""
+    """Return the start-up lines; `state` says whether the run is new or resumes."""
     parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
     return (
         f"network: {network.__name__}, {parameters:,} trainable parameters\n"
@@ -33,20 +33,20 @@ def start_lines(network, data, strategy, hyperparameters, state):
 
 def long_run_note(test, data, epochs, smaller, strategy):
     """Return a note if `epochs` epochs take more than a day without a GPU, "" otherwise. `test`
-    runs a batch of the test network, `smaller` is a command that takes less."""
+    evaluates a batch, `smaller` is the command of a shorter run."""
     if chosen_gpus() or strategy.num_replicas_in_sync > 1:
         return ""
     batch = data.train.first(32)
     test(batch)  # includes set-up
     started = time.perf_counter()
     test(batch)
-    # The backward pass takes twice the work of the forward pass.
+    # The backward pass takes twice as long as the forward pass.
     seconds_per_image = 3 * (time.perf_counter() - started) / len(batch.labels)
     days = seconds_per_image * epochs * len(data.train.labels) / (24 * 60 * 60)
     if days <= 1:
         return ""
-    needed = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
-    return f"note: without a GPU this takes {needed}; a smaller start:\n  {smaller}"
+    duration = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
+    return f"note: without a GPU, this takes {duration}; a shorter run to start with:\n  {smaller}"
 
 
 def progress_bar(text, images, done, visible):

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""Event files for TensorBoard, and their contents."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ CHARTS = {
 
 
 class EventFile:
-    """An event file for TensorBoard in `folder`. `tf.summary.FileWriter` writes later and from its
-    own thread; this one has written when `write` returns, or raises Failure."""
+    """An event file for TensorBoard in `folder`. `tf.summary.FileWriter` writes later, in a
+    thread of its own; here, `write` returns when the event is written, or raises Failure."""
 
     def __init__(self, folder):
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"
@@ -47,13 +47,13 @@ class EventFile:
         """Append a `tf.Event` with these fields."""
         with writing(self.path):
             if not self.path.exists():
-                print(f"warning: {self.path} was deleted; starting another", file=sys.stderr)
+                print(f"warning: {self.path} was deleted; starting a new one", file=sys.stderr)
                 self._open()
             self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.writer.flush()
 
     def __exit__(self, *_):
-        # Everything is written already; an error here would only hide the first one.
+        # Everything is written already; an error here would only hide an earlier one.
         with contextlib.suppress(tf.errors.OpError, OSError):
             self.writer.close()
 
@@ -98,15 +98,15 @@ def epoch_summary(scalars, images, tested, data):
     for layer, gates in tested.gates.items():
         summary.value.add(tag=f"gates/{layer}", histo=_histogram(gates))
     wrong = np.flatnonzero(tested.predicted != tested.labels)
-    surest = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
+    most_confident = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
     pages = {
         "training_images/augmented": contact_sheet(images),
         "test_images/confusion_matrix": confusion_page(tested.confusion_matrix(len(names)), names),
         "test_images/misclassified": mistakes_page(
-            data.test.images[surest],
-            tested.labels[surest],
-            tested.predicted[surest],
-            tested.probability[surest],
+            data.test.images[most_confident],
+            tested.labels[most_confident],
+            tested.predicted[most_confident],
+            tested.probability[most_confident],
             names,
         ),
     }

@@ -2,9 +2,9 @@
 
 run_dir/hyperparameters.json     the hyperparameters of its last start
 run_dir/model/                   checkpoints
-run_dir/logs.txt                 one row an epoch
-run_dir/logs/                    the same for TensorBoard
-run_dir/lock                     held by the process that trains
+run_dir/logs.txt                 one row per epoch
+run_dir/logs/                    event files for TensorBoard
+run_dir/lock                     lock file of the process that trains
 """
 
 import contextlib
@@ -19,23 +19,22 @@ from senet.compat import tf
 from senet.errors import Failure, first_line
 from senet.files import read_regular, replacing
 from senet.hyperparameters import changed_fields, load_fields
-from senet.run.checkpoints import is_network_alone
+from senet.run.checkpoints import is_published
 
 ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
-LARGEST_ROWS = 2**28  # bytes of a logs.txt: a million epochs have 0.1 GB
+LARGEST_ROWS = 2**28  # bytes of a logs.txt; a million epochs need 0.1 GB
 ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
 
 
 class RunFolder:
-    """The files of a run, but for what is in its checkpoints; use it in a `with` statement, which
-    holds the lock.
+    """The files of a run, except for the contents of its checkpoints; use it in a `with` statement,
+    which locks the run.
 
-    Raises Failure if another process has the run, if the checkpoints there were made with
-    hyperparameters that compute something else, or if the rows there belong to checkpoints that are
-    gone."""
+    Raises Failure if another process is training the run, if its checkpoints were made with
+    incompatible hyperparameters, or if it has rows but no checkpoint."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -64,7 +63,7 @@ class RunFolder:
 
     def check_training_state(self):
         """Raise Failure if the run was published, so that training cannot resume."""
-        if is_network_alone(self.model):
+        if is_published(self.model):
             raise Failure(
                 f"{self.path} is a published network and has no optimizer state to resume from; "
                 f"use --initial_checkpoint={self.path} and another --run_dir to start from its "
@@ -84,16 +83,15 @@ class RunFolder:
             ) from None
 
     def keep_lock(self):
-        """Take the lock again if somebody deleted its file. Raises Failure if another process was
-        faster."""
+        """Lock the run again if the lock file was deleted. Raises Failure if another process has
+        locked it."""
         with contextlib.suppress(FileNotFoundError):
             if self.lock_file.stat().st_ino == self.locked:
                 return
         self._take_lock()
 
     def _compare_hyperparameters(self):
-        """Raise Failure if the checkpoints were made with hyperparameters that compute something
-        else."""
+        """Raise Failure if the checkpoints were made with incompatible hyperparameters."""
         try:
             before = load_fields(self.settings, type(self.hyperparameters))
         except Failure as error:
@@ -114,13 +112,13 @@ class RunFolder:
         _replace_text(self.settings, json.dumps(fields, indent=2) + "\n")
 
     def keep_rows(self, epochs):
-        """Drop the rows after the first `epochs`."""
+        """Remove the rows after epoch `epochs`."""
         self.rows = {epoch: row for epoch, row in self.rows.items() if epoch <= epochs}
         self._write_rows()
 
     def add_row(self, epoch, values):
         """Write the row of an epoch from a dict with its losses and accuracies; return it. Raises
-        Failure if another process has the run."""
+        Failure if another process has locked the run."""
         self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
         self.rows[epoch] = ROW.format(epoch=epoch, total_epochs=total_epochs, **values)
@@ -128,12 +126,12 @@ class RunFolder:
         return self.rows[epoch]
 
     def _write_rows(self):
-        # All of them: rows stay complete even if somebody deleted the file meanwhile.
+        # All rows, in case the file was deleted meanwhile.
         _replace_text(self.row_file, "".join(f"{row}\n" for row in self.rows.values()))
 
     def best_epoch(self):
-        """Return the first epoch with the best test accuracy, None without any row."""
-        # The later parts of the key break ties: the first of several bests.
+        """Return the first epoch with the best test accuracy, or None if there are no rows."""
+        # Of equal accuracies, the earliest epoch wins.
         ranked = [(row.rpartition(" ")[2], -epoch) for epoch, row in self.rows.items()]
         return -max(ranked)[1] if ranked else None
 
@@ -166,6 +164,6 @@ def read_rows(path):
 
 
 def _replace_text(path, text):
-    """Write a text file so that it is either as before or complete."""
-    with writing(path), replacing(path) as aside:
-        aside.write_text(text, "utf-8")
+    """Replace a text file atomically."""
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

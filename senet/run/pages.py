@@ -1,5 +1,5 @@
-"""Pictures of pictures, for TensorBoard and `evaluate`: drawn with Pillow in milliseconds, as uint8
-arrays [height, width, 3]."""
+"""Pages of images and the confusion matrix for TensorBoard and `evaluate`, drawn with Pillow as
+uint8 arrays [height, width, 3]."""
 
 import math
 
@@ -11,22 +11,23 @@ BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
 
 
 def contact_sheet(images, columns=8):
-    """Pictures, uint8 [N, side, side, 3], in rows of `columns`, small ones made 96 pixels wide."""
+    """Return images, uint8 [N, side, side, 3], in rows of `columns`; small ones are enlarged to 96
+    pixels."""
     return _sheet(images, columns, max(1, 96 // images.shape[1]), caption_height=0)[0]
 
 
 def mistakes_page(images, true, predicted, probability, label_names, columns=6):
-    """Pictures, each above its true class and the one it was taken for, with the probability of
-    that; the lengths of all four lists are the same."""
+    """Return images, each above its true class, its predicted class and the latter's probability;
+    all four lists have the same length."""
     if not len(images):
-        return _note("no test picture is misclassified")
+        return _note("no test image is misclassified")
     # Pixels large enough to leave some 120 for a caption.
     scale = math.ceil(120 / images.shape[1])
     sheet, places = _sheet(images, columns, scale, caption_height=36)
     page = Image.fromarray(sheet)
     draw, width = ImageDraw.Draw(page), scale * images.shape[1]
-    for (x, y), is_class, taken, share in zip(places, true, predicted, probability, strict=True):
-        lines = (label_names[is_class], INK), (f"{label_names[taken]} {share:.0%}", tuple(RED))
+    for (x, y), label, guess, share in zip(places, true, predicted, probability, strict=True):
+        lines = (label_names[label], INK), (f"{label_names[guess]} {share:.0%}", tuple(RED))
         for number, (text, colour) in enumerate(lines):
             text = _shortened(text, _font(12), width)
             draw.text((x, y + 3 + 15 * number), text, colour, _font(12))
@@ -34,12 +35,12 @@ def mistakes_page(images, true, predicted, probability, label_names, columns=6):
 
 
 def confusion_page(matrix, label_names):
-    """A confusion matrix, int [classes, classes], rows the true classes: each cell as dark as its
-    share of the row, what is right in blue, what is wrong in red. More than 60 classes are not
-    named, more than 250 not drawn: the page says so."""
+    """Return a drawing of a confusion matrix, int [classes, classes], whose rows are the true
+    classes. Cells are as dark as their fraction of the row: blue on the diagonal, red elsewhere.
+    More than 60 classes are drawn without names, more than 250 are replaced by a note."""
     classes = len(matrix)
     if classes > 250:
-        return _note(f"a confusion matrix of {classes} classes is too large for a page")
+        return _note(f"a confusion matrix of {classes} classes is too large to draw")
     cell = 44 if classes <= 12 else max(3, min(30, 720 // classes))
     font = _font(min(13, max(6, cell - 2)))
     names = [_shortened(name, font, 140) if classes <= 60 else "" for name in label_names]
@@ -59,7 +60,7 @@ def confusion_page(matrix, label_names):
     for row, counts in enumerate(matrix):
         for column, count in enumerate(counts):
             x, y = margin + cell * column, margin + cell * row
-            # Its root, so that a few mistakes are seen as well.
+            # The square root makes a few mistakes visible too.
             weight = math.sqrt(count / max(1, counts.sum()))
             colour = 255 + weight * ((BLUE if row == column else RED) - 255)
             size = max(1, cell - 2)
@@ -77,7 +78,7 @@ def _note(text):
 
 
 def _sheet(images, columns, scale, caption_height):
-    """The page, and where on it each picture's caption begins."""
+    """Return the page, and the position of each image's caption on it."""
     side, gap = images.shape[1] * scale, 6
     rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
     step = np.array([side + gap, side + gap + caption_height])

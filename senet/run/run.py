@@ -27,12 +27,12 @@ from senet.run.weights import load_weights
 
 
 class Run:
-    """One run in its `run_dir`, new or resumed; use it in a `with` statement, in which the graph is
-    built. `network` is the class that a script trains. Of several hosts, only the chief writes and
-    prints; the others follow it.
+    """A run in its `run_dir`, new or resumed; use it in a `with` statement, and build the graph
+    inside. `network` is the class that a script trains. With several hosts, only the chief writes
+    and prints.
 
-    Raises Failure or HyperparameterError if the devices are not there, if another process has the
-    run, or if it was made with hyperparameters that compute something else."""
+    Raises Failure or HyperparameterError if a device does not exist, if another process is training
+    the run, or if it was made with incompatible hyperparameters."""
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters, self.network = hyperparameters, network
@@ -55,13 +55,13 @@ class Run:
         return self._open.__exit__(*error)
 
     def start(self, data, inputs, test_batch):
-        """Return a session with the values of the newest checkpoint, or with initial ones, which
-        `initial_checkpoint` may give, and say what will be trained. `data` is the Dataset, `inputs`
-        its Inputs, `test_batch` what tests a batch of them."""
+        """Return a session with the values of the newest checkpoint or, in a new run, of
+        `initial_checkpoint` or the initializers, and print the start-up lines. `data` is the
+        Dataset, `inputs` are its Inputs, `test_batch` the `evaluation_outputs` for them."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
-        # Before the operations that save and restore: they hang on every variable, and would be the
-        # largest thing on TensorBoard's graph page.
+        # Before the operations that save and restore are added: they connect to every variable and
+        # would dominate TensorBoard's graph page.
         graph = tf.get_default_graph().as_graph_def(add_shapes=True)
         self.checkpoints = Checkpoints(self.folder.model, test_batch)
         self.session = self._open.enter_context(self.cluster.session())
@@ -76,7 +76,7 @@ class Run:
         resumed, step, self.epochs_done = self.cluster.from_chief(
             resumed, self._step(), self.epochs_done
         )
-        checkpoint = self.checkpoints.load_the_chiefs(self.session, step) if resumed else ""
+        checkpoint = self.checkpoints.load_chief_checkpoint(self.session, step) if resumed else ""
         self.cluster.check_same(checkpoint=checkpoint)
         initial = self.hyperparameters.initial_checkpoint
         weights = self._load_weights(test_batch) if initial and not resumed else ""
@@ -92,7 +92,7 @@ class Run:
         resumed = self.checkpoints.restore(self.session)
         if resumed:
             self._compare_images(inputs)
-        # An epoch is done when its row is written; a row without its checkpoint is computed again.
+        # An epoch is complete when its row is written; without it, the epoch is tested again.
         epochs_done, steps_beyond = divmod(self._step(), self.epoch_steps)
         if epochs_done and not steps_beyond and epochs_done not in self.folder.rows:
             epochs_done -= 1
@@ -111,7 +111,7 @@ class Run:
         self.folder.write_hyperparameters()
         self.folder.keep_rows(self.epochs_done)
         self.events = self._open.enter_context(EventFile(self.folder.logs))
-        # TensorBoard drops what it has from this epoch on.
+        # Makes TensorBoard discard earlier events from this epoch on.
         self.events.write(
             step=self.epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
         )
@@ -121,7 +121,7 @@ class Run:
             self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
 
     def _load_weights(self, test_batch):
-        """Load what fits of `initial_checkpoint`; return a line that says what that is."""
+        """Load the matching variables of `initial_checkpoint`; return a line about them."""
         path, failure = self.hyperparameters.initial_checkpoint, None
         try:
             line, loaded = load_weights(self.session, path, test_batch, self.data.label_names)
@@ -146,14 +146,14 @@ class Run:
             lambda batch: self.session.run(test_batch, inputs.feed(batch)),
             self.data,
             epochs,
-            shlex.join(["python", self._script(), *hp.SMALLER.split(), *self._given_data()]),
+            shlex.join(["python", self._script(), *hp.SMALLER.split(), *self._data_options()]),
             strategy,
         )
         if note:
             say(note)
 
-    def _given_data(self):
-        """Return the options of a smaller start with the same data."""
+    def _data_options(self):
+        """Return the options of a shorter run with the same data."""
         fields = dataclasses.fields(self.hyperparameters)
         given = [f for f in fields if f.name in ("dataset", "data_dir", "image_size")]
         values = {f.name: getattr(self.hyperparameters, f.name) for f in given}
@@ -173,17 +173,17 @@ class Run:
 
     def train_batches(self, epoch):
         """Yield the remaining batches of an epoch, in its order. Between them, save if it is due
-        and stop if asked to."""
+        and stop on a signal."""
         hp, data = self.hyperparameters, self.data.train
-        # If the epoch was stopped in its middle, its first steps are done.
+        # A resumed epoch starts after the steps that are done.
         first = self._step() - (epoch - 1) * self.epoch_steps
-        todo = batches(data, hp.batch_size, epoch_order(data, hp.seed, epoch), first)
+        remaining = batches(data, hp.batch_size, epoch_order(data, hp.seed, epoch), first)
         done = len(data.labels) * first // self.epoch_steps
         text = f"epoch {epoch}/{hp.total_epochs}"
         self.result, self.images_per_second = {}, None
-        # Without the first step, which may include set-up.
+        # The first step is not timed, since it may include set-up.
         started, seen = None, 0
-        for batch in self._watched(todo, len(data.labels), text, done):
+        for batch in self._watched(remaining, len(data.labels), text, done):
             yield batch
             if started is None:
                 started = time.perf_counter()
@@ -192,16 +192,16 @@ class Run:
                 self.images_per_second = seen / (time.perf_counter() - started)
 
     def test_batches(self):
-        """Yield the batches of the test set. Between them, save if it is due and stop if asked
-        to."""
+        """Yield the batches of the test set. Between them, save if it is due and stop on a
+        signal."""
         hp, data = self.hyperparameters, self.data.test
-        todo = batches(data, hp.micro_batch_size or hp.batch_size)
-        return self._watched(todo, len(data.labels), "testing")
+        all_batches = batches(data, hp.micro_batch_size or hp.batch_size)
+        return self._watched(all_batches, len(data.labels), "testing")
 
-    def _watched(self, todo, images, text, done=0):
+    def _watched(self, batch_iterator, images, text, done=0):
         with progress_bar(text, images, done, visible=self.cluster.chief) as self.bar:
             self._between_steps()
-            for batch in todo:
+            for batch in batch_iterator:
                 yield batch
                 self.bar.update(len(batch.labels))
                 self._between_steps()
@@ -220,12 +220,12 @@ class Run:
             )
 
     def show(self, result):
-        """Show a step's result, a dict of scalars, on the progress line; TensorBoard gets that of
-        the epoch's last step. Raises Failure if the loss is not finite."""
+        """Show a step's result, a dict of scalars, in the progress bar; that of the last step of an
+        epoch goes to TensorBoard. Raises Failure if the loss is not finite."""
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate "
-                f"{result['learning_rate']:.4g}), and nothing of it was saved; restart in another "
+                f"{result['learning_rate']:.4g}); the step was not saved; restart in another "
                 f"--run_dir with a lower --init_learning_rate"
             )
         self.result = result
@@ -233,19 +233,20 @@ class Run:
         self.bar.set_postfix_str(text, refresh=False)
 
     def end_epoch(self, epoch, values, tested):
-        """Save an epoch, write its row and its page of TensorBoard, then print the row. `values` is
-        a dict of scalars, and `images` to show; `tested` the Evaluation of the test set."""
+        """Write the row of an epoch and its summary for TensorBoard, save a checkpoint, then print
+        the row. `values` is a dict of scalars and `images` to show, `tested` is the Evaluation of
+        the test set."""
         if not self.cluster.chief:
             return
         values = values | {"test_loss": tested.loss, "test_accuracy": tested.accuracy}
         row = self.folder.add_row(epoch, values)
         images = values.pop("images")
-        scalars = self._of_last_step() | values
+        scalars = self._last_step_scalars() | values
         self.events.write(step=epoch, summary=epoch_summary(scalars, images, tested, self.data))
         self._save()
         say(row)
 
-    def _of_last_step(self):
+    def _last_step_scalars(self):
         """Return the scalars of the epoch's last step; none if a resumed epoch had no step left."""
         scalars = {tag: v for tag, v in self.result.items() if tag not in ("loss", "accuracy")}
         if self.images_per_second is not None:
@@ -260,7 +261,7 @@ class Run:
             self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
 
     def finish(self):
-        """Say where the result is."""
+        """Wait for all workers, then print where the results are."""
         self.cluster.wait_for_all()
         if not self.cluster.chief:
             return
@@ -272,8 +273,8 @@ class Run:
 
 
 def _source_code(network):
-    """Return the text of all that decides what is computed: the script that defines `network`, and
-    `senet/`."""
+    """Return the source code of everything that affects the result: the script that defines
+    `network`, and `senet/`."""
     package = pathlib.Path(__file__).parent.parent
     files = [pathlib.Path(inspect.getfile(network)), *sorted(package.rglob("*.py"))]
     return "".join(file.read_text("utf-8") for file in files)

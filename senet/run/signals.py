@@ -1,4 +1,4 @@
-"""Stopping by SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal or ssh connection)."""
+"""Stop on SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal or ssh connection)."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """The program was stopped by `signal_number`; the text says what to do next."""
+    """The end of the program by the signal `signal_number`; the text says what to do next."""
 
     def __init__(self, signal_number, text):
         super().__init__(text)
@@ -25,7 +25,7 @@ def signals_as_exceptions():
 
     def stop(number, _):
         name = signal.Signals(number).name
-        raise Stopped(number, f"stopped by {name}; run the same command to start again")
+        raise Stopped(number, f"stopped by {name}; run the same command to restart")
 
     before = {
         number: signal.signal(number, stop)
@@ -40,11 +40,12 @@ def signals_as_exceptions():
 
 
 class StopSignals:
-    """Note the first signal in `received`, inside a `with` statement; a second one ends the process
-    at once. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
+    """A handler of signals for a `with` statement: stores the first signal in `received` and ends
+    the process at the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
+    ignored.
 
     A Python signal handler has to wait until the main thread returns from TensorFlow, which may
-    take a whole training step. The wakeup socket does not, and a thread listens at its other end.
+    take a whole training step. The wakeup socket does not: a thread listens at its other end.
     """
 
     received = None
@@ -81,7 +82,7 @@ class StopSignals:
             os._exit(128 + number)
         self.received = number
         if number == signal.SIGHUP:
-            # Writing to a terminal that is gone would be an error.
+            # Writing to a closed terminal would be an error.
             discard_output(*self._terminals)
         if number == signal.SIGINT:
             print_error("finishing this step, then saving; Ctrl-C again quits without saving")

@@ -15,31 +15,31 @@ from senet.hyperparameters import check_path
 from senet.memory import check_test_memory
 from senet.run.checkpoints import (
     describe_difference,
-    network_in,
+    network_variables,
     newest_readable,
-    read_through,
     readable,
-    variables_behind,
+    variables_used_by,
+    verified_reader,
 )
 
 
 class TrainedNetwork:
-    """A network with the values of a checkpoint, in a graph and a session of its own; use it in a
-    `with` statement. It writes nothing, and training may continue at the same time.
+    """A network restored from a checkpoint, in its own graph and session; use it in a `with`
+    statement. It writes nothing, and training may continue at the same time.
 
     `network` is the class. `checkpoint` is a path, or a name in the run's folder such as
-    model.ckpt-189; "" is the newest of `run_dir`. `label_names` are those it was trained on, `step`
-    is the number of steps. Raises Failure if there is no such checkpoint, or if it is of a
-    different network."""
+    model.ckpt-189; "" means the newest one. `label_names` are the classes that it was trained on,
+    `step` is its number of training steps. Raises Failure if there is no such checkpoint, or if it
+    does not match the network."""
 
     def __init__(self, network, hyperparameters, checkpoint=""):
         self.network, self.hyperparameters = network, hyperparameters
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
         with readable(self.checkpoint, "--checkpoint"):
-            reader = read_through(self.checkpoint)
+            reader = verified_reader(self.checkpoint)
             self.statistics = read_statistics(reader)
-            self.variables = network_in(reader)
+            self.variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
         self.label_names = numbers_to_json(self.statistics.label_names)
 
@@ -63,13 +63,13 @@ class TrainedNetwork:
         self._open.close()
 
     def _restore(self):
-        if difference := describe_difference(self.variables, variables_behind(self.outputs)):
+        if difference := describe_difference(self.variables, variables_used_by(self.outputs)):
             raise Failure(
-                f"{self.checkpoint} is of a different network than {self.network.__name__} with "
-                f"these hyperparameters: {difference}; give the --run_dir and the hyperparameters "
-                f"it was trained with"
+                f"{self.checkpoint} does not match {self.network.__name__} with these "
+                f"hyperparameters: {difference}; give the --run_dir and the hyperparameters it was "
+                f"trained with"
             )
-        # A training that continues may have replaced it by newer ones meanwhile.
+        # A training process may have replaced it meanwhile.
         with readable(self.checkpoint, "--checkpoint"), without_chatter():
             tf.train.Saver().restore(self.session, str(self.checkpoint))
 
@@ -86,7 +86,10 @@ def _named(checkpoint, model_folder):
     name = checkpoint.removesuffix(".index")
     path = pathlib.Path(name) if "/" in name else model_folder / name
     if not pathlib.Path(f"{path}.index").exists():
-        raise Failure(f"--checkpoint={checkpoint}: {path}.index does not exist")
+        raise Failure(
+            f"--checkpoint={checkpoint}: {path}.index does not exist; give the path of a "
+            f"checkpoint, or the name of one in {model_folder}"
+        )
     return path
 
 

@@ -7,60 +7,60 @@ from senet.data.inputs import STATISTICS, numbers_to_json, read_statistics
 from senet.errors import Failure, shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
-    network_in,
+    network_variables,
     newest_readable,
-    read_through,
     readable,
-    variables_behind,
+    variables_used_by,
+    verified_reader,
 )
 
 OPTION = "--initial_checkpoint"
 
 
 def load_weights(session, initial_checkpoint, outputs, label_names):
-    """Load what a checkpoint has of the network behind the tensors `outputs`: each variable of the
-    same name and shape, the moving averages of batch norm included. The classifier keeps its
-    initial values unless all of it fits and `label_names`, a list, are those of the checkpoint.
+    """Load the variables of a checkpoint that match the network with the outputs `outputs` in name
+    and shape, the moving averages of batch norm included. The classifier keeps its initial values
+    unless all of it matches and `label_names`, a list, equal those of the checkpoint.
 
     `initial_checkpoint` is the folder of a run, for its newest checkpoint, or the path of a
     checkpoint. Return a line that says what was loaded and what was not, and the checkpoint's
-    index, which has a checksum of each value. Raises Failure if nothing fits."""
+    index, which has a checksum of each value. Raises Failure if nothing matches."""
     path = _find(initial_checkpoint)
     with readable(path, OPTION):
-        reader = read_through(path)
-        saved = network_in(reader)
+        reader = verified_reader(path)
+        saved = network_variables(reader)
         same_classes = numbers_to_json(read_statistics(reader).label_names) == label_names
-    wanted = variables_behind(outputs)
+    wanted = variables_used_by(outputs)
     for shapes in saved, wanted:
         for name in STATISTICS & shapes.keys():
             del shapes[name]
     classifier = {name for name in wanted if name.startswith(f"{CLASSIFIER}/")}
     if not (same_classes or classifier):
         raise Failure(
-            f"{path} has other classes than the data set, and the network has no layer "
-            f"{CLASSIFIER!r} that could start from scratch; give its last layer that name"
+            f"the classes of {path} differ from those of the data set, and the network has no "
+            f"layer {CLASSIFIER!r} to start from scratch; give its last layer that name"
         )
-    fits = {name for name, shape in wanted.items() if saved.get(name) == shape}
-    if not (same_classes and classifier <= fits):
-        fits -= classifier
-    if not fits - classifier:
+    matching = {name for name, shape in wanted.items() if saved.get(name) == shape}
+    if not (same_classes and classifier <= matching):
+        matching -= classifier
+    if not matching - classifier:
         raise Failure(
-            f"{path} fits nowhere: it has {shortened(sorted(saved))}, the network has "
-            f"{shortened(sorted(wanted))}; give an {OPTION} of the same script and channels"
+            f"{path} does not match the network: it has {shortened(sorted(saved))}, the network "
+            f"has {shortened(sorted(wanted))}; give an {OPTION} of the same script and channels"
         )
-    variables = [variable for variable in tf.global_variables() if variable.op.name in fits]
+    variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
     with readable(path, OPTION), without_chatter():
         tf.train.Saver(variables).restore(session, str(path))
-    fresh = wanted.keys() - fits
+    fresh = wanted.keys() - matching
     new_classes = set() if same_classes else classifier
     parts = {
         "from scratch, since the classes differ": new_classes,
         "from scratch, since the shape differs": (fresh & saved.keys()) - new_classes,
-        "from scratch, since it lacks them": (fresh - saved.keys()) - new_classes,
+        "from scratch, since the checkpoint lacks them": (fresh - saved.keys()) - new_classes,
         "not used": saved.keys() - wanted.keys(),
     }
     texts = [f"{shortened(sorted(names), 3)} {what}" for what, names in parts.items() if names]
-    loaded = f"weights: {len(fits):,} of {len(wanted):,} variables from {path}"
+    loaded = f"weights: {len(matching):,} of {len(wanted):,} variables from {path}"
     return "; ".join([loaded, *texts]), pathlib.Path(f"{path}.index").read_bytes().hex()
 
 
