@@ -50,21 +50,21 @@ class Hyperparameters(RunHyperparameters):
 
     # training
     weight_decay: Annotated[float, Ge(0)] = 5e-4  # times half the squares of decayed_variables()
-    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov's
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the highest of the schedule
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # of the learning rate
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # in the training loss only
-    batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least two
+    batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # of weights, shuffling, dropout
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
-    mixed_precision: bool = True  # compute in bfloat16 where the device can
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run on the CPU what a GPU cannot
+    mixed_precision: bool = True  # use bfloat16 if the device supports it
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU for what a GPU cannot do
 
-    SMALLEST_PIECE: ClassVar[int] = 2  # images: of one, batch norm of 1x1 maps would be zero
+    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm of one 1x1 map would give 0
     # for a first run without a GPU
     SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
 
@@ -73,8 +73,8 @@ class Hyperparameters(RunHyperparameters):
         side = self.image_size + 2 * self.padding
         if side < 75:
             raise HyperparameterError(
-                f"--padding must be at least {(76 - self.image_size) // 2}, because the network "
-                f"needs 75 pixels a side, got {self.padding}, which makes {side}"
+                f"--padding must be at least {(76 - self.image_size) // 2}, got {self.padding}: "
+                f"the network needs at least 75x75 pixels, and the images have {side}x{side}"
             )
 
 
@@ -82,9 +82,9 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_Inception_resnet_v2:
-    """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
-    already normalised. `training` is a Python bool: whether batch norm uses the batch and dropout
-    is on."""
+    """The network: `model` is the logits, float32 [batch, classes], for `x`, normalised float32
+    [batch, height, width, 3]. `training` is a Python bool: whether batch norm uses the statistics
+    of the batch and dropout is active."""
 
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training
@@ -96,7 +96,7 @@ class SE_Inception_resnet_v2:
         padding = [self.hyperparameters.padding] * 2
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes for 96x96.
+        # Map sizes are for 96x96.
         x = self.Stem(x)
         # 9x9x384
         for number in range(1, 6):
@@ -114,7 +114,7 @@ class SE_Inception_resnet_v2:
         return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def Stem(self, x):
-        """Figure 3."""
+        """Return the stem: figure 3."""
         with tf.variable_scope("Stem"):
             x = self.chain(x, (32, [3, 3], 2, "VALID"), (32, [3, 3], 1, "VALID"), (64, [3, 3]))
             # 45x45
@@ -132,7 +132,7 @@ class SE_Inception_resnet_v2:
             return Concatenation([self.chain(x, (192, [3, 3], 2, "VALID")), Max_pooling(x)])
 
     def Inception_resnet_A(self, x, layer_name):
-        """Figure 16."""
+        """Return an Inception-ResNet-A module: figure 16."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (32, [1, 1])),
@@ -142,7 +142,7 @@ class SE_Inception_resnet_v2:
             return self.residual_sum(x, branches)
 
     def Reduction_A(self, x, layer_name):
-        """Figure 7 with k, l, m, n = 256, 256, 384, 384 (table 1)."""
+        """Return the Reduction-A module: figure 7, k, l, m, n = 256, 256, 384, 384 (table 1)."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -152,7 +152,7 @@ class SE_Inception_resnet_v2:
             return self.SE(Concatenation(branches))
 
     def Inception_resnet_B(self, x, layer_name):
-        """Figure 17."""
+        """Return an Inception-ResNet-B module: figure 17."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (192, [1, 1])),
@@ -161,7 +161,7 @@ class SE_Inception_resnet_v2:
             return self.residual_sum(x, branches)
 
     def Reduction_B(self, x, layer_name):
-        """Figure 18."""
+        """Return the Reduction-B module: figure 18."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -172,7 +172,7 @@ class SE_Inception_resnet_v2:
             return self.SE(Concatenation(branches))
 
     def Inception_resnet_C(self, x, layer_name):
-        """Figure 19."""
+        """Return an Inception-ResNet-C module: figure 19."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (192, [1, 1])),
@@ -181,11 +181,11 @@ class SE_Inception_resnet_v2:
             return self.residual_sum(x, branches)
 
     def residual_sum(self, x, branches):
-        """relu(x + SE(0.1 * branch)): a linear 1x1 brings the branches to the channels of `x`, and
-        the scale keeps the sum steady (section 3.3).
+        """Return relu(x + SE(0.1 * branch)). A linear 1x1 convolution maps the branches to the
+        channels of `x`, and the scale stabilises training (section 3.3).
 
-        Figures 17 and 19 print 1154 and 2048 channels for that 1x1; the sum has 1152 and 2144, as
-        the reductions before it give."""
+        Figures 17 and 19 have 1154 and 2048 channels for the 1x1 convolution; the reductions before
+        it give 1152 and 2144, which the sum needs."""
         branch = conv_layer(
             Concatenation(branches),
             x.shape[-1].value,
@@ -197,7 +197,7 @@ class SE_Inception_resnet_v2:
         return Relu(x + self.SE(branch))
 
     def SE(self, x):
-        """`x` with its channels gated, unless the network is one without SE blocks."""
+        """Return `x` with its channels gated, or unchanged in a network without SE blocks."""
         ratio = self.hyperparameters.reduction_ratio
         return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
 
@@ -222,8 +222,8 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
-    batch of the test set."""
+    """Return the Inputs, and three dicts to fetch: for a training step, for the end of an epoch,
+    and for a batch of the test set."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
@@ -245,7 +245,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # Scalars of these two go to TensorBoard.
+    # The scalars in these two go to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

@@ -50,8 +50,8 @@ class Hyperparameters(RunHyperparameters):
 
     # training
     weight_decay: Annotated[float, Ge(0)] = 5e-4  # times half the squares of decayed_variables()
-    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov's
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the highest of the schedule
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # of the learning rate
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # in the training loss only
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
@@ -61,8 +61,8 @@ class Hyperparameters(RunHyperparameters):
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
-    mixed_precision: bool = True  # compute in bfloat16 where the device can
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run on the CPU what a GPU cannot
+    mixed_precision: bool = True  # use bfloat16 if the device supports it
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU for what a GPU cannot do
 
     # for a first run without a GPU
     SMALLER: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
@@ -80,9 +80,10 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_ResNeXt:
-    """`model` is the logits, float32 [batch, classes], of `x`, float32 [batch, height, width, 3]
-    already normalised. `training` is a Python bool: whether batch norm uses the batch. A whitening
-    stem needs the `whitening_filters` of the training images as `stem_filters`, to train."""
+    """The network: `model` is the logits, float32 [batch, classes], for `x`, normalised float32
+    [batch, height, width, 3]. `training` is a Python bool: whether batch norm uses the statistics
+    of the batch. Training with a whitening stem needs `stem_filters`, the `whitening_filters` of
+    the training images."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:
@@ -97,7 +98,7 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes for 96x96; the whitening stem halves them all.
+        # Map sizes are for 96x96; the whitening stem halves them all.
         if self.hyperparameters.stem == "whitening":
             x = whitening_layer(x, self.stem_filters, side=4, stride=2, layer_name="stem")
         else:
@@ -114,14 +115,14 @@ class SE_ResNeXt:
         return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def stage(self, x, depth, stride, layer_name):
-        """A row of blocks, the first of which may halve the map."""
+        """Return a sequence of blocks, the first of which may halve the map."""
         with tf.variable_scope(layer_name):
             for number in range(1, self.hyperparameters.blocks + 1):
                 x = self.block(x, depth, stride if number == 1 else 1, layer_name=f"block{number}")
         return x
 
     def block(self, x, depth, stride, layer_name):
-        """relu(shortcut + SE(branch)), with 4 * depth channels."""
+        """Return relu(shortcut + SE(branch)), with 4 * depth channels."""
         # All paths at once: one wide 1x1, then one 3x3 in `groups` groups (figure 3c).
         groups, out_dim = self.hyperparameters.cardinality, 4 * depth
         width = groups * depth
@@ -134,7 +135,7 @@ class SE_ResNeXt:
             return Relu(x + branch)
 
     def SE(self, x):
-        """`x` with its channels gated, unless the network is one without SE blocks."""
+        """Return `x` with its channels gated, or unchanged in a network without SE blocks."""
         ratio = self.hyperparameters.reduction_ratio
         return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
 
@@ -159,8 +160,8 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Return the Inputs, and three dicts to fetch: a training step, the end of an epoch, and a
-    batch of the test set."""
+    """Return the Inputs, and three dicts to fetch: for a training step, for the end of an epoch,
+    and for a batch of the test set."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
@@ -185,7 +186,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # Scalars of these two go to TensorBoard.
+    # The scalars in these two go to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

@@ -108,8 +108,8 @@ def load_cifar(record, data_dir):
 
 
 def download(record, archive):
-    """Download the archive of `record` to the path `archive`, where it appears only when it is
-    complete and its hash is right."""
+    """Download the archive of `record` to the path `archive`, which exists only when it is complete
+    and its hash is correct."""
     pooch.get_logger().setLevel("ERROR")
     downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
@@ -124,8 +124,8 @@ def download(record, archive):
 
 
 def unpack(record, archive):
-    """Unpack the files of `record` from the path `archive` into its folder next to it, which
-    appears only when it is complete.
+    """Unpack the files of `record` from the path `archive` into its folder next to it, which exists
+    only when it is complete.
 
     Prints a note if the hash of the archive is not the official one. Raises Failure if the archive
     is damaged or contains anything but plain files in one folder."""
@@ -142,10 +142,10 @@ def unpack(record, archive):
         with (
             file,
             tarfile.open(fileobj=file) as members,
-            tempfile.TemporaryDirectory(prefix="unpacking-", dir=archive.parent) as aside,
+            tempfile.TemporaryDirectory(prefix="unpacking-", dir=archive.parent) as parent,
         ):
-            aside = pathlib.Path(aside) / record.folder
-            aside.mkdir()
+            temporary = pathlib.Path(parent) / record.folder
+            temporary.mkdir()
             for member in members:
                 place, name = member.name.rpartition("/")[::2]
                 if member.isdir() and member.name == record.folder:
@@ -153,25 +153,25 @@ def unpack(record, archive):
                 plain = member.isfile() and member.size <= record.largest_file
                 if not (plain and place == record.folder):
                     raise Failure(
-                        f"{archive}: refused, since {member.name!r} does not belong in it; "
+                        f"{archive}: refused, because {member.name!r} does not belong in it; "
                         f"{record.archive_remedy}"
                     )
                 if name in record.files and (source := members.extractfile(member)):
-                    with (aside / name).open("wb") as copy:
+                    with (temporary / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
             # The checksum of a .gz follows the last member.
             while members.fileobj.read(2**20):
                 pass
             for name in record.files:
-                if not (aside / name).exists():
+                if not (temporary / name).exists():
                     raise Failure(
                         f"{archive}: {record.folder}/{name} is missing; {record.archive_remedy}"
                     )
             folder = archive.parent / record.folder
             try:
-                aside.rename(folder)
+                temporary.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process was faster
+                if not folder.exists():  # otherwise another process was faster
                     raise
     except Failure:
         raise
@@ -225,31 +225,31 @@ def _read_pickle(record, path):
         content = io.BytesIO(read_regular(path, record.largest_file))
         content = _PlainUnpickler(content, encoding="bytes").load()
     except FileNotFoundError:
-        raise Failure(f"{path}: is missing; {remedy}") from None
+        raise Failure(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise Failure(f"{path}: cannot be read: {first_line(error)}; {remedy}") from None
     except _Refused as error:
         raise Failure(
-            f"{path}: refused, since it asks for {first_line(error)}, which data does not need; "
+            f"{path}: refused, because it loads {first_line(error)}, which no data set needs; "
             f"{remedy}"
         ) from None
     # The unpickler raises nearly any exception on a damaged pickle.
     except Exception as error:
         raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):
-        raise Failure(f"{path}: is not a file of {record.title}; {remedy}")
+        raise Failure(f"{path} is not a file of {record.title}; {remedy}")
     return content
 
 
 class _Refused(Exception):
-    """A pickle asked for something other than an array."""
+    """The error for a pickle that loads something other than an array."""
 
 
 # The unpickler in Python: a damaged file can make the one in C allocate gigabytes (its table of
 # objects grows to any index that the file names).
 class _PlainUnpickler(pickle._Unpickler):
-    """An unpickler that imports nothing: the few names with which Python 2 and 3 pickle bytes and
-    NumPy arrays map to functions of this module, all others are refused."""
+    """An unpickler that imports nothing: the few names that Python 2 and 3 use to pickle bytes and
+    NumPy arrays map to functions of this module; all others are refused."""
 
     def find_class(self, module, name):
         match module, name:
