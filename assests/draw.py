@@ -2,12 +2,12 @@
 
     python assests/draw.py
 
-The input is the paper's tables below, the data set `shapes`, and the measured runs. To add a run,
+The inputs are the paper's tables below, the data set `shapes` and the measured runs. To add a run,
 copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/results/runs.json:
 
     command, parameters, seconds_per_epoch, machine    of the run
-    results: [row, ...]    rows of the table "results" that average it
-    tables: ["ratio"], ["precision"]    the other tables that it belongs to
+    results: [row, ...]    rows of the table "results" that include it
+    tables: ["ratio"], ["precision"]    other tables that include it
     headline: true    the command at the top of README.md; its row gives the learning curves
 
 The screenshots of TensorBoard are the only images not drawn here.
@@ -136,7 +136,7 @@ def gated_module(axes, x, title, networks, text, width):
 
 
 def draw_se_modules():
-    """Draw where the block sits: in an Inception module and in a residual one."""
+    """Draw the position of the block in an Inception module and in a residual module."""
     figure, axes = canvas(5.1)
     networks = "SE-Inception-v4; Reduction modules of SE-Inception-ResNet-v2"
     text = "Inception branches, concatenated"
@@ -171,7 +171,7 @@ STATE_OF_THE_ART |= {"SE-ResNet-152": 21.57}
 
 
 def pairs_of_bars(axes, table, title):
-    """Draw the errors without and with SE of each network in `table`."""
+    """Draw the error of each network in `table` without and with SE."""
     places = np.arange(len(table))
     for number, (label, colour) in enumerate((("without SE", PLAIN), ("with SE", SE))):
         errors = [pair[number] for pair in table.values()]
@@ -197,7 +197,7 @@ def draw_paper():
         ratio.annotate(
             text,
             (parameters, error),
-            (5, -12 if name == "16" else 5),  # clear of its neighbour's name
+            (5, -12 if name == "16" else 5),  # not over its neighbour's label
             textcoords="offset points",
             color=INK,
             fontsize=8,
@@ -219,7 +219,7 @@ def draw_paper():
 
 
 class Result(NamedTuple):
-    """A measured run: its entry in runs.json, and what follows from that and its rows."""
+    """A measured run: its entry in runs.json and its rows."""
 
     name: str
     entry: dict
@@ -228,12 +228,12 @@ class Result(NamedTuple):
 
     @property
     def accuracy(self):
-        """Test accuracy of the last epoch, in percent."""
+        """Return the test accuracy of the last epoch, in percent."""
         return 100 * self.rows[-1, 3]
 
     @property
     def minutes(self):
-        """Training time: epochs times the time of one on an idle machine."""
+        """Return the training time: epochs times the time of one on an idle machine."""
         return len(self.rows) * self.entry["seconds_per_epoch"] / 60
 
     @property
@@ -292,8 +292,8 @@ def headline_result():
 
 
 def draw_learning_curves():
-    """Draw test accuracy and losses of the headline's network, with and without SE: the mean over
-    the seeds, and the range from the lowest to the highest."""
+    """Draw the test accuracy and the losses of the headline's network with and without SE: the mean
+    and the range over the seeds."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     with_se, without = rows_with_and_without()[headline_result().entry["results"][0]]
@@ -325,7 +325,7 @@ def draw_accuracy_by_minutes():
     """Draw every run of the table "results": accuracy against training time."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots()
-    labels = {}  # one at each place, though rows may share runs
+    labels = {}  # one per position, since rows may share runs
     for row, arms in rows_with_and_without().items():
         for colour, arm in zip((SE, PLAIN), arms, strict=True):
             axes.plot([r.minutes for r in arm], [r.accuracy for r in arm], "o", color=colour)
@@ -373,7 +373,7 @@ def mean_and_deviation(arm):
 
 
 def each(arms, show):
-    """Return what `show` makes of the first result of each arm: once if it is the same."""
+    """Return `show(result)` of the first result of each arm, without repetition."""
     return " / ".join(dict.fromkeys(show(arm[0]) for arm in arms if arm))
 
 
@@ -427,7 +427,7 @@ def precision_table():
 
 
 def runs_table():
-    """Return the table of all runs, those that differ by the seed alone in one row."""
+    """Return the table of all runs; runs that differ only in the seed share a row."""
     by_command = {}
     for result in results():
         command = result.command_without("seed", "run_dir")
@@ -523,8 +523,8 @@ def as_svg(draw):
 
 
 def regenerated(page):
-    """Return the text of a page with each of its generated parts made again: what is between
-    `<!-- table: NAME -->` (or code, or text) and `<!-- end of NAME -->`, NAME in PARTS."""
+    """Return the text of a page with its generated parts updated: those between `<!-- table: NAME
+    -->` (or code, or text) and `<!-- end of NAME -->`, with a NAME in PARTS."""
     begin, end = "<!-- (?:table|code|text): {} -->\n", "<!-- end of {} -->\n"
     page_text = text = page.read_text()
     for name in re.findall(begin.format(r"(\w+)"), page_text):
@@ -532,7 +532,7 @@ def regenerated(page):
         new = PARTS[name]()
         text, count = part.subn(lambda found, new=new: f"{found[1]}{new}\n{found[2]}", text)
         if count != 1:
-            raise ValueError(f"{page}: the part {name} needs one end")
+            raise ValueError(f"{page}: the part {name} must have exactly one end, got {count}")
     return text
 
 

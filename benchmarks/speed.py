@@ -6,9 +6,9 @@
     python benchmarks/speed.py growth             time and memory by batch and image size, ours only
     python benchmarks/speed.py input              the input path only, augmentation included
 
-Each candidate runs in a process of its own. They take turns, a few steps each, so that other load
-affects all of them; the medians over all steps are compared. First steps, which include building,
-compiling and warming up, are timed separately.
+Each candidate runs in its own process. They take turns of a few steps, so that other load affects
+all of them; the medians over all steps are compared. The first step, which includes building and
+compiling, is timed separately.
 """
 
 import argparse
@@ -96,8 +96,8 @@ def compare(network, settings, steps, turns):
         )
     best = min(result["seconds"] for result in others[1:])
     print(
-        f"speed-up over the better of PyTorch's: {best / ours['seconds']:.2f} x; "
-        f"all convolutions, each alone in its fastest form: {limit['seconds']:.3f} s "
+        f"speed-up over the faster PyTorch candidate: {best / ours['seconds']:.2f} x; "
+        f"all convolutions, each timed alone in its fastest form: {limit['seconds']:.3f} s "
         f"of {ours['seconds']:.3f} s, {limit['seconds'] / ours['seconds']:.0%}",
         flush=True,
     )
@@ -147,12 +147,12 @@ def input_path(images=50_000, batch_size=128, epochs=5):
 
 
 class Worker:
-    """A candidate in a process of its own, idle between its turns."""
+    """A candidate in its own process, idle between its turns."""
 
     def __init__(self, network, candidate, settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
-            # Compiling is part of PyTorch's first step: no cache of an earlier run.
+            # PyTorch's first step includes compiling: use no cache of an earlier run.
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -162,10 +162,10 @@ class Worker:
         self.seconds = []
 
     def answer(self):
-        """Return what the process prints next, from JSON."""
+        """Return the next line of JSON that the process prints, decoded."""
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"a candidate failed: {self.process.args[-1]}")
+            sys.exit(f"error: a candidate failed: {self.process.args[-1]}; see the error above")
         return json.loads(line)
 
     def run(self, steps):
@@ -187,7 +187,7 @@ class Worker:
 
 
 def work(network, candidate, settings):
-    """Set up a candidate, then run as many steps as each line of standard input says."""
+    """Set up a candidate, then run the number of steps on each line of standard input."""
     sys.path[:0] = [str(ROOT)]
     script = importlib.import_module(network)
     settings = settings | {"mixed_precision": candidate != "ours, float32"}
@@ -228,8 +228,8 @@ def noise(count):
 
 
 def prepare_ours(script, hyperparameters, candidate):
-    """Return the script's own training step, augmentation and epoch means included, and its number
-    of parameters."""
+    """Return the script's training step, with augmentation and epoch means, and its number of
+    parameters."""
     from senet.compat import tf
     from senet.devices import session_config
 
@@ -301,9 +301,9 @@ def matrix_peak(hyperparameters, side=4096):
 
 
 def convolution_limit(script, hyperparameters):
-    """Return the seconds that all convolutions of a step take, forward and both gradients, each
-    alone and in the faster of its plain form and ours; and a step's floating-point operations. A
-    frozen stem, which has no gradients, does not count."""
+    """Return the seconds of all convolutions of a step, forward and both gradients, each timed
+    alone in the faster of its plain form and ours; and the floating-point operations of a step. A
+    frozen stem, which has no gradients, is not included."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
@@ -341,7 +341,7 @@ def convolution_limit(script, hyperparameters):
 
 def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
     """Return the seconds of a convolution, its input gradient and its filter gradient, each alone:
-    the median of 9 after 3 to warm up."""
+    the median of 9 runs after 3 warm-up runs."""
     from senet.compat import tf
 
     def variable(name, shape):

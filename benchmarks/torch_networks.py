@@ -1,4 +1,4 @@
-"""The three networks in PyTorch, for the comparison: the same layers and parameters as in the
+"""The three networks in PyTorch, for comparison, with the same layers and parameters as in the
 scripts. Images are [batch, 3, height, width] in channels_last memory."""
 
 import torch
@@ -55,7 +55,7 @@ class Branches(nn.Module):
 
 
 def average(channels, filters):
-    """Return the branch of an Inception-v4 module that pools first."""
+    """Return the branch of an Inception-v4 module that starts with average pooling."""
     return nn.Sequential(
         nn.AvgPool2d(3, 1, 1, count_include_pad=False), Chain(channels, (filters, 1))
     )
@@ -122,7 +122,7 @@ def stem():
 
 
 class InceptionC(nn.Module):
-    """Figure 6: two of the branches fork at their ends."""
+    """The Inception-C module: figure 6. Two of its branches split at the end."""
 
     def __init__(self, channels):
         super().__init__()
