@@ -11,17 +11,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Return how many processes share the tests: two for all of them, none for those that are named
-    on the command line, so that these start at once and can be debugged."""
+    """Return the number of worker processes: two for the whole suite, none for tests named on the
+    command line, which then start at once and can be debugged."""
     return 0 if config.args_source is config.ArgsSource.ARGS else 2
 
 
-# TensorFlow is imported in the fixtures: the process that hands out the tests does not need it.
+# TensorFlow is imported in the fixtures: the process that distributes the tests does not need it.
 
 
 @pytest.fixture
 def graph():
-    """A fresh default graph."""
+    """Provide a new default graph."""
     from senet.compat import tf
 
     with tf.Graph().as_default() as graph:
@@ -35,14 +35,14 @@ def rng():
 
 
 def default_signals():
-    """Undo what `nohup python -m pytest &` ignores: a run ignores it too."""
+    """Restore the signals that `nohup python -m pytest &` ignores: runs would ignore them too."""
     for number in signal.SIGINT, signal.SIGHUP:
         signal.signal(number, signal.SIG_DFL)
 
 
 def start_python(*arguments, cwd=ROOT, **environment):
-    """Start `python arguments...` in the folder `cwd`, its output and errors to be read as text."""
-    # What senet.compat has set in this process, the other sets for itself.
+    """Start `python arguments...` in the folder `cwd`, with pipes for its output and errors."""
+    # senet.compat has set this variable here; the new process sets it itself.
     inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -56,7 +56,7 @@ def start_python(*arguments, cwd=ROOT, **environment):
 
 
 def run_python(*arguments, cwd=ROOT, **environment):
-    """(exit status, standard output, standard error) of `python arguments...`."""
+    """Return (exit status, standard output, standard error) of `python arguments...`."""
     process = start_python(*arguments, cwd=cwd, **environment)
     output, errors = process.communicate()
     return process.returncode, output, errors
@@ -64,7 +64,7 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a run of two epochs; its network has an SE block in each of three stages."""
+    """Return the folder of a run of two epochs, with an SE block in each of three stages."""
     from tiny_run import arguments
 
     from SE_ResNeXt import main

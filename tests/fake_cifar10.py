@@ -1,4 +1,4 @@
-"""Small made-up data sets in the official formats of CIFAR-10 and CIFAR-100."""
+"""Small artificial data sets in the official formats of CIFAR-10 and CIFAR-100."""
 
 import io
 import os
@@ -14,7 +14,7 @@ CLASSES = {CIFAR10: 10, CIFAR100: 100}
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 wrote its strings, which is how the official files are written."""
+    """A pickler that writes bytes like the strings of Python 2, as in the official files."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -32,7 +32,7 @@ def python2_pickle(content):
 
 
 class Mark:
-    """Pickles to something that makes a folder when it is unpickled the usual way."""
+    """An object whose pickle creates a folder when a standard unpickler loads it."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -57,7 +57,7 @@ def make_batch(count, seed, record=CIFAR10):
 
 
 def make_files(count=20, record=CIFAR10):
-    """{file name: content} of the whole data set, `count` images a batch."""
+    """Return {file name: content} of a whole data set with `count` images per batch."""
     files = {
         name: python2_pickle(make_batch(count, seed, record))
         for seed, name in enumerate((*record.train_files, record.test_file))
@@ -76,7 +76,7 @@ def write_folder(data_dir, files, record=CIFAR10):
 
 
 def make_archive(files, *extra_members, compression="gz", record=CIFAR10):
-    """The bytes of a .tar.gz with `files` in their folder, then `extra_members` (TarInfo)."""
+    """Return the bytes of a .tar.gz with `files` in their folder and `extra_members` (TarInfo)."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
         folder = tarfile.TarInfo(record.folder)

@@ -1,4 +1,4 @@
-"""Made-up images and folders of them."""
+"""Artificial images, and folders of them."""
 
 from PIL import Image
 
@@ -14,7 +14,7 @@ def plain(mode, colour, size=(40, 40)):
 
 
 def write_classes(folder, names, train=3, test=2, size=(32, 32)):
-    """Write a folder of images: each class in its own grey."""
+    """Write a folder of images, with one shade of grey per class."""
     for number, name in enumerate(names):
         for split, count in ("train", train), ("test", test):
             for image in range(count):

@@ -2,9 +2,9 @@
 
     python tests/kill_and_resume.py FOLDER --kills=100
 
-A process gets SIGKILL, SIGTERM or SIGHUP, by chance; every second one gets it while a save is under
-way. A run that comes to its end must have the same rows in logs.txt and the same bits in every
-variable; then the next run starts. Each step is in micro-batches.
+Each process gets a random one of SIGKILL, SIGTERM and SIGHUP, every second one during a save. A run
+that finishes must have the same rows in logs.txt and the same bits in every variable; then the next
+run starts. Each step uses micro-batches.
 """
 
 import argparse
@@ -27,19 +27,19 @@ import SE_ResNeXt
 from senet.compat import tf
 
 EPOCHS = 3
-# Save after every step: any moment is close to a save.
+# Save after every step, so that any moment is close to a save.
 OPTIONS = (f"--total_epochs={EPOCHS}", "--micro_batch_size=20", "--save_minutes=1e-9")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
-# Each training is a process of its own, forked from one that has only imported the script: the
-# import of TensorFlow takes longer than the training.
+# Each run has its own process, forked from one that has only imported the script: importing
+# TensorFlow takes longer than training.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["__main__", "SE_ResNeXt"])
 
 
 def train(argv, output):
     """Train in this process, with standard output and error in the file `output`."""
-    for number in signal.SIGTERM, signal.SIGHUP:  # nohup ignores it
+    for number in signal.SIGTERM, signal.SIGHUP:  # nohup ignores the latter
         signal.signal(number, signal.SIG_DFL)
     with output.open("w") as file:
         for descriptor in 1, 2:
@@ -72,8 +72,8 @@ def result(run_dir):
 
 
 def start_and_stop(folder, name, randomness, number, inside_save):
-    """Start the run `name` and send it the signal `number`. Return whether that ended it before
-    its end, and whether it was inside a save."""
+    """Start the run `name` and send it the signal `number`. Return whether the signal stopped it,
+    and whether it was saving."""
     process, output = start(folder, name)
     while not (output.exists() and "\nrun: " in output.read_text()):
         assert process.is_alive(), output.read_text()
@@ -94,7 +94,7 @@ def start_and_stop(folder, name, randomness, number, inside_save):
 
 
 def kill_and_resume(folder, kills, seed=0, report=print):
-    """Stop `kills` processes in all. Raises AssertionError at the first difference."""
+    """Stop `kills` processes in total. Raises AssertionError at the first difference."""
     finish(folder, "undisturbed")
     expected = result(folder / "undisturbed")
     randomness = random.Random(seed)
@@ -114,7 +114,7 @@ def kill_and_resume(folder, kills, seed=0, report=print):
         if not finished:
             finish(folder, name)
         assert result(folder / name) == expected, name
-        report(f"{name}: the same after {starts} starts; {dict(stopped)}, {inside} inside a save")
+        report(f"{name}: identical after {starts} starts; {dict(stopped)}, {inside} during a save")
     return stopped, inside
 
 

@@ -1,4 +1,4 @@
-"""What a published network has to be, and its card to say, read from its files alone."""
+"""Check a published network and its card, from its files alone."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from senet.data.inputs import numbers_to_json
 
 
 def card_numbers(card):
-    """(listed hashes {file: digest}, trainable parameters, rows of the confusion matrix) of the
+    """Return (hashes {file: digest}, trainable parameters, lines of the confusion matrix) from the
     text of a card."""
     listed = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", card, re.M)}
     parameters = int(re.search(r"with ([\d,]+) trainable", card)[1].replace(",", ""))
@@ -21,8 +21,8 @@ def card_numbers(card):
 
 
 def check_published(folder):
-    """Assert that the numbers on the card are those of the files, and that no path of a machine is
-    in them."""
+    """Assert that the card's numbers match the files and that the files have no path of a
+    machine."""
     card = (folder / "README.md").read_text("utf-8")
     listed, parameters, table = card_numbers(card)
 
@@ -60,7 +60,7 @@ def check_published(folder):
     rows = (folder / "logs.txt").read_text("utf-8").splitlines()
     assert re.findall(r"^epoch: .*", card, re.M) == rows[-1:]
     accuracy = re.search(r"^test_loss: \d+\.\d{4}, test_acc: (\d\.\d{4})$", card, re.M)[1]
-    if len(names) <= 12:  # more do not fit into the width of a table
+    if len(names) <= 12:  # a table has no room for more
         cells = [line.replace(" .", " 0").split()[-len(names) :] for line in table if line]
         matrix = np.array(cells, int)
         assert matrix.shape == (len(names), len(names))

@@ -1,10 +1,10 @@
-"""The layers worked out with NumPy alone, from their definitions; maps are [batch, h, w, c]."""
+"""The layers in NumPy, from their definitions; feature maps are [batch, h, w, c]."""
 
 import numpy as np
 
 
 def windows(x, kernel, stride, padding, fill):
-    """The windows of `x`, [batch, out_h, out_w, c, kernel_h, kernel_w]."""
+    """Return the windows of `x`, [batch, out_h, out_w, c, kernel_h, kernel_w]."""
     sides = [(0, 0), (0, 0)]
     if padding == "SAME":
         sides = []
@@ -17,7 +17,7 @@ def windows(x, kernel, stride, padding, fill):
 
 
 def convolution(x, filters, stride=1, padding="SAME"):
-    """`filters` is [h, w, in / groups, out]; groups follow from the channels of `x`."""
+    """Return the convolution with `filters`, [h, w, in / groups, out]."""
     groups = x.shape[-1] // filters.shape[2]
     outputs = [
         np.einsum("bijchw,hwco->bijo", windows(part, w.shape[:2], stride, padding, 0), w)
@@ -33,7 +33,7 @@ def max_pooling(x, kernel, stride, padding="VALID"):
 
 
 def average_pooling(x, kernel):
-    """Stride 1, SAME; cells outside the map do not count."""
+    """Return the mean of each window, with stride 1 and SAME, without the padding."""
     return np.nanmean(windows(x, (kernel, kernel), 1, "SAME", np.nan), axis=(-2, -1))
 
 
@@ -46,7 +46,7 @@ def relu(x):
 
 
 def squeeze_excitation(x, w1, b1, w2, b2):
-    """SENet, equations 2 to 4."""
+    """Return the output of an SE block: SENet, equations 2 to 4."""
     z = x.mean(axis=(1, 2))
     s = 1 / (1 + np.exp(-(relu(z @ w1 + b1) @ w2 + b2)))
     return x * s[:, None, None, :]

@@ -1,4 +1,4 @@
-"""The training scripts: one row for each, read by every test that holds for all of them."""
+"""The training scripts: one row for each, used by every test that applies to all of them."""
 
 import importlib
 from typing import NamedTuple
@@ -10,11 +10,11 @@ class Script(NamedTuple):
     """A training script and what the tests need to know about it."""
 
     name: str  # of the file, and of the network's class
-    title: str  # in the README's tables
+    title: str  # in README.md
     parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
     se_blocks: int
-    tiny: dict  # hyperparameters of the smallest network that takes 32x32 images
-    slow: bool = False  # whether the graph takes seconds to build, however small the network
+    tiny: dict  # hyperparameters of the smallest network for 32x32 images
+    slow: bool = False  # whether building even the smallest network takes seconds
 
     @property
     def module(self):
@@ -60,5 +60,5 @@ by_network = pytest.mark.parametrize(
     [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.slow else []) for s in SCRIPTS],
 )
 
-# The smallest SE_ResNeXt, in float32 and with the whole batch at once.
+# The smallest SE_ResNeXt, in float32 and without micro-batches.
 TINY = {**SCRIPTS[0].tiny, "micro_batch_size": 0, "mixed_precision": False}

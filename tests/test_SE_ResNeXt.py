@@ -25,8 +25,8 @@ def test_sizes_of_the_maps(graph):
 
 
 @pytest.mark.parametrize("channels, stride", [(8, 1), (8, 2), (5, 1)])
-def test_a_block_is_what_numpy_gives(graph, rng, channels, stride):
-    """relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""
+def test_a_block_matches_numpy(graph, rng, channels, stride):
+    """Check relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""
     network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, Hyperparameters(**TINY))
     x = rng.normal(size=(2, 6, 6, channels)).astype(np.float32)
     output = network.block(tf.constant(x), depth=2, stride=stride, layer_name="alone")
@@ -54,13 +54,13 @@ def test_a_block_is_what_numpy_gives(graph, rng, channels, stride):
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
-def test_with_its_gate_shut_a_block_returns_its_shortcut(graph, rng):
+def test_a_block_with_closed_gates_returns_its_shortcut(graph, rng):
     network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), True, Hyperparameters(**TINY))
     x = np.abs(rng.normal(size=(2, 4, 4, 8))).astype(np.float32)
-    output = network.block(tf.constant(x), depth=2, stride=1, layer_name="shut")
+    output = network.block(tf.constant(x), depth=2, stride=1, layer_name="closed")
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         assert np.abs(session.run(output) - x).max() > 0.1
-        for variable in tf.global_variables("shut/SE/fully_connected2/bias"):
+        for variable in tf.global_variables("closed/SE/fully_connected2/bias"):
             variable.load(np.full(8, -1e4), session)
         np.testing.assert_array_equal(session.run(output), x)

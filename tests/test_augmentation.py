@@ -16,8 +16,8 @@ class Augmentation:
 
 
 def draws(images, output):
-    """Return the (shift down, shift right, flipped) that turns each of `images` into `output`: the
-    one that fits, of all that are possible; None if none does."""
+    """Return the (shift down, shift right, flipped) that maps each of `images` to `output`, found
+    by trying all; None where none matches."""
     padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)])
     height, width = images.shape[1:3]
     found = [None] * len(images)
@@ -54,7 +54,7 @@ def test_augmentation_depends_on_seed_and_step_alone(graph, rng):
     assert (one(7) != other_seed(7)).any()
 
 
-def test_augmentation_moves_in_zeros(graph):
+def test_shifted_images_are_filled_with_zeros(graph):
     output = Augmentation(np.ones((200, 32, 6, 1), np.float32))(step=0)
     assert set(np.unique(output)) == {0, 1}
     assert output.sum((1, 2, 3)).min() == 56  # shifted by 4 both ways: 28x2 of 32x6 are left

@@ -42,7 +42,7 @@ def member(name, **attributes):
 
 
 def check_loaded(loaded, record=CIFAR10, count=20):
-    """`loaded` is what `make_files` wrote, worked out again from its rows."""
+    """Assert that `loaded` is the data set that `make_files` wrote."""
     train_images, train_labels, test_images, test_labels, names = loaded
     key, batch_count = record.labels_key.encode(), len(record.train_files)
     *train, test = (make_batch(count, seed, record) for seed in range(batch_count + 1))
@@ -74,7 +74,7 @@ def test_reads_what_python_3_pickled(tmp_path, protocol):
 @both
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, record, algorithm):
-    # The archive of CIFAR-100 has a file more, an editor's backup.
+    # The archive of CIFAR-100 has an additional file, an editor's backup.
     content = make_archive(
         make_files(record=record), member(f"{record.folder}/file.txt~"), record=record
     )
@@ -115,7 +115,7 @@ def test_the_published_hash_and_the_largest_official_file(record, published, lar
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers with `content`, and closes the connection after `cut` bytes of it."""
+    """A server that sends `content` and closes the connection after `cut` bytes."""
 
     content, cut, status = b"", None, 200
 
@@ -131,7 +131,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """A function that serves bytes from localhost and returns their address."""
+    """Return a function that serves bytes from localhost and returns their address."""
     servers = []
 
     def start(content, **settings):
@@ -148,7 +148,7 @@ def serve():
 
 
 def served(record, url, content):
-    """`record` with its archive at `url`, where `content` is the right one."""
+    """Return `record` with its archive at `url` and the hash of `content`."""
     digest = hashlib.sha256(content).hexdigest()
     return dataclasses.replace(record, url=url, hash=f"sha256:{digest}")
 
@@ -173,7 +173,7 @@ def test_downloads_verifies_and_unpacks(tmp_path, serve, record):
     ids=["cut", "html", "other bytes", "not found"],
 )
 @both
-def test_a_failed_download_leaves_nothing_and_names_both_ways_out(
+def test_a_failed_download_leaves_nothing_and_names_both_remedies(
     tmp_path, serve, content, settings, record
 ):
     local = served(record, serve(content, **settings), make_archive(make_files()))
@@ -209,7 +209,7 @@ def test_an_archive_with_anything_but_plain_files_is_refused(tmp_path, evil):
     archive.write_bytes(make_archive(make_files(), evil))
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, data_dir)
-    assert str(failure.value).startswith(f"{archive}: refused, since {evil.name!r}")
+    assert str(failure.value).startswith(f"{archive}: refused, because {evil.name!r}")
     assert names(tmp_path) == ["data"]
     assert names(data_dir) == [CIFAR10.archive]
     assert not pathlib.Path("/evil-of-cifar10-test").exists()
@@ -219,7 +219,7 @@ ARCHIVE = make_archive(make_files())
 
 
 def long_names(count):
-    """A .tar.gz of headers each of which says that the next one holds the name."""
+    """Return a .tar.gz of headers that each refer to the next one for the name."""
     header = member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
     return gzip.compress(count * (header + bytes(512)))
 
@@ -251,12 +251,12 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "mark"
     evil = pickle.dumps({b"data": Mark(mark)}, protocol=2)
     pickle.loads(evil)
-    assert mark.exists()  # the usual way runs it
+    assert mark.exists()  # a standard unpickler runs it
     mark.rmdir()
     folder = write_folder(tmp_path, {**make_files(), "data_batch_3": evil})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value).startswith(f"{folder}/data_batch_3: refused, since it asks for posix")
+    assert str(failure.value).startswith(f"{folder}/data_batch_3: refused, because it loads posix")
     assert not mark.exists()
 
 
@@ -287,7 +287,7 @@ def test_a_wrong_batch_file_is_named(tmp_path, content, message):
     folder = write_folder(tmp_path, {**make_files(), "data_batch_2": content})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value).startswith(f"{folder}/data_batch_2: ")
+    assert str(failure.value).startswith(f"{folder}/data_batch_2")
     assert message in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -311,17 +311,17 @@ def test_a_missing_file_is_named(tmp_path, name):
     files = make_files()
     del files[name]
     folder = write_folder(tmp_path, files)
-    with pytest.raises(Failure, match=f"{folder}/{name}: is missing"):
+    with pytest.raises(Failure, match=f"{folder}/{name} is missing"):
         load_cifar(CIFAR10, tmp_path)
 
 
-def test_messages_are_about_the_data_set_that_is_read(tmp_path):
+def test_messages_name_the_data_set(tmp_path):
     files = make_files(record=CIFAR100)
     folder = write_folder(tmp_path, {**files, "test": python2_pickle([1, 2])}, CIFAR100)
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR100, tmp_path)
     assert str(failure.value) == (
-        f"{folder}/test: is not a file of CIFAR-100; remove the folder cifar-100-python and restart"
+        f"{folder}/test is not a file of CIFAR-100; remove the folder cifar-100-python and restart"
     )
     (folder / "test").write_bytes(python2_pickle({**make_batch(1, 0), b"fine_labels": [100]}))
     with pytest.raises(Failure, match="'fine_labels' must be from 0 to 99, got 100 to 100"):

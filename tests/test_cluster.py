@@ -1,4 +1,4 @@
-"""One device, two devices and two hosts: the same run. The hosts are processes on localhost."""
+"""One device, two devices and two hosts give the same run. The hosts are local processes."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from senet import devices
 from senet.compat import tf
 from senet.run.checkpoints import checkpoint_files
 
-# An epoch is one step on all 50 images, so that the 12 rows are a curve of 12 steps. Every piece of
-# the batch is 25 images, on any device: batch norm sees the same ones.
+# An epoch is one step on all 50 images, so that the 12 rows describe 12 steps. Every piece of the
+# batch has 25 images on any device, so that batch norm sees the same images.
 EPOCHS = 12
 OPTIONS = [f"--total_epochs={EPOCHS}", "--micro_batch_size=25", "--init_learning_rate=0.02"]
 PRECISION = "--mixed_precision=False"
@@ -60,8 +60,8 @@ def start_workers(*commands):
 
 
 def finish(processes, notes=False):
-    """Return [(exit status, standard output, standard error)]; without the notes of workers that
-    wait for slow ones unless asked for."""
+    """Return [(exit status, standard output, standard error)], without the notes of waiting workers
+    unless `notes` is set."""
     results = []
     for process in processes:
         output, errors = process.communicate(timeout=600)
@@ -91,7 +91,7 @@ def wait_for_step(folder, name, step, processes):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    """The run on one device, which all others have to match."""
+    """Return the name of the run on one device, which all others must match."""
     _, *arguments = command(folder, "one")
     assert SE_ResNeXt.main(arguments) == 0
     assert numbers(folder, "one").shape == (EPOCHS, 4)
@@ -102,9 +102,8 @@ def assert_same_run(folder, name, other):
     np.testing.assert_allclose(numbers(folder, name), numbers(folder, other), atol=1.1e-4)
     values, others = checkpoint(folder, name), checkpoint(folder, other)
     assert values.keys() == others.keys()
-    # The steps amplify the rounding of a sum in a different order, single values most: twenty of
-    # them by up to 0.4 % of the largest on some CPUs. A gradient counted twice or half would differ
-    # by half or more.
+    # The steps amplify rounding errors of sums in a different order, those of some values by up to
+    # 0.4 % of the largest. A gradient counted twice or by half would differ by half or more.
     for key, value in values.items():
         difference = np.linalg.norm(value - others[key])
         assert difference <= 0.01 * np.linalg.norm(others[key]) + 1e-6, key
@@ -114,13 +113,13 @@ def assert_same_run(folder, name, other):
 def test_two_devices_are_the_same_run(folder, one):
     status, output, errors = run_python(*command(folder, "two", "--devices=cpu:0,cpu:1"))
     assert (status, errors) == (0, "")
-    assert "shared out as 2 devices" in output
+    assert "split into 2 devices" in output
     assert_same_run(folder, "two", one)
 
 
 @pytest.fixture(scope="module")
 def two_hosts(folder):
-    """The name of an undisturbed run on two hosts, and what `finish` returned of its processes."""
+    """Return the name of an undisturbed run on two hosts, and the result of `finish`."""
     processes, _ = start_workers(command(folder, "hosts"), command(folder, "hosts"))
     return "hosts", finish(processes)
 
@@ -175,7 +174,7 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_host
     assert status == 1
     assert errors == (
         f"error: worker {victim} at {addresses[victim]} does not answer; "
-        f"start all workers again to resume from the last checkpoint\n"
+        f"restart all workers to resume from the last checkpoint\n"
     )
     processes, _ = start_workers(command(folder, name), command(folder, name))
     assert [status for status, *_ in finish(processes)] == [0, 0]
@@ -197,7 +196,7 @@ def test_a_worker_that_differs_from_the_chief_is_refused(folder, tmp_path, what)
         write_folder(tmp_path / "data", make_files(count=11))
         other += [f"--data_dir={tmp_path / 'data'}"]
     else:
-        # A script under a name of its own, by which it has to be found.
+        # A script under a different name, which must be part of the code that is compared.
         for name in ("senet", "cifar10.py"):
             (tmp_path / name).symlink_to(ROOT / name)
         other[0] = tmp_path / "my_net.py"
@@ -221,7 +220,7 @@ sys.exit(SE_ResNeXt.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_worker_without_the_bfloat16_of_the_others_is_refused(folder, tmp_path):
+def test_a_worker_that_lacks_bfloat16_is_refused(folder, tmp_path):
     commands = []
     for name, flags in ("new", "avx2 avx512_bf16"), ("old", "avx2"):
         (tmp_path / name).write_text(f"flags\t\t: fpu {flags}\n")
@@ -231,8 +230,8 @@ def test_a_worker_without_the_bfloat16_of_the_others_is_refused(folder, tmp_path
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
-            f"error: {addresses[1]} has no bfloat16, in which the other workers compute; give all "
-            f"workers --mixed_precision=False\n"
+            f"error: {addresses[1]} does not support bfloat16, which the other workers use; give "
+            f"all workers --mixed_precision=False\n"
         )
 
 
@@ -254,7 +253,7 @@ STARTED = ["--total_epochs=3", "--seed=1"]
 
 
 def newest_two(folder, name):
-    """The paths of the newest checkpoint but one, and of the newest."""
+    """Return the paths of the second newest and of the newest checkpoint."""
     model = folder / name / "model"
     return [model / f"model.ckpt-{step}" for step in list(checkpoint_files(model))[-2:]]
 
@@ -280,8 +279,8 @@ def test_every_device_and_host_starts_from_the_same_weights(folder, one):
 
 
 @pytest.mark.slow
-def test_a_worker_that_would_start_from_other_weights_is_refused(folder, one, tmp_path):
-    # The same relative path holds another checkpoint for the second worker.
+def test_a_worker_with_different_initial_weights_is_refused(folder, one, tmp_path):
+    # The same relative path is a different checkpoint for the second worker.
     for place, path in zip("ab", newest_two(folder, one), strict=True):
         model = tmp_path / place / "start" / "model"
         model.mkdir(parents=True)
@@ -315,10 +314,15 @@ def test_a_worker_that_would_start_from_other_weights_is_refused(folder, one, tm
             ["--devices=cpu:0,cpu:1,cpu:2"],
             {},
             2,
-            "--batch_size must be a multiple of the 3 devices, got 50",
+            "--batch_size must be a multiple of 3, the number of devices, got 50",
         ),
-        (["--devices=gpu1"], {}, 2, "--devices must be all, different GPUs"),
-        (["--devices=0,1"], {}, 1, "--devices=0,1: TensorFlow sees 0 GPUs"),
+        (["--devices=gpu1"], {}, 2, "--devices must be all, "),
+        (
+            ["--devices=0,1"],
+            {},
+            1,
+            "--devices=0,1 names a GPU that TensorFlow does not see (it sees none)",
+        ),
         ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not valid: {worker: 1}; it must be"),
     ],
 )
@@ -352,8 +356,8 @@ sys.exit(SE_ResNeXt.main(sys.argv[1:]))
 
 
 def start_worker(folder, name, addresses, index, *options, patience=300):
-    """Start a worker that waits `patience` seconds for the others, and is otherwise less patient
-    than usual."""
+    """Start a worker that waits `patience` seconds for the others, with shorter intervals than
+    usual."""
     _, *arguments = command(folder, name, *options)
     task = {"type": "worker", "index": index}
     config = json.dumps({"cluster": {"worker": addresses}, "task": task})
@@ -370,7 +374,7 @@ def test_a_worker_that_never_starts_is_named(folder):
     missing = f"worker 1 at {addresses[1]} does not answer"
     assert notes
     assert all(re.fullmatch(rf"waiting for \d+ s: {missing}", note) for note in notes)
-    assert last.startswith(f"error: after 0 minutes, {missing}; start all workers again")
+    assert last.startswith(f"error: after 0 minutes, {missing}; restart all workers")
 
 
 @pytest.mark.slow
@@ -382,7 +386,7 @@ def test_a_worker_that_waits_ends_on_a_signal(folder, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert errors.endswith(f"stopped by {number.name}; the workers had not met\n")
+    assert errors.endswith(f"stopped by {number.name} while waiting for workers\n")
 
 
 @pytest.mark.slow
@@ -408,8 +412,8 @@ def test_a_frozen_worker_is_found(folder):
     workers[1].communicate()
     assert status == 1
     assert errors.endswith(
-        f"error: worker 1 at {addresses[1]} does not answer; start all workers again to resume "
-        f"from the last checkpoint\n"
+        f"error: worker 1 at {addresses[1]} does not answer; restart all workers to resume from "
+        f"the last checkpoint\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""From the command line to a command, and from an error to one line and an exit status."""
+"""The command line: parsing, help, and errors as one line and an exit status."""
 
 import io
 import subprocess
@@ -32,8 +32,8 @@ class Settings(RunHyperparameters):
 
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder: (exit status, standard output, standard error). What
-    `train` is given is printed."""
+    """Return a function that runs a command line in an empty folder and returns (exit status,
+    standard output, standard error). Training prints the hyperparameters."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv, train=print, Hyperparameters=Settings):
@@ -116,11 +116,11 @@ class TestWrongCommandLines:
         "argv, message",
         [
             (["--widht=0"], "unknown option '--widht': did you mean --width?"),
-            (["--zzz", "0"], "unknown option '--zzz': it is one of "),
+            (["--zzz", "0"], "unknown option '--zzz': the options are "),
             (["--wid=3"], "unknown option '--wid': did you mean --width?"),
             (["--width=-1"], "--width must be at least 0, got -1"),
-            (["--width=1.5"], "--width must be a whole number, got '1.5'"),
-            (["--width="], "--width must be a whole number, got ''"),
+            (["--width=1.5"], "--width must be an integer, got '1.5'"),
+            (["--width="], "--width must be an integer, got ''"),
             (["--width=65"], "--width must be at most 64, got 65"),
             (["--rate=nan"], "--rate must be finite, got nan"),
             (["--fast=yes"], "--fast must be True or False, got 'yes'"),
@@ -145,7 +145,7 @@ class TestWrongCommandLines:
             (["export"], "FOLDER"),
         ],
     )
-    def test_what_argparse_refuses_is_one_line_too(self, call, argv, culprit):
+    def test_errors_of_argparse_are_one_line_too(self, call, argv, culprit):
         result = call(*argv)
         one_line(result, 2, "")
         assert culprit in result[2]
@@ -197,7 +197,7 @@ class TestHelp:
         arguments = "-W", "ignore", "SE_ResNeXt.py", "--help"
         status, output, errors = run_python(*arguments, PYTHONOPTIMIZE="2")
         assert (status, errors) == (0, "")
-        assert "Nesterov's (default: 0.9)" in output
+        assert "Nesterov momentum (default: 0.9)" in output
 
     @pytest.mark.slow
     def test_a_closed_pipe_ends_it_quietly(self):
@@ -212,7 +212,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         "error, message",
         [
-            (MemoryError(), "out of memory: try a smaller --micro_batch_size"),
+            (MemoryError(), "out of memory; use a smaller --micro_batch_size"),
             (OverflowError("int too large"), "OverflowError in test_command_line.py, line "),
             (RecursionError("too deep"), "RecursionError in test_command_line.py, line "),
             (UnicodeError("no such character"), "UnicodeError in test_command_line.py, line "),
@@ -220,7 +220,7 @@ class TestFailures:
             (FileNotFoundError(2, "No such file", "\x1b[2J"), r"\x1b[2J: No such file"),
         ],
     )
-    def test_what_input_can_cause_is_one_line_and_exit_1(self, call, error, message):
+    def test_an_error_caused_by_input_is_one_line_and_exit_1(self, call, error, message):
         def train(_):
             raise error
 
@@ -256,7 +256,7 @@ class TestFailures:
         visible_gpus()  # reports that there is none
         capfd.readouterr()
         status = run_command(allocate_a_petabyte, None, Settings, [])
-        message = "out of memory: try a smaller --micro_batch_size"
+        message = "out of memory; use a smaller --micro_batch_size"
         one_line((status, *capfd.readouterr()), 1, message)
 
     def test_a_terminal_without_utf8_gets_escapes(self, call, monkeypatch):
@@ -265,8 +265,8 @@ class TestFailures:
         assert call(train=lambda _: print("猫"))[0] == 0
         assert terminal.buffer.getvalue() == b"\\u732b\n"
 
-    def test_without_network_and_data_both_ways_out_are_named(self, call, monkeypatch):
-        monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nobody answers there
+    def test_without_network_and_data_both_remedies_are_named(self, call, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nothing listens there
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         result = call("--data_dir=here", **options)
         one_line(result, 1, "cannot download CIFAR-10: ")
@@ -284,18 +284,18 @@ class TestFailures:
 
 
 class TestHyperparametersOfTheRun:
-    """Commands that use a trained network start from the run's file."""
+    """Tests of the hyperparameters that commands read from the file of a run."""
 
     @pytest.fixture
     def evaluate(self, call, tmp_path, monkeypatch):
-        """Evaluate a run with a hyperparameters.json of the given text."""
+        """Return a function that evaluates a run with a hyperparameters.json of the given text."""
 
         def evaluate(text, *options):
             (tmp_path / "hyperparameters.json").write_text(text, "utf-8")
             return call("evaluate", "--run_dir=.", *options)
 
-        print_them = (lambda network, hyperparameters: print(hyperparameters), "print them")
-        monkeypatch.setitem(COMMANDS, "evaluate", print_them)
+        print_fields = (lambda network, hyperparameters: print(hyperparameters), "print fields")
+        monkeypatch.setitem(COMMANDS, "evaluate", print_fields)
         return evaluate
 
     def test_the_file_then_the_command_line_then_the_defaults(self, evaluate):
@@ -312,8 +312,8 @@ class TestHyperparametersOfTheRun:
         "text, message",
         [
             ('{"foo": 3}', "has no hyperparameter 'foo'"),
-            ('{"width": "3"}', "width must be a whole number, got '3'"),
-            ('{"width": null}', "width must be a whole number, got None"),
+            ('{"width": "3"}', "width must be an integer, got '3'"),
+            ('{"width": null}', "width must be an integer, got None"),
             ("[" * 100_000, "too deeply nested"),
             ("{", "cannot be read"),
         ],
@@ -325,9 +325,9 @@ class TestHyperparametersOfTheRun:
 
     def test_no_run(self, call):
         result = call("evaluate", "--run_dir=nowhere")
-        one_line(result, 1, "no run in nowhere: train first, or give the --run_dir of a run")
+        one_line(result, 1, "no run in nowhere; train first, or give the --run_dir of a run")
 
 
-def test_hyperparameters_made_in_code_are_checked_too():
+def test_hyperparameters_created_in_code_are_checked_too():
     with pytest.raises(HyperparameterError, match="--padding must be at least 0, got -1"):
         SE_ResNeXt.Hyperparameters(padding=-1)

@@ -21,7 +21,8 @@ from senet.compat import tf
 
 @pytest.fixture
 def call(capsys, trained):
-    """Run a command on the tiny run: (exit status, standard output, standard error)."""
+    """Return a function that runs a command on the tiny run and returns (exit status, standard
+    output, standard error)."""
 
     def call(command, *arguments, run_dir=trained):
         status = SE_ResNeXt.main([command, *map(str, arguments), f"--run_dir={run_dir}"])
@@ -32,13 +33,13 @@ def call(capsys, trained):
 
 @pytest.fixture(scope="session")
 def test_set(trained):
-    """(images, labels) of the 100 test pictures."""
+    """Return (images, labels) of the test set, 100 images."""
     return load_cifar(CIFAR10, trained.parent / "data")[2:4]
 
 
 @pytest.fixture
 def files(tmp_path, test_set):
-    """The test pictures as PNG files."""
+    """Return the paths of the test images as PNG files."""
     paths = [tmp_path / f"{number}.png" for number in range(100)]
     for path, image in zip(paths, test_set[0], strict=True):
         Image.fromarray(image).save(path)
@@ -46,7 +47,7 @@ def files(tmp_path, test_set):
 
 
 def rows(run_dir):
-    """[(test_loss, test_acc)] of the epochs, as the texts of logs.txt."""
+    """Return [(test_loss, test_acc)] of the epochs, as strings from logs.txt."""
     return re.findall(r"test_loss: (\S+), test_acc: (\S+)", (run_dir / "logs.txt").read_text())
 
 
@@ -60,7 +61,7 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
         assert checkpoint == f"checkpoint: {trained}/model/model.ckpt-{step}"
         assert data == "data: cifar10, 100 test images"
         assert numbers == f"test_loss: {loss}, test_acc: {accuracy}"
-        assert head.split() == ["class", "accuracy", "of", *map(str, range(10))]
+        assert head.split() == ["class", "accuracy", "images", *map(str, range(10))]
         lines = head, *classes
         ends = [[part.end() for part in re.finditer(r"\S+", line)][-12:] for line in lines]
         assert all(line == ends[0] for line in ends)
@@ -84,7 +85,7 @@ def test_a_checkpoint_is_named_by_path_or_name(call, trained):
         assert (status, output.splitlines()[0]) == (0, f"checkpoint: {path}")
 
 
-def test_predict_answers_as_the_row_says(call, trained, files, test_set):
+def test_predict_agrees_with_the_row(call, trained, files, test_set):
     status, output, errors = call("predict", *files)
     assert (status, errors) == (0, "")
     lines = output.splitlines()
@@ -98,7 +99,7 @@ def test_predict_answers_as_the_row_says(call, trained, files, test_set):
     assert f"{np.mean(right):.4f}" == rows(trained)[-1][1]
 
 
-def test_predict_for_programs(call, files):
+def test_predict_as_json(call, files):
     _, plain, _ = call("predict", files[0], files[1])
     status, output, errors = call("predict", files[0], files[1], "--json")
     assert (status, errors) == (0, "")
@@ -108,7 +109,7 @@ def test_predict_for_programs(call, files):
         assert f"{answer['image']}: {top}" == as_text
 
 
-def test_predict_answers_the_rest_if_some_pictures_are_broken(call, files):
+def test_predict_skips_broken_images(call, files):
     files[1].write_text("broken")
     status, output, errors = call("predict", *files[:3], "nowhere.png")
     assert status == 1
@@ -125,8 +126,8 @@ import sys, numpy, tensorflow as tf
 from PIL import Image
 assert "senet" not in sys.modules
 model = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-pictures = numpy.stack([numpy.array(Image.open(path)) for path in sys.argv[2:]])
-for batch in pictures[:1], pictures:
+images = numpy.stack([numpy.array(Image.open(path)) for path in sys.argv[2:]])
+for batch in images[:1], images:
     answers = model(images=tf.constant(batch))
 labels = [[label.decode() for label in row] for row in answers["labels"].numpy()]
 print([labels, answers["probabilities"].numpy().tolist()])
@@ -134,7 +135,7 @@ print([labels, answers["probabilities"].numpy().tolist()])
 
 
 @pytest.mark.slow
-def test_export_answers_in_plain_tensorflow_what_predict_answers(call, files, tmp_path):
+def test_export_in_plain_tensorflow_agrees_with_predict(call, files, tmp_path):
     status, output, errors = call("export", tmp_path / "models" / "1")
     assert (status, errors) == (0, "")
     assert f"exported: {tmp_path}/models/1 (" in output
@@ -154,11 +155,11 @@ def test_export_answers_in_plain_tensorflow_what_predict_answers(call, files, tm
 
 
 def test_export_replaces_nothing(call, tmp_path):
-    (tmp_path / "kept").write_text("precious")
+    (tmp_path / "file").write_text("precious")
     status, output, errors = call("export", tmp_path)
     assert (status, output) == (1, "")
-    assert errors == f"error: {tmp_path} already exists: remove it, or give another folder\n"
-    assert (tmp_path / "kept").read_text() == "precious"
+    assert errors == f"error: {tmp_path} already exists; remove it, or give another folder\n"
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_export_that_cannot_be_written_is_one_line(call, tmp_path):
@@ -173,7 +174,7 @@ def test_export_replaces_no_link(call, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     status, output, errors = call("export", tmp_path / "link")
     assert (status, output) == (1, "")
-    assert errors.startswith(f"error: {tmp_path}/link already exists: ")
+    assert errors.startswith(f"error: {tmp_path}/link already exists; ")
     assert list(tmp_path.iterdir()) == [tmp_path / "link"]
 
 
@@ -199,14 +200,14 @@ def test_export_stopped_by_sigterm_leaves_nothing(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model.Builder, "save", save)
     status, output, errors = call("export", tmp_path / "model")
-    message = "stopped by SIGTERM; run the same command to start again\n"
+    message = "stopped by SIGTERM; run the same command to restart\n"
     assert (status, output, errors) == (143, "", message)
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.slow
-def test_figures_replace_links_and_write_nowhere_else(call, trained, tmp_path):
+def test_figures_replace_links_and_write_to_no_other_file(call, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for command, name in ("evaluate", "confusion_matrix.png"), ("excitation", "excitation.png"):
         for place in name, f"{name}.new":
@@ -227,12 +228,12 @@ def test_names_that_a_font_lacks_are_drawn_without_a_warning(tmp_path):
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
 
 
-def test_excitation_draws_a_panel_a_block(call, trained):
+def test_excitation_draws_one_panel_per_block(call, trained):
     status, output, errors = call("excitation")
     assert (status, errors) == (0, "")
     _, head, *blocks, figure = output.splitlines()
     assert head.split()[:3] == ["SE", "block", "channels"]
-    # depth 2: 8, 16 and 32 channels; gates start at 1/2, and 20 steps move them little.
+    # depth 2: 8, 16 and 32 channels; gates start at 1/2, and 20 steps change them little.
     for line, stage, channels in zip(blocks, (1, 2, 3), (8, 16, 32), strict=True):
         name, count, mean, *_ = line.split()
         assert (name, count) == (f"stage{stage}/block1/SE", str(channels))
@@ -241,13 +242,13 @@ def test_excitation_draws_a_panel_a_block(call, trained):
     Image.open(trained / "excitation.png").verify()
 
 
-def test_a_run_elsewhere_is_used_where_it_is(call, trained, tmp_path, files):
+def test_a_run_works_in_another_folder(call, trained, tmp_path, files):
     _, output, _ = call("predict", files[0])
     shutil.copytree(trained, tmp_path / "moved")
     assert call("predict", files[0], run_dir=tmp_path / "moved") == (0, output, "")
 
 
-def test_nothing_but_the_picture_is_written(call, trained, files):
+def test_only_the_figure_is_written(call, trained, files):
     def contents():
         return {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
 
@@ -260,7 +261,7 @@ def test_nothing_but_the_picture_is_written(call, trained, files):
     }
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     newest = run / "model" / "model.ckpt-20.data-00000-of-00001"
@@ -269,7 +270,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tm
     assert status == 0
     assert f"checkpoint: {run}/model/model.ckpt-10\n" in output
     assert errors.startswith(f"warning: {run}/model/model.ckpt-20: cannot be used (")
-    assert newest.exists()  # it is training's to rename
+    assert newest.exists()  # only training renames it
     status, output, errors = call("evaluate", "--checkpoint=model.ckpt-20", run_dir=run)
     assert (status, output) == (1, "")
     assert errors.startswith(f"error: {run}/model/model.ckpt-20: cannot be read (")
@@ -281,10 +282,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(call, trained, tm
     [
         (["evaluate", "--checkpoint=model.ckpt-7"], 1, "model.ckpt-7.index does not exist"),
         (["evaluate", "--checkpoint=."], 1, "model.index does not exist"),
-        (["evaluate", "--depth=4"], 1, "is of a different network than SE_ResNeXt"),
-        (["evaluate", "--reduction_ratio=0"], 1, "is of a different network than SE_ResNeXt"),
+        (["evaluate", "--depth=4"], 1, "does not match SE_ResNeXt with these hyperparameters: "),
+        (
+            ["evaluate", "--reduction_ratio=0"],
+            1,
+            "does not match SE_ResNeXt with these hyperparameters: ",
+        ),
         (["evaluate", "--dataset=shapes"], 1, "was trained on class 0, class 1, class 2"),
-        (["evaluate", "--devices=1"], 1, "devices=1: TensorFlow sees 0 GPUs here, numbered from 0"),
+        (["evaluate", "--devices=1"], 1, "--devices=1 names a GPU that TensorFlow does not see"),
         (["evaluate", "more"], 2, "more"),
         (["predict"], 2, "IMAGE"),
         (["export"], 2, "FOLDER"),
@@ -316,21 +321,21 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path):
     ):
         status, output, errors = call(*command, run_dir=tmp_path)
         assert (status, output) == (1, "")
-        message = f"error: no run in {tmp_path}: train first, or give the --run_dir of a run"
+        message = f"error: no run in {tmp_path}; train first, or give the --run_dir of a run"
         assert errors.startswith(message)
         assert errors.count("\n") == 1
 
 
 @pytest.fixture
 def train_on_folder(tmp_path, capsys):
-    """Train a tiny network on a folder of classes: its run_dir."""
+    """Return a function that trains on a folder of classes and returns the run_dir."""
 
     def train(names, *options):
-        pictures = write_classes(tmp_path / "pictures", names, size=(20, 30))
+        images = write_classes(tmp_path / "images", names, size=(20, 30))
         run_dir = tmp_path / "run"
         tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
         small = ["--batch_size=20", "--micro_batch_size=0", "--total_epochs=1"]
-        small += [f"--dataset={pictures}"]
+        small += [f"--dataset={images}"]
         places = [f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
         assert SE_ResNeXt.main([*tiny, *small, *options, *places]) == 0
         capsys.readouterr()
@@ -341,17 +346,17 @@ def train_on_folder(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 37])
-def test_own_pictures_from_training_to_export(train_on_folder, call, tmp_path, classes):
+def test_own_images_from_training_to_export(train_on_folder, call, tmp_path, classes):
     names = [f"kind {number:02}" for number in range(classes)]
     run_dir = train_on_folder(names)
-    picture = tmp_path / "pictures" / "test" / names[0] / "0.png"
+    image = tmp_path / "images" / "test" / names[0] / "0.png"
     status, output, errors = call("evaluate", run_dir=run_dir)
     assert (status, errors) == (0, "")
     assert f"{2 * classes} test images" in output
     assert all(len(line) <= 100 for line in output.splitlines()[1:-1])
 
-    shutil.rmtree(tmp_path / "pictures" / "train")  # the names travel with the checkpoint
-    _, output, errors = call("predict", picture, "--json", run_dir=run_dir)
+    shutil.rmtree(tmp_path / "images" / "train")  # the names are in the checkpoint
+    _, output, errors = call("predict", image, "--json", run_dir=run_dir)
     assert errors == ""
     top = json.loads(output)["top"]
     assert {part["label"] for part in top} <= set(names)
@@ -367,7 +372,7 @@ def test_own_pictures_from_training_to_export(train_on_folder, call, tmp_path, c
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_panel_for_each_block_and_no_more():
+def test_exactly_one_panel_per_block():
     for blocks in 1, 3, 4, 16, 22:
         gates = {f"block{number}": np.full([2, 8], 0.5) for number in range(blocks)}
         assert len(draw_excitation(gates, ["a", "b"]).axes) == blocks
@@ -379,11 +384,11 @@ def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
         "excitation", run_dir=train_on_folder("ab", "--reduction_ratio=0")
     )
     assert (status, output) == (1, "")
-    assert "is of a network without SE blocks (reduction_ratio=0)" in errors
+    assert "has no SE blocks (reduction_ratio=0)" in errors
 
 
 @pytest.mark.slow
-def test_a_larger_image_size_serves_the_whole_way(train_on_folder, call, tmp_path):
+def test_a_larger_image_size_from_training_to_export(train_on_folder, call, tmp_path):
     run_dir = train_on_folder("ab", "--image_size=48")
     status, output, errors = call("export", tmp_path / "model", run_dir=run_dir)
     assert (status, errors) == (0, "")

@@ -18,7 +18,7 @@ from senet.errors import HyperparameterError
 
 @pytest.fixture
 def split(rng):
-    """23 images, each filled with its own number."""
+    """Return a Split of 23 images, each filled with its number."""
     images = np.broadcast_to(np.arange(23, dtype=np.uint8)[:, None, None, None], (23, 32, 32, 3))
     return Split(images, np.arange(23, dtype=np.int32))
 
@@ -27,7 +27,7 @@ def split(rng):
     "batch_size, sizes",
     [(1, [1] * 23), (5, [5, 5, 5, 4, 4]), (22, [12, 11]), (23, [23]), (100, [23])],
 )
-def test_batches_hold_every_image_once_with_its_label(split, batch_size, sizes):
+def test_batches_contain_every_image_once_with_its_label(split, batch_size, sizes):
     order = epoch_order(split, seed=1, epoch=1)
     parts = list(batches(split, batch_size, order))
     assert [len(part.labels) for part in parts] == sizes
@@ -101,7 +101,7 @@ def test_a_data_set_is_added_by_one_entry(monkeypatch):
         ("", ""),
     ],
 )
-def test_an_unknown_name_is_told_which_there_are(name, shown):
+def test_the_message_for_an_unknown_name_lists_the_data_sets(name, shown):
     with pytest.raises(HyperparameterError) as caught:
         load_dataset(name, "no/data")
     assert str(caught.value) == (
@@ -139,8 +139,8 @@ class TestShapes:
         train, _, test, _, _ = load_shapes()
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
-    def test_colour_and_brightness_do_not_give_the_class_away(self):
-        """Nearest class mean of simple statistics: about 10 % are right."""
+    def test_colour_and_brightness_do_not_reveal_the_class(self):
+        """Classify by the nearest class mean of simple statistics: about 10 % are correct."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

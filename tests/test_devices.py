@@ -1,4 +1,4 @@
-"""Devices and hosts: which ones a run is given, what it says, what follows from them."""
+"""The devices and hosts of a run: how they are chosen, described and used."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def session_devices(choice):
 
 
 @pytest.mark.parametrize("choice", ["cpu:1", "cpu:7,cpu:9", "cpu:0,cpu:2"])
-def test_cpu_devices_that_are_not_made_are_refused(tmp_path, capsys, choice):
+def test_cpu_devices_not_numbered_from_0_are_refused(tmp_path, capsys, choice):
     assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, "run", f"--devices={choice}")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --devices must be all") and line.endswith(f"got '{choice}'")
@@ -44,9 +44,7 @@ def test_a_session_has_the_cpu_devices_asked_for(monkeypatch, choice, count):
     assert session_devices(choice) == [f"CPU:{number}" for number in range(count)]
 
 
-def test_what_follows_from_gpus_does_not_hold_on_the_cpu_next_to_them(
-    two_gpus, monkeypatch, tmp_path
-):
+def test_features_of_gpus_are_not_assumed_on_the_cpu(two_gpus, monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "no flags")
     monkeypatch.setattr(devices, "_cpu_has_grouped_convolution", lambda: False)
     for choice, bfloat16, grouped in [
@@ -61,7 +59,7 @@ def test_what_follows_from_gpus_does_not_hold_on_the_cpu_next_to_them(
         assert devices.has_grouped_convolution() is grouped, choice
 
 
-def test_the_cpu_is_used_alone_where_there_are_gpus(two_gpus):
+def test_the_cpu_can_be_used_instead_of_gpus(two_gpus):
     assert devices.use_devices("cpu:0") == ["/cpu:0"]
     config = devices.session_config(SE_ResNeXt.Hyperparameters(devices="cpu:0"))
     assert (config.device_count["CPU"], config.device_count["GPU"]) == (1, 0)
@@ -84,13 +82,13 @@ def test_the_gpus_in_use_are_named(two_gpus, choice, names, words):
     assert devices.describe_devices(Strategy()) == words
 
 
-def test_a_gpu_that_is_not_there(two_gpus):
-    with pytest.raises(Failure, match="--devices=1,2: TensorFlow sees 2 GPUs here"):
+def test_a_gpu_that_does_not_exist(two_gpus):
+    with pytest.raises(Failure, match=r"--devices=1,2 names a GPU .* \(it sees 0, 1\)"):
         devices.use_devices("1,2")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
-def test_the_start_names_the_cores_that_the_process_may_use(monkeypatch):
+def test_only_the_cores_that_the_process_may_use_are_counted(monkeypatch):
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -101,7 +99,7 @@ def test_the_start_names_the_cores_that_the_process_may_use(monkeypatch):
 
 
 @pytest.mark.parametrize("index", ["0.0", "true", "-1", "1", "null", "99999999999999999999"])
-def test_an_index_that_is_not_a_number_of_a_worker(tmp_path, monkeypatch, capsys, index):
+def test_an_index_that_is_not_of_a_worker(tmp_path, monkeypatch, capsys, index):
     cluster = json.dumps({"worker": ["localhost:1"]})
     task = f'{{"type": "worker", "index": {index}}}'
     monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')

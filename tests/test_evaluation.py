@@ -6,7 +6,7 @@ from senet.data.inputs import Statistics, inputs_with, json_to_numbers
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
-# By hand: of class 0, one of two is right; of class 1, all three; of class 2, none of one.
+# By hand: correct are one of two images of class 0, all three of class 1, none of one of class 2.
 TESTED = Evaluation(
     loss=0.0,
     accuracy=4 / 6,
@@ -27,9 +27,9 @@ def sigmoid(x):
 
 
 def test_evaluation_of_a_network_of_one_se_block(graph, rng):
-    """Loss, accuracy, predictions and mean gates of each class against NumPy, in unequal batches;
-    the network is an SE block on the pictures, their channel means and a classifier. The last of
-    the three classes has no picture."""
+    """Compare loss, accuracy, predictions and mean gates of each class with NumPy, in unequal
+    batches. The network is an SE block on the images, global pooling and a classifier. The last of
+    the three classes has no images."""
     images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 2, 11).astype(np.int32)
     names = json_to_numbers(["a", "b", "c"])

@@ -1,4 +1,4 @@
-"""What can happen to a run, made to happen: what is said, the exit status, and what is left."""
+"""Faults during a run: the message, the exit status, and the files left."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(tmp_path):
+def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path):
     stopped, inside_a_save = kill_and_resume(tmp_path, kills=10)
     assert stopped.total() == 10
     assert len(stopped) == 3  # signals
@@ -31,7 +31,7 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(tmp_path):
 
 
 def train(capfd, folder, name, *options):
-    """Train in this process: (exit status, standard output, standard error)."""
+    """Train in this process; return (exit status, standard output, standard error)."""
     status = SE_ResNeXt.main(arguments(folder, name, *options))
     return status, *capfd.readouterr()
 
@@ -43,7 +43,7 @@ def one_line(errors, start):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with the pictures, the run `two` of two epochs, and `three` of three."""
+    """Return a folder with images, the run `two` of two epochs, and `three` of three."""
     folder = tmp_path_factory.mktemp("trained")
     assert SE_ResNeXt.main(arguments(folder, "three", "--total_epochs=3")) == 0
     process = start_python(*command(folder, "two", "--total_epochs=3"))
@@ -57,12 +57,12 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def two(trained, tmp_path):
-    """A copy of the run that was killed after two epochs of three."""
+    """Return a copy of the run that was killed after two of three epochs."""
     write_folder(tmp_path / "data", make_files(count=100))
     shutil.copytree(trained / "two", tmp_path / "two")
     for path in (tmp_path / "two" / "model").glob(f"model.ckpt-{3 * STEPS}*"):
         path.unlink()
-    # If it was killed at the very end of a save.
+    # Left if it was killed at the end of a save.
     shutil.rmtree(tmp_path / "two" / "model" / "aside", ignore_errors=True)
     return tmp_path / "two"
 
@@ -91,7 +91,7 @@ DAMAGES = {
 @pytest.mark.slow
 class TestDamagedCheckpoints:
     @pytest.mark.parametrize("damage", DAMAGES)
-    def test_the_one_before_is_used(self, trained, two, capfd, damage):
+    def test_the_previous_one_is_used(self, trained, two, capfd, damage):
         suffix, do = DAMAGES[damage]
         do(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -110,10 +110,10 @@ class TestDamagedCheckpoints:
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, output) == (1, "")
         one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be used (")
-        assert "neither can any other checkpoint" in errors
+        assert "nor can any other checkpoint in " in errors
         assert content(two) == before
 
-    def test_leftovers_of_a_killed_save_are_no_checkpoint(self, two, capfd):
+    def test_leftovers_of_a_killed_save_are_ignored(self, two, capfd):
         aside = two / "model" / "aside"
         aside.mkdir()
         (aside / "model.ckpt-25.index").write_bytes(b"half")
@@ -123,7 +123,7 @@ class TestDamagedCheckpoints:
         assert "resuming at step 20 of 30" in output
         assert not aside.exists()
 
-    def test_half_of_a_first_save_is_none(self, two, capfd):
+    def test_an_incomplete_first_save_is_ignored(self, two, capfd):
         for path in (two / "model").iterdir():
             path.unlink()
         (two / "model" / "model.ckpt-1.data-00000-of-00001").write_bytes(b"half")
@@ -139,7 +139,7 @@ class TestDamagedCheckpoints:
         before = content(two)
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: {two}/model/model.ckpt-20 is of a different network: it lacks ")
+        one_line(errors, f"error: {two}/model/model.ckpt-20 does not match the network: it lacks ")
         assert content(two) == before
 
 
@@ -161,8 +161,8 @@ class TestCheckpointsKept:
         status, output, _ = train(capfd, two.parent, "two", "--total_epochs=5")
         assert status == 0
         assert "best by test accuracy: model.ckpt-10 (epoch 1)" in output
-        kept = {path.name for path in (two / "model").glob("*.index")}
-        assert kept == {f"model.ckpt-{step}.index" for step in (10, 30, 40, 50)}
+        names = {path.name for path in (two / "model").glob("*.index")}
+        assert names == {f"model.ckpt-{step}.index" for step in (10, 30, 40, 50)}
 
     def test_a_value_that_is_not_finite_is_not_saved(self, tmp_path):
         with tf.Graph().as_default(), tf.Session() as session:
@@ -177,7 +177,7 @@ class TestCheckpointsKept:
 
 @pytest.mark.slow
 class TestRows:
-    def test_a_stop_between_an_epoch_and_its_test_is_made_up_for(self, trained, two, capfd):
+    def test_an_epoch_stopped_before_its_test_is_tested_on_resume(self, trained, two, capfd):
         rows = (two / "logs.txt").read_text().splitlines(keepends=True)
         (two / "logs.txt").write_text(rows[0])
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -191,7 +191,7 @@ class TestRows:
         assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
         assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
 
-    def test_rows_that_are_no_text_are_written_again(self, trained, two, capfd):
+    def test_rows_that_are_not_text_are_written_again(self, trained, two, capfd):
         with (two / "logs.txt").open("r+b") as file:
             file.seek(100)
             file.write(b"\xff")
@@ -199,7 +199,7 @@ class TestRows:
         last = (trained / "three" / "logs.txt").read_text().splitlines()[2]
         assert (two / "logs.txt").read_text().splitlines()[-1] == last
 
-    def test_without_its_rows_a_run_goes_on_where_it_was(self, trained, two, capfd):
+    def test_a_run_without_rows_resumes_at_its_checkpoint(self, trained, two, capfd):
         (two / "logs.txt").unlink()
         shutil.rmtree(two / "logs")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -238,7 +238,7 @@ class TestSettings:
         assert status == 1
         one_line(errors, f"error: {two} has checkpoints, but {two}/hyperparameters.json cannot")
 
-    def test_other_pictures_are_refused(self, two, capfd):
+    def test_different_images_are_refused(self, two, capfd):
         shutil.rmtree(two.parent / "data")
         write_folder(two.parent / "data", make_files(count=101))
         before = content(two / "model")
@@ -247,7 +247,7 @@ class TestSettings:
         one_line(errors, f"error: the training images differ from those {two} was trained on")
         assert content(two / "model") == before
 
-    def test_a_finished_run_says_so_and_how_to_go_on(self, two, capfd):
+    def test_a_finished_run_says_how_to_continue(self, two, capfd):
         assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
         before = content(two / "model")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -312,7 +312,7 @@ class TestProcesses:
         assert status == 0
         assert "resuming at step " in output
 
-    def test_one_process_a_run_and_no_lock_left_by_a_killed_one(self, tmp_path, capfd):
+    def test_only_one_process_trains_a_run_and_a_killed_one_leaves_no_lock(self, tmp_path, capfd):
         first = start_python(*command(tmp_path, "run", *self.LONG))
         wait_for_a_checkpoint(first, tmp_path / "run")
         status, output, errors = train(capfd, tmp_path, "run", *self.LONG)
@@ -326,7 +326,7 @@ class TestProcesses:
         third.kill()
         third.communicate()
 
-    def test_a_folder_that_goes_away_ends_the_run(self, tmp_path):
+    def test_a_folder_that_is_moved_away_ends_the_run(self, tmp_path):
         process = start_python(*command(tmp_path, "run", *self.LONG))
         wait_for_a_checkpoint(process, tmp_path / "run")
         (tmp_path / "run").rename(tmp_path / "elsewhere")
@@ -342,7 +342,7 @@ class TestProcesses:
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         folder = tmp_path / "locked"
         folder.mkdir(mode=0o555)
-        # Root may write anywhere, unless it gives that right away.
+        # Root may write anywhere, unless it drops that capability.
         unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
         result = subprocess.run(
             [
@@ -359,21 +359,21 @@ class TestProcesses:
         one_line(result.stderr, f"error: cannot write {folder}/run/model: Permission denied; ")
 
     def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two, capfd):
-        """A limit on the size of files stands for the full disk: a checkpoint has 80 kB."""
+        """Use a limit on the size of files as the full disk: a checkpoint has 80 kB."""
         before = content(two / "model")
-        # Saved at each step, before there is an epoch's event to write.
+        # Saved at each step, before the first event of an epoch.
         process = self.run_with_a_limit(40_000, two.parent, "two", "--save_minutes=1e-9")
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
         assert "resume from the last checkpoint" in process.stderr
-        kept = content(two / "model")
-        assert {path: kept[path] for path in before} == before
+        after = content(two / "model")
+        assert {path: after[path] for path in before} == before
         status, output, _ = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 0
         assert "resuming at step 20 of 30" in output
 
     def test_a_full_disk_under_the_events_of_tensorboard(self, tmp_path):
-        """The graph, the first large event, has over 100 kB."""
+        """Use a limit on the size of files: the graph, the first large event, has over 100 kB."""
         process = self.run_with_a_limit(20_000, tmp_path, "run")
         assert process.returncode == 1
         one_line(process.stderr, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
@@ -393,7 +393,7 @@ class TestProcesses:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # of NumPy
 def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
-    # One step, of which only the weights are not finite.
+    # One step, after which only the weights are not finite.
     options = "--init_learning_rate=3.4e38", "--weight_decay=3.4e38", "--batch_size=500"
     status, _, errors = train(capfd, tmp_path, "run", *options)
     assert status == 1

@@ -34,7 +34,7 @@ def test_anything_else_is_refused_without_waiting(tmp_path, make, reason):
 
 
 def test_a_file_that_became_a_fifo_is_refused_too(tmp_path, monkeypatch):
-    """It is a regular file when it is looked up by name, a FIFO when it is opened."""
+    """Replace a regular file by a FIFO between the check and the opening."""
     path = tmp_path / "path"
     path.touch()
     regular = path.stat()

@@ -1,5 +1,5 @@
-"""1,200 mutated batch files and archives: the reader returns images or raises its own error, and
-nothing else happens."""
+"""Read 1,200 mutated batch files and archives: the reader returns images or raises its own error,
+without side effects."""
 
 import pickle
 import random
@@ -18,7 +18,7 @@ DANGEROUS = (
 
 
 def mutate(content, rng):
-    """`content` with one to four changes of several kinds."""
+    """Return `content` with one to four random changes."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         # Half of the changes hit the first bytes, where the structure is.
@@ -46,7 +46,7 @@ def listing(folder):
 
 
 def read(function):
-    """Return whether the reader read something; lets all errors but its own through."""
+    """Return whether the reader read something. Raises all errors but the reader's own."""
     try:
         images, labels = function()
     except Failure as failure:

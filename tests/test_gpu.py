@@ -1,4 +1,4 @@
-"""What can be checked about GPUs without one: which operations have a GPU kernel, and memory."""
+"""Checks for GPUs that need none: GPU kernels of all operations, and memory."""
 
 import dataclasses
 import functools
@@ -31,18 +31,18 @@ def noise():
 
 def ancestors(fetches):
     """Return the operations that a session runs for `fetches`."""
-    found, todo = set(), [getattr(fetch, "op", fetch) for fetch in fetches]
-    while todo:
-        op = todo.pop()
+    found, queue = set(), [getattr(fetch, "op", fetch) for fetch in fetches]
+    while queue:
+        op = queue.pop()
         if op not in found:
             found.add(op)
-            todo += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
+            queue += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
     return found
 
 
 @functools.cache
 def gpu_kernels(op_type):
-    """Return TensorFlow's kernels for an operation that can run on a GPU."""
+    """Return TensorFlow's GPU kernels for a type of operation."""
     registered = kernels.get_registered_kernels_for_op(op_type).kernel
     return [kernel for kernel in registered if kernel.device_type in ("GPU", "DEFAULT")]
 
@@ -69,7 +69,7 @@ def check_kernels(graph_parts, mixed_precision):
     }
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow was built without GPU kernels")
-    # The one text is the message of the learning rate's own check, which never fails.
+    # The only string is the message of the learning rate's own check, which never fails.
     assert {
         op.type + str(op.outputs)
         for op in operations
@@ -90,13 +90,13 @@ def test_an_operation_without_a_gpu_kernel_is_found(graph):
     assert has_gpu_kernel(tf.nn.relu(tf.ones([1])).op)
 
 
-ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}  # they show another's memory
+ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}  # they share another's memory
 
 
 def live_tensor_peak(operations, images):
-    """Return the most bytes that the outputs of `operations`, run in the order in which they were
-    made, take at once, if each is freed after its last use. An unknown length is `images`; the one
-    output of unknown rank, what batch norm reserves for cuDNN, does not count."""
+    """Return the peak memory in bytes of the outputs of `operations`, run in the order of their
+    creation, if each is freed after its last use. Unknown lengths are `images`; the only output of
+    unknown rank, which batch norm reserves for cuDNN, is ignored."""
     order = sorted(operations, key=lambda op: op._id)
     owner, last_use = {}, {}
     for op in order:
@@ -127,19 +127,19 @@ def test_live_tensor_peak_by_hand(graph):
     x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two images
     y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu, then a sum: 80 each, and a constant
     z = tf.reduce_sum(y)
-    # At the sum: relu's output, the constant of 4 bytes and its own; x and the shape are gone.
+    # At the sum: relu's output, the constant of 4 bytes and its own; x and the shape are freed.
     assert live_tensor_peak(ancestors([z]), images=2) == 80 + 4 + 80
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed_precision", [True, False])
 @by_script
-def test_the_default_command_fits_16_gigabytes_and_has_gpu_kernels(
+def test_the_default_command_fits_into_16_gigabytes_and_has_gpu_kernels(
     graph, script, mixed_precision, pretend_gpu
 ):
     default = script.hyperparameters()
     images = default.micro_batch_size or default.batch_size
-    # One micro-batch, outside of their loop.
+    # One micro-batch, without the loop.
     whole = dataclasses.replace(default, micro_batch_size=0, mixed_precision=mixed_precision)
     graph_parts = script.module.build_graph(noise(), whole)
     _, train_step, _, _ = graph_parts

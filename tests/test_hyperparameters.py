@@ -1,4 +1,4 @@
-"""Fields with bounds, and what may differ when a run is resumed."""
+"""Fields with bounds, and fields that may differ when a run is resumed."""
 
 import json
 import os
@@ -41,29 +41,33 @@ REFUSED = [
     ("width", 0, "be at least 1, got 0"),
     ("width", 65, "be at most 64, got 65"),
     ("width", 10**30, f"be at most 64, got {10**30}"),
-    ("width", "8", "be a whole number, got '8'"),
-    ("width", 8.0, "be a whole number, got 8.0"),
-    ("width", True, "be a whole number, got True"),
-    ("width", None, "be a whole number, got None"),
+    ("width", "8", "be an integer, got '8'"),
+    ("width", 8.0, "be an integer, got 8.0"),
+    ("width", True, "be an integer, got True"),
+    ("width", None, "be an integer, got None"),
     ("even", 3, "be a multiple of 2, got 3"),
     ("rate", 0.0, "be greater than 0, got 0.0"),
     ("rate", 1.0, "be less than 1, got 1.0"),
     ("rate", float("nan"), "be finite, got nan"),
     ("rate", float("inf"), "be finite, got inf"),
     ("rate", 10**400, f"be finite, got 1{'0' * 47}...{'0' * 49}"),
-    ("rate", 1e-40, "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be, got 1e-40"),
-    ("save_minutes", 1e39, "be 0, or from 1.2e-38 to 3.4e38 in size, as float32 can be, got 1e+39"),
+    (
+        "rate",
+        1e-40,
+        "be 0 or have a magnitude from 1.2e-38 to 3.4e38, as float32 requires, got 1e-40",
+    ),
+    ("save_minutes", 1e39, "be 0 or have a magnitude from 1.2e-38 to 3.4e38"),
     ("kind", "Plain", "be one of plain, wide, got 'Plain'"),
     ("folder", "", "not be empty, got ''"),
     ("folder", "a\nb", r"not contain control characters, got 'a\nb'"),
     ("folder", "a\0b", r"not contain control characters, got 'a\x00b'"),
     ("folder", "\udcff", r"be valid UTF-8, got '\udcff'"),
     ("fast", 1, "be True or False, got 1"),
-    ("devices", "cpu:0,cpu:0", "be all, different GPUs like 0,1 or different CPU devices like"),
-    ("devices", "0,00", "be all, different GPUs"),
-    ("devices", "12345", "be all, different GPUs"),
-    ("devices", "0,cpu:0", "be all, different GPUs"),
-    ("devices", "٣", "be all, different GPUs"),
+    ("devices", "cpu:0,cpu:0", "be all, GPUs such as 0,1, or CPU devices numbered from 0"),
+    ("devices", "0,00", "be all, GPUs such as 0,1"),
+    ("devices", "12345", "be all, GPUs such as 0,1"),
+    ("devices", "0,cpu:0", "be all, GPUs such as 0,1"),
+    ("devices", "٣", "be all, GPUs such as 0,1"),
     ("image_size", 7, "be at least 8, got 7"),
 ]
 
@@ -76,7 +80,7 @@ def test_a_value_that_is_not_allowed_is_named_on_one_line(name, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_that_python_does_not_write_out():
+def test_a_number_that_python_does_not_print():
     with pytest.raises(HyperparameterError, match="at most 64, got a number of thousands"):
         Settings(width=10**5000)
 
@@ -108,8 +112,8 @@ def test_text_becomes_a_value_of_the_fields_type(name, text, value):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("width", "1.5", "--width must be a whole number, got '1.5'"),
-        ("width", "1" * 5000, "--width must be a whole number, got '111"),
+        ("width", "1.5", "--width must be an integer, got '1.5'"),
+        ("width", "1" * 5000, "--width must be an integer, got '111"),
         ("rate", "fast", "--rate must be a number, got 'fast'"),
         ("fast", "yes", "--fast must be True or False, got 'yes'"),
     ],
@@ -162,10 +166,10 @@ class TestChangedFields:
         before = {"width": 8, "kind": "plain", "epochs": 10}
         assert changed_fields(now, before) == [("width", 8, 9), ("kind", "plain", "wide")]
 
-    def test_what_may_change_may_change(self):
+    def test_fields_marked_may_change(self):
         assert changed_fields(Settings(folder="there", xla=True), {"folder": "here"}) == []
 
-    def test_what_may_grow_may_not_shrink(self):
+    def test_fields_marked_may_grow_must_not_shrink(self):
         assert changed_fields(Settings(epochs=11), {"epochs": 10}) == []
         assert changed_fields(Settings(epochs=9), {"epochs": 10}) == [("epochs", 10, 9)]
 
@@ -177,17 +181,17 @@ class TestChangedFields:
         "before, message",
         [
             ({"widht": 8}, "no hyperparameter 'widht'"),
-            ({"width": "8"}, "^width must be a whole number, got '8'"),
-            ({"folder": None}, "^folder must be text, got None"),
+            ({"width": "8"}, "^width must be an integer, got '8'"),
+            ({"folder": None}, "^folder must be a string, got None"),
             ({"rate": [0.5]}, r"^rate must be a number, got \[0.5\]"),
         ],
     )
-    def test_fields_that_cannot_have_been_written_are_an_error(self, before, message):
+    def test_unknown_fields_and_values_that_are_not_allowed_are_errors(self, before, message):
         with pytest.raises(HyperparameterError, match=message):
             changed_fields(Settings(), before)
 
 
-def test_what_is_computed_does_not_depend_on_what_may_change():
+def test_computing_fields_exclude_those_that_may_change():
     assert set(computing_fields(Settings())) == {
         *("width", "even", "rate", "kind", "name", "epochs", "fast"),
         *("image_size", "initial_checkpoint"),
@@ -195,7 +199,7 @@ def test_what_is_computed_does_not_depend_on_what_may_change():
 
 
 class TestLoadFields:
-    def test_fields_come_back_as_they_were_written(self, tmp_path):
+    def test_fields_are_read_as_they_were_written(self, tmp_path):
         path = tmp_path / "hyperparameters.json"
         path.write_text(json.dumps({"width": 3, "folder": "Äpfel"}), "utf-8")
         assert load_fields(path, Settings) == {"width": 3, "folder": "Äpfel"}
@@ -218,7 +222,7 @@ class TestLoadFields:
         assert len(str(caught.value)) < len(str(path)) + 300
 
     @pytest.mark.parametrize("make, kind", [(os.mkfifo, "FIFO"), (os.mkdir, "folder")])
-    def test_what_is_not_a_file_is_refused_without_waiting(self, tmp_path, make, kind):
+    def test_anything_but_a_file_is_refused_without_waiting(self, tmp_path, make, kind):
         path = tmp_path / "hyperparameters.json"
         make(path)
         with pytest.raises(Failure, match=f"not a regular file but a {kind}"):

@@ -19,7 +19,7 @@ from senet.errors import Failure, HyperparameterError
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of 6 + 4 images: those of class a are black, those of class b are (5, 5, 5)."""
+    """Return a folder of 6 + 4 images; class a is black, class b is (5, 5, 5)."""
     return write_classes(tmp_path / "pets", "ab")
 
 
@@ -30,7 +30,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The paths of the image files that were read."""
+    """Return a list of the image files read so far."""
     paths, read_image = [], image_files.read_image
 
     def read(path, side):
@@ -42,13 +42,13 @@ def decoded(monkeypatch):
 
 
 def caches(data_dir):
-    """The names of all that is in the cache of the only folder, but for the lock."""
+    """Return the names of the files in the cache of the only folder, without the lock."""
     (home,) = (data_dir / "cache").iterdir()
     return sorted(path.name for path in home.iterdir() if path.name != "lock")
 
 
 def check(data):
-    """Assert that `data` is what `folder` holds."""
+    """Assert that `data` has the images of `folder`."""
     assert data.train.images[:, 9, 9, 1].tolist() == [0] * 3 + [5] * 3
     assert data.train.labels.tolist() == [0] * 3 + [1] * 3
     assert data.test.images[:, 9, 9, 1].tolist() == [0] * 2 + [5] * 2
@@ -69,7 +69,7 @@ def test_a_later_start_opens_the_images_without_decoding_them(folder, data_dir, 
     assert first.checksums() == second.checksums()
 
 
-def test_a_folder_has_one_cache_however_it_is_spelled(folder, data_dir, decoded, monkeypatch):
+def test_a_folder_has_one_cache_under_all_its_paths(folder, data_dir, decoded, monkeypatch):
     load_dataset(str(folder), data_dir)
     (folder.parent / "link").symlink_to(folder)
     monkeypatch.chdir(folder)
@@ -108,7 +108,7 @@ def test_a_folder_that_changed_is_decoded_again_in_place_of_its_earlier_caches(
     assert now not in earlier
 
 
-def test_images_are_decoded_again_when_what_decodes_them_changed(
+def test_images_are_decoded_again_when_the_decoder_changed(
     folder, data_dir, decoded, monkeypatch, tmp_path
 ):
     load_dataset(str(folder), data_dir)
@@ -149,18 +149,18 @@ def test_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
 ):
     with pytest.raises(HyperparameterError) as caught:
         load_dataset(str(folder), data_dir, 1_000_000)
-    start, end = str(caught.value).split(" GB are free; ")
+    start, end = str(caught.value).split(" GB is free; ")
     assert start.startswith(
         f"--image_size=1000000 is too large: 10 images need 3e+04 GB in {data_dir}/cache/"
     )
-    assert end == "free more, or give a smaller --image_size or another --data_dir"
+    assert end == "free some space, or give a smaller --image_size or another --data_dir"
     assert (decoded, caches(data_dir)) == ([], [])
 
 
 def test_images_that_just_fit_on_the_disk_are_read(folder, data_dir, monkeypatch):
     free = 10 * 32 * 32 * 3 - 1
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Usage(free))
-    with pytest.raises(HyperparameterError, match="need 3.07e-05 GB .* and 3.07e-05 GB are free"):
+    with pytest.raises(HyperparameterError, match="need 3.07e-05 GB .* but 3.07e-05 GB is free"):
         load_dataset(str(folder), data_dir)
     free += 1
     check(load_dataset(str(folder), data_dir))
@@ -171,7 +171,7 @@ class Usage(NamedTuple):
 
 
 def test_the_earlier_cache_of_a_folder_makes_room(folder, data_dir, monkeypatch):
-    """On a disk that holds one of them."""
+    """Use a disk with room for one of them."""
 
     def usage(home):
         used = sum(file.stat().st_size for file in home.glob("*/images.npy"))
@@ -192,7 +192,7 @@ def test_a_data_dir_that_cannot_be_written_is_one_line(folder, tmp_path):
     assert end == "Not a directory; fix that, or give another --data_dir"
 
 
-def test_a_disk_that_runs_full_is_one_line_and_leaves_nothing(folder, data_dir):
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, data_dir):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -214,14 +214,14 @@ def test_a_broken_image_leaves_nothing(folder, data_dir):
     check(load_dataset(str(folder), data_dir))
 
 
-def test_of_two_at_once_one_decodes_and_the_other_waits(folder, data_dir, monkeypatch, capsys):
-    reading, go_on, paths, read_image = threading.Event(), threading.Event(), [], []
+def test_only_one_of_two_starts_decodes_and_the_other_waits(folder, data_dir, monkeypatch, capsys):
+    reading, proceed, paths, read_image = threading.Event(), threading.Event(), [], []
     read_image = image_files.read_image
 
     def read(path, side):
         paths.append(path)
         reading.set()
-        assert go_on.wait(60)
+        assert proceed.wait(60)
         return read_image(path, side)
 
     monkeypatch.setattr(image_files, "read_image", read)
@@ -238,7 +238,7 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(folder, data_dir, monkey
         assert other.is_alive()
         output += capsys.readouterr().out
     assert loaded == []
-    go_on.set()
+    proceed.set()
     for thread in one, other:
         thread.join()
     assert len(paths) == 10
@@ -274,7 +274,7 @@ image_files.load_folder(sys.argv[1], sys.argv[2], 32)
 """
 
 
-def test_a_process_killed_while_it_decodes_leaves_nothing_that_lasts(folder, data_dir, decoded):
+def test_leftovers_of_a_process_killed_while_it_decodes_are_removed(folder, data_dir, decoded):
     process = start_python("-c", SLOW, folder, data_dir)
     assert process.stdout.readline() == "reading\n"
     assert caches(data_dir) == ["new"]
@@ -286,13 +286,13 @@ def test_a_process_killed_while_it_decodes_leaves_nothing_that_lasts(folder, dat
     assert cache != "new"
 
 
-def test_no_more_images_are_in_memory_than_keep_the_threads_busy(tmp_path, monkeypatch):
+def test_only_as_many_images_are_in_memory_as_keep_the_threads_busy(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(image_files, "read_image", lambda path, side: read.append(path))
     images = image_files._decode(tmp_path, [str(number) for number in range(10_000)], 32)
     for _ in range(5):
         next(images)
-    images.close()  # waits for those that are being read
+    images.close()  # waits for those being read
     assert 5 <= len(read) <= 5 + 8 * os.cpu_count()
 
 

@@ -52,8 +52,8 @@ def test_any_kind_of_image(tmp_path, name, image, colour):
 
 @pytest.mark.slow
 def test_a_readable_image_gives_no_warning(tmp_path):
-    """90 million pixels, and a JPEG with truncated EXIF data, in another process, since pytest has
-    its own filters of warnings."""
+    """Read 90 million pixels, and a JPEG with truncated EXIF data, in another process, since pytest
+    has its own filters for warnings."""
     huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
     damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
@@ -159,16 +159,16 @@ def empty(path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: remove(f / "test" / "b"), "test/b: is missing; each class needs images to tra"),
-        (lambda f: remove(f / "train" / "b"), "train/b: is missing; each class needs images"),
-        (lambda f: empty(f / "test" / "b"), "test/b: has no images"),
+        (lambda f: remove(f / "test" / "b"), "test/b is missing; each class needs training and te"),
+        (lambda f: remove(f / "train" / "b"), "train/b is missing; each class needs training"),
+        (lambda f: empty(f / "test" / "b"), "test/b has no images"),
         (
             lambda f: (f / "train" / "b" / "1.png").write_text("broken"),
             "train/b/1.png: not an image, or a damaged one; fix or remove it",
         ),
         (
             lambda f: [(f / "test" / c / "1.png").write_text("broken") for c in "abc"],
-            "test/a/1.png: not an image, or a damaged one; fix or remove it (2 more like it)",
+            "test/a/1.png: not an image, or a damaged one; fix or remove it (2 more such files)",
         ),
         (
             lambda f: (f / "test" / "c" / "deeper").mkdir(),
@@ -176,7 +176,7 @@ def empty(path):
         ),
         (
             lambda f: [remove(f / s / c) for s in ("train", "test") for c in "ab"],
-            "train: must have folders for at least 2 classes, got 1",
+            "train must have folders for at least 2 classes, got 1",
         ),
     ],
 )

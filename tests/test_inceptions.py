@@ -1,7 +1,7 @@
 """The modules of the two Inception networks against the paper's figures, computed with NumPy.
 
-A branch is written as in the figure: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64 filters, then
-a 3x3 one with 96, stride 2 and no padding.
+The notation of a branch is that of the figures: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64
+filters, then a 3x3 one with 96 filters, stride 2 and no padding.
 """
 
 import re
@@ -15,8 +15,8 @@ import SE_Inception_v4 as v4
 from senet.compat import tf
 
 NETWORKS = {v4: v4.SE_Inception_v4, resnet_v2: resnet_v2.SE_Inception_resnet_v2}
-# {kind of module: (how many, height, width and channels of their output)}, in the network's order,
-# for 96x96: 32x32 with the default padding.
+# {kind of module: (number, [height, width, channels] of the output)}, in the network's order, for
+# 96x96 inputs: 32x32 with the default padding.
 MODULES = {
     v4: {
         "Stem": (1, [9, 9, 384]),
@@ -41,8 +41,8 @@ by_inception = pytest.mark.parametrize("script", NETWORKS, ids=lambda script: sc
 @pytest.mark.slow
 @by_inception
 def test_the_whole_network(graph, rng, script, monkeypatch):
-    """One network of the default size on 8 images, in training and then in test on the same
-    variables: the sizes of its maps, its dropout and its first gradient."""
+    """Check the map sizes, dropout and first gradient of a network of the default size on 8 images,
+    in training and then in test with the same variables."""
     network, modules, pooled, features = NETWORKS[script], [], [], []
 
     def recorded(kind, module):
@@ -85,18 +85,18 @@ def test_the_whole_network(graph, rng, script, monkeypatch):
         growth, pooled, features = session.run([growth, pooled, features])
     # About 2. With offsets of 0 in batch norm, Inception-v4's is some 100 times its weights.
     assert growth < 4
-    # In training a fifth of the features is zero, and the others are divided by 0.8.
-    (in_training, in_test), (kept, all_of_them) = pooled, features
-    np.testing.assert_array_equal(all_of_them, in_test)
-    is_kept = kept[in_training != 0] != 0
+    # In training, a fifth of the features is zero and the others are divided by 0.8.
+    (in_training, in_test), (dropped, undropped) = pooled, features
+    np.testing.assert_array_equal(undropped, in_test)
+    survives = dropped[in_training != 0] != 0
     # 8 x 1536 or more draws, unless a feature is zero already: a standard deviation of 0.004.
-    assert is_kept.size > 8 * 1000
-    assert is_kept.mean() == pytest.approx(0.8, abs=0.02)
-    np.testing.assert_allclose(kept[kept != 0], in_training[kept != 0] / 0.8, rtol=1e-6)
+    assert survives.size > 8 * 1000
+    assert survives.mean() == pytest.approx(0.8, abs=0.02)
+    np.testing.assert_allclose(dropped[dropped != 0], in_training[dropped != 0] / 0.8, rtol=1e-6)
 
 
 class Module:
-    """One module of a network, built alone on random input with random variables."""
+    """A module of a network, built alone, with random input and random variables."""
 
     def __init__(self, script, method, shape, ratio=8, name="module"):
         class Alone(NETWORKS[script]):
@@ -124,7 +124,7 @@ class Module:
         return self.variables.pop("/".join([self.scope, *path]))
 
     def branch(self, x, text):
-        """The output of the next branch of the figure."""
+        """Return the output of the next branch of the figure."""
         scope = "branch" + (f"_{self.branches}" if self.branches else "")
         self.branches += 1
         for number, part in enumerate(text.split(", "), 1):

@@ -16,7 +16,7 @@ from senet.layers import (
 
 
 def run(fetches, feed_dict=None, values=None):
-    """`fetches` in a new session, the variables named in `values` set to those values."""
+    """Return `fetches` from a new session, with the variables in `values` set to those values."""
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
@@ -25,7 +25,7 @@ def run(fetches, feed_dict=None, values=None):
         return session.run(fetches, feed_dict)
 
 
-def test_squeeze_excitation_gives_what_numpy_gives(graph, rng):
+def test_squeeze_excitation_matches_numpy(graph, rng):
     x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
     weights = {
         "SE/fully_connected1/weights": rng.normal(size=(8, 2)),
@@ -46,12 +46,12 @@ def test_squeeze_excitation_starts_with_all_gates_at_one_half(graph, rng):
 
 @pytest.mark.parametrize("ratio", [0, 9])
 def test_squeeze_excitation_refuses_a_ratio_without_a_bottleneck(graph, ratio):
-    with pytest.raises(ValueError, match=f"ratio {ratio} is not from 1 to out_dim 8"):
+    with pytest.raises(ValueError, match=f"ratio must be from 1 to 8, got {ratio}"):
         Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=ratio, layer_name="SE")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_grouped_convolution_is_one_convolution_a_group(graph, rng, stride):
+def test_grouped_convolution_is_one_convolution_per_group(graph, rng, stride):
     x = rng.normal(size=(2, 6, 6, 8)).astype(np.float32)
     filters = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
     expected = np.concatenate(
@@ -95,7 +95,7 @@ with tf.Graph().as_default():
 
 
 @pytest.mark.slow
-def test_gradient_of_a_strided_1x1_convolution_keeps_to_its_memory():
+def test_gradient_of_a_strided_1x1_convolution_stays_in_its_memory():
     status, _, errors = run_python("-c", STRIDED_GRADIENT, MALLOC_CHECK_="3")
     assert status == 0, errors
 
@@ -121,7 +121,7 @@ with tf.Graph().as_default():
 
 
 @pytest.mark.slow
-def test_training_without_grouped_convolution_computes_the_same():
+def test_training_without_grouped_convolution_gives_the_same_result():
     status, with_groups, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="1")
     assert (status, errors) == (0, "")
     status, without, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="0")
@@ -202,7 +202,7 @@ class TestBatchNormalization:
 
 
 class TestDropout:
-    def test_zeroes_its_share_and_keeps_the_mean(self, graph):
+    def test_the_rate_of_zeros_and_the_scale_of_the_others(self, graph):
         x = np.full((100, 1000), 2, np.float32)
         output = run(Dropout(tf.constant(x), rate=0.2, training=True))
         np.testing.assert_allclose(np.unique(output), [0, 2 / 0.8], rtol=1e-6)

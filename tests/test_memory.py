@@ -28,11 +28,11 @@ def test_a_network_of_terabytes_is_refused(tmp_path, capsys, fields):
     assert SE_ResNeXt.main(fields) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"error: training needs at least [\d,.e+]+ GB of memory with --", line)
-    assert fields[-1] in line and re.search(r"but [\d.]+ GB are available", line)
+    assert fields[-1] in line and re.search(r"but [\d.]+ GB is available", line)
     assert not (tmp_path / "run" / "logs.txt").exists()
 
 
-def test_the_estimate_counts_what_training_holds_at_least(graph, monkeypatch):
+def test_the_estimate_is_a_lower_bound_by_hand(graph, monkeypatch):
     split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
     data = Dataset("noise", split, split, ["a", "b"])
     hp = SE_ResNeXt.Hyperparameters(
@@ -57,11 +57,11 @@ def test_the_estimate_counts_what_training_holds_at_least(graph, monkeypatch):
                     SE_ResNeXt.build_graph(data, hp)
 
 
-def test_a_trained_network_is_refused_where_it_does_not_fit(trained, capsys, monkeypatch):
+def test_a_trained_network_that_does_not_fit_is_refused(trained, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     assert SE_ResNeXt.main(["evaluate", f"--run_dir={trained}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the network needs at least") and "1e-06 GB are avail" in line
+    assert line.startswith("error: the network needs at least") and "1e-06 GB is available" in line
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_control_groups_count(tmp_path, monkeypatch, line, file, found):
 
 
 def test_mapped_files_do_not_count_in_a_control_group(tmp_path, monkeypatch):
-    """They give way: 300 MB are left of 1 GB with 700 MB of its own and 5 GB of files."""
+    """Check that 300 MB of 1 GB are available with 700 MB in use and 5 GB of mapped files."""
     page = os.sysconf("SC_PAGE_SIZE")
     pages = [size // page for size in (9 * 10**9, 5_700_000_000, 5 * 10**9)]
     for name, text in {

@@ -1,4 +1,4 @@
-"""A batch in pieces: what adds up, and to what."""
+"""A batch in pieces: how it is split, and what the sums are."""
 
 import numpy as np
 import pytest
@@ -14,22 +14,22 @@ from senet.micro_batches import sum_over_micro_batches
 @pytest.mark.parametrize(
     "size, pieces",
     [
-        (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 pictures: as equal as they can be
+        (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 images, split evenly
         (5, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
         (16, [list(range(10))]),
         (0, [list(range(10))]),
     ],
 )
-def test_every_picture_is_in_one_piece(graph, size, pieces):
+def test_every_image_is_in_one_piece(graph, size, pieces):
     images, labels = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.int32, [None])
     total = tf.get_variable("total", [10], trainable=False)
 
     def tower(images, labels):
-        # For each picture, how many share its piece.
+        # For each image, the size of its piece.
         return tf.size(labels) * tf.reduce_sum(tf.one_hot(labels, 10, dtype=tf.int32), axis=0)
 
     sums = sum_over_micro_batches(
-        lambda *batch: tf.cast(tower(*batch), tf.float32), images, labels, size, like=total
+        lambda *batch: tf.cast(tower(*batch), tf.float32), images, labels, size, shaped_like=total
     )
     with tf.Session() as session:
         result = session.run(sums, {images: np.zeros([10, 1]), labels: np.arange(10)})
@@ -37,7 +37,7 @@ def test_every_picture_is_in_one_piece(graph, size, pieces):
     np.testing.assert_array_equal(result, expected)
 
 
-def test_each_piece_has_dropout_of_its_own(graph):
+def test_each_piece_has_its_own_dropout(graph):
     images, labels = tf.ones([30, 20]), tf.zeros([30], tf.int32)
     total = tf.get_variable("total", [20], trainable=False)
     tf.train.get_or_create_global_step()
@@ -45,24 +45,24 @@ def test_each_piece_has_dropout_of_its_own(graph):
     def tower(images, labels):
         return tf.reduce_sum(Dropout(images, rate=0.5, training=True), axis=0)
 
-    sums = sum_over_micro_batches(tower, images, labels, 1, like=total)
+    sums = sum_over_micro_batches(tower, images, labels, 1, shaped_like=total)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         result = session.run(sums)
-    # Were the masks the same, all 30 values would be kept, as 2, or none.
+    # With equal masks, the sums would be 0 or 30 times 2.
     assert ((result > 0) & (result < 60)).all()
 
 
 @pytest.fixture
 def data(rng):
-    pictures = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
-    split = Split(pictures, rng.integers(0, 3, 8).astype(np.int32))
+    images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+    split = Split(images, rng.integers(0, 3, 8).astype(np.int32))
     return Dataset("noise", split, split, ["a", "b", "c"])
 
 
-def first_step(data, pictures, micro_batch_size):
-    """The gradient and next value of every moving average, name to array, of a first step on the
-    `pictures` (a slice), without augmentation and weight decay."""
+def first_step(data, part, micro_batch_size):
+    """Return the gradients and the next moving averages, {name: array}, of a first step on `part`
+    of the images, a slice, without weight decay."""
     hp = Hyperparameters(
         cardinality=2,
         depth=2,
@@ -73,7 +73,7 @@ def first_step(data, pictures, micro_batch_size):
         mixed_precision=False,
         micro_batch_size=micro_batch_size,
     )
-    batch = Split(data.train.images[pictures], data.train.labels[pictures])
+    batch = Split(data.train.images[part], data.train.labels[part])
     with tf.Graph().as_default(), tf.Session() as session:
         inputs, train_step, _, _ = build_graph(data, hp)
         session.run(tf.global_variables_initializer())

@@ -1,4 +1,4 @@
-"""Which type computes what, and when bfloat16 is chosen."""
+"""The types that a network computes in, and the choice of bfloat16."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from senet.compat import tf
 
 
 def logits(script, images, mixed_precision):
-    """The logits of a network, as built, and as computed."""
+    """Return the logits of a network, as a tensor and as an array."""
     hp = script.hyperparameters(mixed_precision=mixed_precision, **script.tiny)
     tf.set_random_seed(0)
     output = script.network(tf.constant(images), False, hp).model
@@ -19,7 +19,7 @@ def logits(script, images, mixed_precision):
 
 
 @by_network
-def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, monkeypatch):
+def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)
     output, values = logits(script, images, mixed_precision=True)
@@ -36,7 +36,7 @@ def test_maps_are_bfloat16_and_all_that_is_kept_is_float32(graph, rng, script, m
 
     with tf.Graph().as_default():
         _, in_float32 = logits(script, images, mixed_precision=False)
-    # bfloat16 keeps 8 bits.
+    # bfloat16 has 8 significant bits.
     assert np.corrcoef(values.ravel(), in_float32.ravel())[0, 1] > 0.99
 
 
@@ -71,11 +71,11 @@ def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, has_
     "asked, has_it, dtype, words",
     [
         (True, True, tf.bfloat16, "mixed precision (bfloat16)"),
-        (True, False, tf.float32, "float32 (it has no bfloat16)"),
+        (True, False, tf.float32, "float32 (no bfloat16 support)"),
         (False, True, tf.float32, "float32"),
     ],
 )
-def test_what_mixed_precision_comes_to_is_said(monkeypatch, asked, has_it, dtype, words):
+def test_the_precision_in_use_is_described(monkeypatch, asked, has_it, dtype, words):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: has_it)
     assert devices.compute_type(asked) == dtype
     assert devices.describe_precision(asked) == words

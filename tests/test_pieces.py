@@ -1,4 +1,4 @@
-"""Inceptions end in 1x1 maps, of which batch norm needs two images: no piece of a batch is one."""
+"""Inceptions end in 1x1 maps, for which batch norm needs two images in each piece of a batch."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_a_piece_of_one_image_is_refused(tmp_path, capsys, options, words):
     options = ["--dataset=shapes", f"--run_dir={tmp_path / 'run'}", *options]
     assert SE_Inception_v4.main(options) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert words in line and "batch norm needs at least 2 in each" in line
+    assert words in line and "batch norm needs at least 2 images in each" in line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sizes:
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
-def test_just_the_splits_with_a_single_image_are_refused(graph, batch_size, micro_batch_size):
+def test_exactly_the_splits_with_a_single_image_are_refused(graph, batch_size, micro_batch_size):
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(
@@ -46,12 +46,12 @@ def test_just_the_splits_with_a_single_image_are_refused(graph, batch_size, micr
         labels,
         labels,
         micro_batch_size,
-        like=count,
+        shaped_like=count,
     )
     with tf.Session() as session:
         for images in range(2, 25):
             split = Split(np.zeros([images, 1, 1, 3], np.uint8), np.zeros(images, np.int32))
-            # The end of an epoch takes the first batch_size images once more.
+            # The end of an epoch feeds the first batch_size images again.
             fed = [*batches(split, batch_size), split.first(batch_size)]
             found = any(session.run(single, {labels: batch.labels}) for batch in fed)
             try:

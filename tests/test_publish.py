@@ -1,4 +1,4 @@
-"""`publish`: the tiny run `trained` as a folder without its training state."""
+"""`publish` writes the tiny run `trained` into a folder without its training state."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ from cifar10 import CIFAR10, load_cifar
 
 @pytest.fixture
 def call(capsys):
-    """Run a command line: (exit status, standard output, standard error)."""
+    """Return a function that runs a command line and returns (exit status, standard output,
+    standard error)."""
 
     def call(*argv):
         status = SE_ResNeXt.main([str(argument) for argument in argv])
@@ -25,9 +26,9 @@ def call(capsys):
 
 @pytest.fixture(scope="module")
 def published(trained, tmp_path_factory):
-    """The published run; `evaluate` and others find its data set by --data_dir."""
+    """Return the folder of the published run; its data set needs --data_dir."""
     folder = tmp_path_factory.mktemp("published") / "models" / "tiny"
-    note = "--note=Made-up images, JPEG re-encoded."
+    note = "--note=Artificial images, JPEG re-encoded."
     assert SE_ResNeXt.main(["publish", str(folder), f"--run_dir={trained}", note]) == 0
     return folder
 
@@ -41,7 +42,7 @@ def one_line(result, status, start):
 def test_the_card_has_the_numbers_of_the_files(published, trained):
     check_published(published)
     card = (published / "README.md").read_text()
-    assert "Made-up images, JPEG re-encoded." in card
+    assert "Artificial images, JPEG re-encoded." in card
     assert card_numbers(card)[1] == 7862  # by hand: see test_run
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=50"
     assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2 --micro_batch_size=0\n" in card
@@ -50,7 +51,7 @@ def test_the_card_has_the_numbers_of_the_files(published, trained):
     assert [path.name for path in published.parent.iterdir()] == ["tiny"]
 
 
-def test_a_number_that_is_not_of_the_files_is_found(published, tmp_path):
+def test_a_wrong_number_on_the_card_is_found(published, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(published, folder)
     card = (folder / "README.md").read_text()
@@ -69,7 +70,7 @@ def test_evaluate_gives_the_digits_of_the_run(published, trained, call):
 
 
 @pytest.mark.slow
-def test_the_other_commands_answer_as_with_the_run(published, trained, call, tmp_path):
+def test_the_other_commands_give_the_results_of_the_run(published, trained, call, tmp_path):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
     Image.fromarray(images[0]).save(tmp_path / "0.png")
     data_dir = f"--data_dir={trained.parent / 'data'}"
@@ -90,7 +91,7 @@ def test_training_does_not_resume_in_it(published, call, tmp_path):
     assert sorted(published.rglob("*")) == before
 
 
-def test_a_checkpoint_that_is_named_is_published_with_its_rows(trained, call, tmp_path):
+def test_a_given_checkpoint_is_published_with_its_rows(trained, call, tmp_path):
     folder, checkpoint = tmp_path / "first", "--checkpoint=model.ckpt-10"
     assert call("publish", folder, checkpoint, f"--run_dir={trained}")[0] == 0
     check_published(folder)
@@ -107,7 +108,9 @@ def test_a_checkpoint_that_is_named_is_published_with_its_rows(trained, call, tm
         (["--checkpoint=model.ckpt-7"], 1, "--checkpoint=model.ckpt-7: "),
     ],
 )
-def test_what_is_not_the_run_is_refused(trained, call, tmp_path, options, status, message):
+def test_options_that_differ_from_the_run_are_refused(
+    trained, call, tmp_path, options, status, message
+):
     folder = tmp_path / "new"
     result = call("publish", folder, f"--run_dir={trained}", *options)
     one_line(result, status, message.format(run=trained))
@@ -115,10 +118,10 @@ def test_what_is_not_the_run_is_refused(trained, call, tmp_path, options, status
 
 
 def test_nothing_is_replaced(trained, call, tmp_path):
-    (tmp_path / "kept").write_text("precious")
+    (tmp_path / "file").write_text("precious")
     result = call("publish", tmp_path, f"--run_dir={trained}")
-    one_line(result, 1, f"{tmp_path} already exists: remove it, or give another folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    one_line(result, 1, f"{tmp_path} already exists; remove it, or give another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_checkpoint_without_a_row_and_other_images_are_refused(trained, call, tmp_path):
@@ -127,7 +130,7 @@ def test_a_checkpoint_without_a_row_and_other_images_are_refused(trained, call, 
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)
     (run / "logs.txt").write_text(rows[0])
     result = call("publish", tmp_path / "new", f"--run_dir={run}")
-    one_line(result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: with 10 steps")
+    one_line(result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: step 20 is")
     classes = [f"class {number}" for number in range(10)]
     dataset = write_classes(tmp_path / "images", classes, train=1, test=1)
     result = call("publish", tmp_path / "new", f"--run_dir={run}", f"--dataset={dataset}")
@@ -144,7 +147,7 @@ def test_a_damaged_network_is_one_line(published, call, tmp_path):
 
 
 def test_settings_of_the_machine_stay_behind(trained, tmp_path, call):
-    """A data set at an absolute path, the images of the run, and a device others may lack."""
+    """Publish with a data set at an absolute path, and a device that others may lack."""
     *splits, names = load_cifar(CIFAR10, trained.parent / "data")
     for split, images, labels in ("train", *splits[:2]), ("test", *splits[2:]):
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -169,5 +172,5 @@ def test_without_a_run_the_network_that_comes_with_the_script_is_named(tmp_path,
     for folder, name in (tmp_path, "models/SE_ResNeXt"), (elsewhere, shipped):
         monkeypatch.chdir(folder)
         result = call("predict", "a.png", "--run_dir=none")
-        start = "no run in none: train first, or give the --run_dir of a run, such as --run_dir="
+        start = "no run in none; train first, or give the --run_dir of a run, such as --run_dir="
         one_line(result, 1, f"{start}{name}\n")

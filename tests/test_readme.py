@@ -1,4 +1,4 @@
-"""The documentation: commands run or at least parse, links lead somewhere, generated parts are
+"""The documentation: commands run or at least parse, links are valid, generated parts are
 current."""
 
 import dataclasses
@@ -56,7 +56,7 @@ def test_ci_runs_the_test_command():
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
-    """Return the folder in which the first command has trained."""
+    """Return the folder in which the first command was run."""
     folder = tmp_path_factory.mktemp("first")
     ((script, arguments),) = calls(f"```bash\n{command('train')}```")
     status, _, errors = run_python(ROOT / f"{script}.py", *arguments, cwd=folder)
@@ -79,7 +79,7 @@ def test_the_commands_for_trained_networks_run(first_run, monkeypatch):
     monkeypatch.chdir(first_run)
     for script, arguments in calls(page):
         assert importlib.import_module(script).main(arguments) == 0, arguments
-    # The export needs nothing of this repository.
+    # Using the export requires nothing of this repository.
     (code,) = blocks(page, "python")
     status, output, errors = run_python("-c", code, cwd=first_run, PYTHONPATH="")
     assert status == 0, errors
@@ -124,7 +124,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page):
+def test_every_link_is_valid(page):
     for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         if link.startswith("https://"):
             continue

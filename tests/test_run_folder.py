@@ -1,4 +1,4 @@
-"""Files of a run that somebody removes, copies, damages or replaces, before it or during it."""
+"""Files of a run that are removed, copied, damaged or replaced, before or during the run."""
 
 import importlib.util
 import io
@@ -51,12 +51,12 @@ class TestRows:
         assert folder.row_file.read_text() == before
 
     @pytest.mark.parametrize("name", ["logs.txt", "lock"])
-    def test_a_folder_in_the_place_of_a_file_is_named(self, hyperparameters, tmp_path, name):
+    def test_a_folder_instead_of_a_file_is_named(self, hyperparameters, tmp_path, name):
         (tmp_path / "run" / name).mkdir(parents=True)
         with pytest.raises(Failure, match=f"{name}.* folder|{name}: Is a directory"):
             RunFolder(hyperparameters).__enter__()
 
-    def test_an_epoch_of_thousands_of_digits_is_no_row(self, hyperparameters):
+    def test_a_row_with_an_epoch_of_thousands_of_digits_is_ignored(self, hyperparameters):
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
         row = folder.row_file.read_text()
@@ -88,7 +88,7 @@ class TestLock:
             with pytest.raises(Failure, match="is being trained by another process"):
                 RunFolder(hyperparameters).__enter__()
 
-    def test_of_two_that_meet_the_first_ends_before_it_writes(self, hyperparameters):
+    def test_of_two_processes_the_one_that_lost_the_lock_does_not_write(self, hyperparameters):
         with RunFolder(hyperparameters) as first:
             first.lock_file.unlink()
             with RunFolder(hyperparameters) as second:
@@ -102,7 +102,7 @@ class TestLock:
 class TestCheckpoints:
     @pytest.fixture
     def checkpoints(self, tmp_path):
-        """Checkpoints of the steps 1 and 2 of a graph with one variable, and a session."""
+        """Yield Checkpoints with steps 1 and 2 of a graph with one variable, and a session."""
         with tf.Graph().as_default(), tf.Session() as session:
             step = tf.train.get_or_create_global_step()
             variable = tf.get_variable("v", initializer=1.0)
@@ -113,7 +113,7 @@ class TestCheckpoints:
                 checkpoints.save(session, number)
             yield checkpoints, session
 
-    def test_a_copy_under_a_larger_number_is_not_the_newest(self, checkpoints, tmp_path, capsys):
+    def test_a_copy_with_a_larger_number_is_not_the_newest(self, checkpoints, tmp_path, capsys):
         checkpoints, session = checkpoints
         for file in tmp_path.glob("model.ckpt-2.*"):
             shutil.copy(file, tmp_path / file.name.replace("-2.", "-999."))
@@ -125,7 +125,7 @@ class TestCheckpoints:
         assert warning.count("\n") == 1
         assert list(checkpoint_files(tmp_path)) == [1, 2]
 
-    def test_a_damaged_one_is_renamed_only_when_the_run_goes_on(self, checkpoints, tmp_path):
+    def test_a_damaged_one_is_renamed_only_when_the_run_continues(self, checkpoints, tmp_path):
         checkpoints, session = checkpoints
         index = tmp_path / "model.ckpt-2.index"
         index.write_bytes(index.read_bytes()[:10])
@@ -137,18 +137,18 @@ class TestCheckpoints:
         assert list(checkpoint_files(tmp_path)) == [1]
 
 
-def test_deleted_events_are_said_and_written_again(tmp_path, capsys):
+def test_deleted_events_are_reported_and_written_again(tmp_path, capsys):
     with EventFile(tmp_path / "logs") as events:
         shutil.rmtree(tmp_path / "logs")
         events.write(step=3)
         assert capsys.readouterr().err == (
-            f"warning: {events.path} was deleted; starting another\n"
+            f"warning: {events.path} was deleted; starting a new one\n"
         )
     assert [event.step for event in tf.train.summary_iterator(str(events.path))] == [0, 3]
 
 
 @pytest.mark.slow
-def test_images_that_differ_are_refused_before_anything_is_renamed(trained, tmp_path, capfd):
+def test_different_images_are_refused_before_anything_is_renamed(trained, tmp_path, capfd):
     shutil.copytree(trained, tmp_path / "run")
     write_folder(tmp_path / "data", make_files(count=101))
     (tmp_path / "run" / "model" / f"model.ckpt-{2 * STEPS}.index").write_bytes(b"damaged")

@@ -16,7 +16,7 @@ def rates(epoch_steps, steps, **fields):
 
 
 def test_steps_by_hand(graph):
-    """10 epochs of 40 steps: 5 % of 400 steps is 20 of warm-up; drops at 120, 240 and 360."""
+    """Check 10 epochs of 40 steps: a warm-up of 5 %, 20 steps; drops at 120, 240 and 360."""
     expected = {
         0: 0.4 / 20, 9: 0.2, 19: 0.4, 20: 0.4, 119: 0.4,
         120: 0.04, 239: 0.04, 240: 0.004, 359: 0.004, 360: 0.0004, 399: 0.0004,
@@ -30,7 +30,7 @@ def test_warm_up_is_one_epoch_at_most(graph):
 
 
 def test_cosine_by_hand(graph):
-    """400 steps: after the warm-up of 20, half of a cosine: 60 degrees at a third of the steps."""
+    """Check 400 steps: after a warm-up of 20, half a cosine, 45 degrees at a quarter of them."""
     expected = {0: 0.4 / 20, 100: 0.4 * (1 + math.sqrt(0.5)) / 2, 200: 0.2, 300: 0.4 - 0.34142}
     found = rates(40, expected, schedule="cosine", total_epochs=10, init_learning_rate=0.4)
     assert found == pytest.approx(expected, rel=1e-4)
@@ -38,7 +38,7 @@ def test_cosine_by_hand(graph):
 
 
 def test_linear_by_hand(graph):
-    """400 steps: up to the peak by step 79, the 80th, then down in 321 equal parts."""
+    """Check 400 steps: up to the peak at step 79, the 80th, then down in 321 equal parts."""
     expected = {0: 0.4 / 80, 39: 0.2, 79: 0.4, 80: 0.4 * 320 / 321, 399: 0.4 / 321}
     found = rates(40, expected, schedule="linear", total_epochs=10, init_learning_rate=0.4)
     assert found == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What holds for each of the training scripts."""
+"""Tests that apply to each of the training scripts."""
 
 import pytest
 from conftest import ROOT, run_python
@@ -103,8 +103,8 @@ def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
 
 
 def assert_readable_graph(logs):
-    """Assert that TensorBoard's graph page shows few boxes at first, and one in them for each SE
-    block."""
+    """Assert that TensorBoard's graph page shows few boxes at first, and inside them one for each
+    SE block."""
     (file,) = logs.iterdir()
     events = list(tf.train.summary_iterator(str(file)))
     (graph,) = [event.graph_def for event in events if event.graph_def]

@@ -1,5 +1,5 @@
-"""Output that nobody can read, Ctrl-C while packages are imported, and warnings of other packages:
-each in a process of its own."""
+"""Output that cannot be written, Ctrl-C during imports, and warnings of other packages: each in its
+own process."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
-def test_a_run_goes_on_when_its_output_cannot_be_written(tmp_path, streams):
+def test_a_run_continues_when_its_output_cannot_be_written(tmp_path, streams):
     line = shlex.join([sys.executable, *command(tmp_path, "run", "--total_epochs=2")])
     result = subprocess.run(
         f"{line} {streams}", shell=True, cwd=ROOT, capture_output=True, text=True, check=False
@@ -41,7 +41,7 @@ def test_ctrl_c_during_the_import_of_tensorflow_ends_quietly():
 
 def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
     code = "import os, signal, senet.compat; os.kill(os.getpid(), signal.SIGINT); input()"
-    # As a shell sees it, 130.
+    # A shell reports 130.
     assert run_python("-c", code) == (-signal.SIGINT, "", "")
 
 

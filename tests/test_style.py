@@ -7,7 +7,7 @@ from conftest import ROOT
 COMMANDS = [
     ["ruff", "check", "."],
     ["ruff", "format", "--check", "."],
-    # By default, it takes the python on PATH.
+    # Its default is the python on PATH.
     pytest.param(["pyright", "--pythonpath", sys.executable], marks=pytest.mark.slow),
 ]
 

@@ -1,4 +1,4 @@
-"""What the event files of the tiny run `trained` hold, and what the pages show."""
+"""The contents of the event files of the tiny run `trained`, and the images in them."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 @pytest.fixture(scope="module")
 def shown(trained):
-    """{tag: {epoch: value}}, a value being what the Summary holds."""
+    """Return {tag: {epoch: value}}, with values of tf.Summary."""
     (file,) = (trained / "logs").iterdir()
     found = {}
     for event in tf.train.summary_iterator(str(file)):
@@ -89,7 +89,7 @@ def image_in(value):
     return image
 
 
-def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(shown, trained):
+def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[0]
     pages = [image_in(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
     # A batch of 50 images in rows of eight, each pixel three wide, six pixels between them.
@@ -100,7 +100,7 @@ def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(sho
             y, x = (6 + 102 * place for place in divmod(number, 8))
             seen = page[y : y + 96 : 3, x : x + 96 : 3].astype(int)
             padded = np.pad(images[number].astype(int), [(4, 4), (4, 4), (0, 0)])
-            # What has not moved in: the middle, wherever it went, either way round.
+            # Look for the centre, which contains no padding, at every shift, flipped or not.
             found = any(
                 np.abs(
                     seen[8:24, 8:24]
@@ -114,7 +114,7 @@ def test_augmented_pictures_are_shifted_and_flipped_ones_of_the_training_set(sho
             assert found
 
 
-def test_misclassified_pictures_are_of_the_test_set(shown, trained):
+def test_misclassified_images_are_of_the_test_set(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
     page = image_in(shown["test_images/misclassified"][2])
     # Six in a row, each pixel four wide, six pixels between them, and a caption of 36 below.
@@ -125,7 +125,7 @@ def test_misclassified_pictures_are_of_the_test_set(shown, trained):
 
 
 def test_cells_of_the_confusion_matrix_by_hand():
-    """Two of three right in the first class, all in the second."""
+    """Check a matrix with two of three correct in the first class, all in the second."""
     page = confusion_page(np.array([[2, 1], [0, 5]]), ["a", "b"])
     first = page.shape[0] - 12 - 2 * 44  # where the first cell begins
     corners = [
@@ -148,11 +148,11 @@ def test_pages_of_few_and_many_classes(classes):
     assert page.shape == (6 + 128 + 6 + 36, 6 + 2 * (128 + 6), 3)
 
 
-def test_pages_without_a_picture():
+def test_pages_without_images():
     assert mistakes_page(np.zeros([0, 32, 32, 3], np.uint8), [], [], [], ["a"]).shape[2] == 3
 
 
-def test_small_pictures_are_enlarged_and_large_ones_are_not():
+def test_small_images_are_enlarged_and_large_ones_are_not():
     for side, shown in (32, 96), (48, 96), (224, 224):
         page = contact_sheet(np.zeros([3, side, side, 3], np.uint8))
         assert page.shape == (6 + shown + 6, 6 + 3 * (shown + 6), 3)

@@ -1,4 +1,4 @@
-"""The arithmetic of a training step, worked out with NumPy."""
+"""The arithmetic of a training step, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from senet.losses import cross_entropy
 
 @pytest.fixture
 def logits(monkeypatch):
-    """A list of the logits of each piece of a batch, filled while the graph is built."""
+    """Return a list of the logits of each piece of a batch, filled while the graph is built."""
     found, loss = [], script.loss
 
     def recording_loss(*arguments, **fields):
@@ -38,8 +38,8 @@ def data(rng):
 
 
 def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data, logits):
-    """Two steps on the classifier's bias, whose gradient follows from the logits: the mean of
-    softmax - one-hot, plus weight_decay times the bias itself."""
+    """Check two steps of the classifier's bias, whose gradient follows from the logits: the mean of
+    softmax - one-hot, plus weight_decay times the bias."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, total_epochs=1, batch_size=4)
     inputs, train_step, _, _ = build_graph(data, hp)
     (bias,) = (v for v in tf.trainable_variables() if v.op.name == "classifier/bias")
@@ -66,7 +66,7 @@ def test_l2_is_over_all_trainable_variables(graph, data):
     assert l2_loss == pytest.approx(0.1 * sum(squares) / 2, rel=1e-5)
 
 
-def test_a_training_step_moves_every_moving_average(graph, data):
+def test_a_training_step_updates_every_moving_average(graph, data):
     inputs, train_step, _, test_batch = build_graph(data, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
     assert len(moving) == 2 * (1 + 3 * 4)  # the stem; three and a shortcut in each of three blocks
@@ -80,8 +80,8 @@ def test_a_training_step_moves_every_moving_average(graph, data):
         assert all((a != b).any() for a, b in zip(before, session.run(moving), strict=True))
 
 
-def test_means_restart_with_each_epoch(graph, data, logits):
-    """Three steps, two steps an epoch: the means are those of the first two, then of the third."""
+def test_means_are_reset_in_each_epoch(graph, data, logits):
+    """Check three steps, two per epoch: the means are over the first two, then over the third."""
     hp = Hyperparameters(**TINY, batch_size=10)
     inputs, train_step, epoch_end, _ = build_graph(data, hp)
     parts = [Split(data.train.images[i : i + 7], data.train.labels[i : i + 7]) for i in (0, 7, 10)]
@@ -94,8 +94,8 @@ def test_means_restart_with_each_epoch(graph, data, logits):
             losses.append(-np.log(shares[np.arange(7), batch.labels]))
             correct.append(output.argmax(axis=1) == batch.labels)
             means.append((result["loss"], result["accuracy"]))
-            kept = session.run(epoch_end, inputs.feed(batch))
-            assert (kept["train_loss"], kept["train_accuracy"]) == means[-1]
+            values = session.run(epoch_end, inputs.feed(batch))
+            assert (values["train_loss"], values["train_accuracy"]) == means[-1]
     for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
         expected = np.mean(losses[epoch]), np.mean(correct[epoch])
         np.testing.assert_allclose(means[step], expected, rtol=1e-5)
@@ -130,7 +130,7 @@ def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(graph, d
 
 
 def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
-    """From a momentum of zero, the first step's momentum is the gradient."""
+    """Compare with the momentum after the first step, which is the gradient."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, batch_size=20)
     inputs, train_step, epoch_end, _ = build_graph(data, hp)
     momenta = [v for v in tf.global_variables() if v.op.name.endswith("/Momentum")]
@@ -167,13 +167,13 @@ def test_decay_of_some_variables_only(graph, data, monkeypatch):
             session.run(train_step, inputs.feed(data.train))
             values[decay] = {v.op.name: session.run(v) for v in tf.trainable_variables()}
     changed = {n for n, value in values[0.0].items() if (value != values[0.5][n]).any()}
-    # Those of the gates start at zero, which decays to zero.
+    # The weights before the gates start at zero, so decay does not change them.
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
-def test_a_decayed_variable_that_is_not_trained_is_named(graph, data, monkeypatch):
+def test_a_decayed_variable_that_is_not_trainable_is_named(graph, data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
-    with pytest.raises(Failure, match="weight decay needs trained variables, got stem/batch_norm"):
+    with pytest.raises(Failure, match="trainable variables only, got stem/batch_norm"):
         build_graph(data, Hyperparameters(**TINY))
 
 

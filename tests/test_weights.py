@@ -1,4 +1,4 @@
-"""`initial_checkpoint`: what is loaded from another network, and what is not."""
+"""The variables that `initial_checkpoint` loads from another network."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ NETWORK = {
 
 
 class Network:
-    """A graph with the variables of a network, all of one `value`, and those of its training."""
+    """A graph with the variables of a network and its training, all equal to `value`."""
 
     def __init__(self, shapes, value, label_names):
         self.value, self.label_names = value, label_names
@@ -35,7 +35,7 @@ class Network:
                 tf.get_variable(name, initializer=tf.fill(shape, value))
             network = tf.global_variables()[-len(shapes) :]
             self.outputs = [inputs.normalised, *map(tf.identity, network)]
-            # Of the same name and shape in every network, and not a part of it.
+            # The same name and shape in every network, but not part of it.
             tf.get_variable("stem/weights/Momentum", initializer=tf.fill([3, 4], value))
             self.names = [v.op.name for v in tf.global_variables() if v is not step]
 
@@ -49,7 +49,7 @@ class Network:
         return folder / f"model.ckpt-{step}"
 
     def load(self, checkpoint):
-        """(the line, {variable: its value}) after the load."""
+        """Return (the line, {variable: value}) after loading `checkpoint`."""
         with self.graph.as_default(), tf.Session() as session:
             session.run(tf.global_variables_initializer())
             line, index = load_weights(session, str(checkpoint), self.outputs, self.label_names)
@@ -60,13 +60,13 @@ class Network:
 
 
 def loaded(values):
-    """The names of the variables that have the 7 of the saved network."""
+    """Return the names of the variables with the value of the saved network, 7."""
     return {name for name, value in values.items() if np.all(value == 7)}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """The path of a checkpoint of a network of cats and dogs, all of whose values are 7."""
+    """Return the path of a checkpoint of a network of cats and dogs whose values are all 7."""
     return Network(NETWORK, 7.0, ANIMALS).save(tmp_path / "run" / "model", 30)
 
 
@@ -77,7 +77,7 @@ def test_all_of_the_network_and_nothing_else(saved):
 
 
 @pytest.mark.parametrize("names", [["cat", "horse"], ["dog", "cat"], ["a", "b", "c"]])
-def test_the_classifier_starts_fresh_for_other_classes(saved, names):
+def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     shapes = NETWORK | {"classifier/weights": [4, len(names)], "classifier/bias": [len(names)]}
     line, values = Network(shapes, 1.0, names).load(saved)
     assert loaded(values) == {"stem/weights", "stem/moving_mean"}
@@ -93,11 +93,11 @@ def test_what_does_not_match_is_named(saved):
     shapes["classifier/weights"] = [6, 2]
     line, values = Network(shapes, 1.0, ANIMALS).load(saved)
     assert loaded(values) == {"stem/weights"}
-    # The bias alone, whose shape is the same, would be that of other features.
+    # The bias has the same shape, but belongs to the weights.
     assert line == (
         f"weights: 1 of 8 variables from {saved}; classifier/bias, classifier/weights from "
         f"scratch, since the shape differs; block0/weights, block1/weights, block2/weights and 2 "
-        f"more from scratch, since it lacks them; stem/moving_mean not used"
+        f"more from scratch, since the checkpoint lacks them; stem/moving_mean not used"
     )
 
 
@@ -108,18 +108,20 @@ def test_what_does_not_match_is_named(saved):
         {"block/weights": [1]},
         {"block/weights": [1], "classifier/weights": [4, 2], "classifier/bias": [2]},
     ],
-    ids=["other channels", "other network", "only the classifier fits"],
+    ids=["other channels", "other network", "only the classifier matches"],
 )
-def test_a_network_of_which_nothing_fits_is_refused(saved, shapes):
+def test_a_network_without_matching_variables_is_refused(saved, shapes):
     with pytest.raises(Failure) as caught:
         Network(shapes, 1.0, ANIMALS).load(saved)
-    assert str(caught.value).startswith(f"{saved} fits nowhere: it has classifier/bias, ")
+    assert str(caught.value).startswith(
+        f"{saved} does not match the network: it has classifier/bias, "
+    )
     assert str(caught.value).endswith("of the same script and channels")
 
 
-def test_other_classes_need_a_classifier_to_start_fresh(saved):
+def test_other_classes_need_a_classifier_to_start_from_scratch(saved):
     shapes = {"stem/weights": [3, 4], "head/weights": [4, 2]}
-    with pytest.raises(Failure, match="has other classes than the data set, and .* 'classifier'"):
+    with pytest.raises(Failure, match="the classes of .* differ from .* 'classifier'"):
         Network(shapes, 1.0, ["a", "b"]).load(saved)
 
 
@@ -143,7 +145,7 @@ def test_what_cannot_be_read_is_one_line(saved, tmp_path):
             network.load(name)
 
 
-def test_a_checkpoint_that_is_not_of_a_run_is_refused(tmp_path, graph):
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, graph):
     tf.get_variable("stem/weights", initializer=tf.ones([3, 4]))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -156,7 +158,7 @@ def test_a_checkpoint_that_is_not_of_a_run_is_refused(tmp_path, graph):
 def test_from_a_published_network_to_a_resumed_run(trained, tmp_path, capsys):
     start = tmp_path / "start"
     assert SE_ResNeXt.main(["publish", str(start), f"--run_dir={trained}"]) == 0
-    # At this rate no weight moves, and the moving averages do.
+    # At this rate, the weights do not change, but the moving averages do.
     options = [f"--initial_checkpoint={start}", "--init_learning_rate=1e-12"]
 
     def train(*options):
@@ -176,7 +178,7 @@ def test_from_a_published_network_to_a_resumed_run(trained, tmp_path, capsys):
         np.testing.assert_allclose(after.get_tensor(name), before.get_tensor(name), atol=1e-6)
     assert after.get_tensor("global_step") == 10
 
-    start.rename(tmp_path / "gone")  # a run that resumes does not need it
+    start.rename(tmp_path / "gone")  # a resumed run does not need it
     status, output, errors = train(*options, "--total_epochs=2")
     assert (status, errors) == (0, "")
     assert "(resuming at step 10 of 20)" in output

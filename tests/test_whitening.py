@@ -11,7 +11,7 @@ from senet.whitening import SHRINKAGE, whitening_filters, whitening_layer
 
 @pytest.fixture
 def images(rng):
-    """Noise blurred along the rows: neighbouring pixels are correlated, as in photographs."""
+    """Return noise blurred along the rows: neighbouring pixels are correlated, as in photos."""
     noise = rng.integers(0, 256, (20, 16, 19, 3)).astype(float)
     return sum(noise[:, :, shift : shift + 16] for shift in range(4)).astype(np.uint8) // 4
 
@@ -46,7 +46,7 @@ def test_the_layer_convolves_with_the_filters(graph, rng):
         np.testing.assert_allclose(session.run(output), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_leaves_the_filters_alone(graph, images):
+def test_training_does_not_change_the_filters(graph, images):
     split = Split(np.tile(images, (1, 2, 2, 1)), np.arange(20, dtype=np.int32) % 2)
     data = Dataset("blurred", split, split, ["a", "b"])
     hp = script.Hyperparameters(**TINY, stem="whitening", batch_size=10, total_epochs=1)

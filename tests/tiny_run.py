@@ -1,4 +1,4 @@
-"""A training run of seconds: a network of 7,862 parameters on made-up images."""
+"""A training run of a few seconds: a network of 7,862 parameters on artificial images."""
 
 from fake_cifar10 import make_files, write_folder
 
@@ -15,8 +15,8 @@ TINY = [
 
 
 def command(folder, name, *options):
-    """Return the command line, script first, of the run `folder`/`name`; the images, the same for
-    all runs, are in `folder`/data."""
+    """Return the command line, script first, of the run `folder`/`name`. All runs use the images in
+    `folder`/data."""
     return ["SE_ResNeXt.py", *arguments(folder, name, *options)]
 
 
