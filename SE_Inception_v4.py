@@ -60,7 +60,7 @@ class Hyperparameters(RunHyperparameters):
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU for what a GPU cannot do
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
     SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm of one 1x1 map would give 0
     # for a first run without a GPU

@@ -23,8 +23,8 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# The script and what differs from its defaults: for SE_ResNeXt 32x32 images, and a whole batch that
-# fits into PyTorch's memory. "recipe" is the network of the first command in the README.
+# (script, hyperparameters that differ from its defaults); SE_ResNeXt gets 32x32 images and a whole
+# batch that fits into PyTorch's memory. "recipe" is the network of the first command in README.md.
 SETTINGS = {
     "SE_ResNeXt": ("SE_ResNeXt", {"padding": 0, "batch_size": 32, "micro_batch_size": 0}),
     "SE_Inception_v4": ("SE_Inception_v4", {}),

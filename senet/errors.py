@@ -12,8 +12,8 @@ class OneLineError(Exception):
 
 
 class HyperparameterError(OneLineError, ValueError):
-    """A value that a hyperparameter does not allow; the message gives the name, the value and what
-    is allowed."""
+    """A value that a hyperparameter does not allow; the message gives the name, the value and the
+    allowed values."""
 
 
 class Failure(OneLineError):

@@ -164,8 +164,8 @@ def parse(argv, Hyperparameters):
     words = [*command, *options, *others, *argv[len(before) :]]
     parsed = vars(_parser(Hyperparameters).parse_args(words))
     command = parsed.pop("command", None) or "train"
-    texts = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
-    fields = {name: parse_field(Hyperparameters, name, text) for name, text in texts.items()}
+    strings = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
+    fields = {name: parse_field(Hyperparameters, name, text) for name, text in strings.items()}
     return command, fields, parsed
 
 

@@ -185,10 +185,10 @@ class Cluster:
         """Return whether `flag` is true on any worker."""
         return bool(self.gather([bool(flag)]).any())
 
-    def check_same(self, **texts):
-        """Raise Failure, naming the text, unless every worker has the same `texts` as the chief."""
-        rows = self.gather([zlib.crc32(text.encode()) for text in texts.values()])
-        names = [name.replace("_", " ") for name in texts]
+    def check_same(self, **strings):
+        """Raise Failure, naming what differs, unless every worker has the chief's `strings`."""
+        rows = self.gather([zlib.crc32(string.encode()) for string in strings.values()])
+        names = [name.replace("_", " ") for name in strings]
         for number, row in enumerate(rows):
             different = [n for n, equal in zip(names, row == rows[0], strict=True) if not equal]
             if different:

@@ -59,9 +59,9 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         "from scratch, since the checkpoint lacks them": (fresh - saved.keys()) - new_classes,
         "not used": saved.keys() - wanted.keys(),
     }
-    texts = [f"{shortened(sorted(names), 3)} {what}" for what, names in parts.items() if names]
+    notes = [f"{shortened(sorted(names), 3)} {what}" for what, names in parts.items() if names]
     loaded = f"weights: {len(matching):,} of {len(wanted):,} variables from {path}"
-    return "; ".join([loaded, *texts]), pathlib.Path(f"{path}.index").read_bytes().hex()
+    return "; ".join([loaded, *notes]), pathlib.Path(f"{path}.index").read_bytes().hex()
 
 
 def _find(initial_checkpoint):
