@@ -7,7 +7,7 @@ import pytest
 
 
 class Script(NamedTuple):
-    """A training script and what the tests need to know about it."""
+    """A training script and its properties that tests need."""
 
     name: str  # of the file, and of the network's class
     title: str  # in README.md

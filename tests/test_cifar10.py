@@ -64,7 +64,7 @@ def test_reads_the_official_format(tmp_path, record):
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_reads_what_python_3_pickled(tmp_path, protocol):
+def test_reads_pickles_of_python_3(tmp_path, protocol):
     folder = write_folder(tmp_path, make_files())
     for seed, name in enumerate(CIFAR10.train_files):
         (folder / name).write_bytes(pickle.dumps(make_batch(20, seed), protocol))
@@ -400,7 +400,7 @@ def test_an_archive_larger_than_all_its_files_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\nb", "x" * 300])
-def test_an_odd_data_dir_is_one_line(tmp_path, name):
+def test_an_odd_data_dir_gives_one_line(tmp_path, name):
     with pytest.raises(Failure) as failure:
         load_cifar(dataclasses.replace(CIFAR10, url="http://localhost:9/"), tmp_path / name)
     assert "\n" not in str(failure.value)

@@ -220,7 +220,7 @@ class TestFailures:
             (FileNotFoundError(2, "No such file", "\x1b[2J"), r"\x1b[2J: No such file"),
         ],
     )
-    def test_an_error_caused_by_input_is_one_line_and_exit_1(self, call, error, message):
+    def test_an_error_caused_by_input_gives_one_line_and_exit_1(self, call, error, message):
         def train(_):
             raise error
 

@@ -162,7 +162,7 @@ def test_export_replaces_nothing(call, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_export_that_cannot_be_written_is_one_line(call, tmp_path):
+def test_export_that_cannot_be_written_gives_one_line(call, tmp_path):
     (tmp_path / "file").write_text("")
     status, output, errors = call("export", tmp_path / "file" / "model")
     assert (status, output) == (1, "")
@@ -170,7 +170,7 @@ def test_export_that_cannot_be_written_is_one_line(call, tmp_path):
     assert errors.count("\n") == 1
 
 
-def test_export_replaces_no_link(call, tmp_path):
+def test_export_does_not_replace_a_link(call, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     status, output, errors = call("export", tmp_path / "link")
     assert (status, output) == (1, "")
@@ -178,7 +178,7 @@ def test_export_replaces_no_link(call, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "link"]
 
 
-def test_export_on_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, capfd):
+def test_export_on_a_full_disk_gives_one_line_and_leaves_nothing(trained, tmp_path, capfd):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, traine
         (["evaluate", "--json"], 2, "--json"),
     ],
 )
-def test_a_command_that_cannot_work_is_one_line(call, arguments, status, message):
+def test_a_command_that_cannot_work_gives_one_line(call, arguments, status, message):
     code, output, errors = call(*arguments)
     assert (code, output) == (status, "")
     assert errors.startswith("error: ")

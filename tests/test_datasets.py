@@ -71,9 +71,9 @@ def test_checksums_differ_with_order_and_values(number, array):
     other = make()
     changed = getattr(other[number], array)
     changed[[0, 1]] = changed[[1, 0]]
-    same, different = Dataset("noise", *make(), []), Dataset("noise", *other, [])
-    assert same.checksums() == Dataset("noise", *make(), []).checksums()
-    assert same.checksums() != different.checksums()
+    original, different = Dataset("noise", *make(), []), Dataset("noise", *other, [])
+    assert original.checksums() == Dataset("noise", *make(), []).checksums()
+    assert original.checksums() != different.checksums()
 
 
 def test_cifar100_is_a_data_set(tmp_path):

@@ -300,7 +300,7 @@ class TestProcesses:
         assert process.wait(timeout=60) == 130
         process.communicate()
 
-    def test_two_signals_in_a_row_do_no_damage(self, tmp_path, capfd):
+    def test_two_consecutive_signals_do_no_damage(self, tmp_path, capfd):
         options = ("--total_epochs=3", "--save_minutes=1e-9")
         process = start_python(*command(tmp_path, "run", *options))
         wait_for_a_checkpoint(process, tmp_path / "run")

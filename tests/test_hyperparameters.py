@@ -212,7 +212,7 @@ class TestLoadFields:
         ],
         ids=["empty", "null", "list", "nested", "no UTF-8", "NaN", "digits", "large"],
     )
-    def test_a_file_that_cannot_be_used_is_one_line_with_its_name(self, tmp_path, content):
+    def test_a_file_that_cannot_be_used_gives_one_line_with_its_name(self, tmp_path, content):
         path = tmp_path / "hyperparameters.json"
         path.write_bytes(content)
         with pytest.raises(Failure) as caught:

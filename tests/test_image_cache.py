@@ -183,7 +183,7 @@ def test_the_earlier_cache_of_a_folder_makes_room(folder, data_dir, monkeypatch)
     check(load_dataset(str(folder), data_dir))
 
 
-def test_a_data_dir_that_cannot_be_written_is_one_line(folder, tmp_path):
+def test_a_data_dir_that_cannot_be_written_gives_one_line(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Failure) as caught:
         load_dataset(str(folder), tmp_path / "file" / "data")
@@ -192,7 +192,7 @@ def test_a_data_dir_that_cannot_be_written_is_one_line(folder, tmp_path):
     assert end == "Not a directory; fix that, or give another --data_dir"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, data_dir):
+def test_a_full_disk_gives_one_line_and_leaves_nothing(folder, data_dir):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""A batch in pieces: how it is split, and what the sums are."""
+"""A batch in pieces: how it is split, and the sums over the pieces."""
 
 import numpy as np
 import pytest

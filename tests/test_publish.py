@@ -138,7 +138,7 @@ def test_a_checkpoint_without_a_row_and_other_images_are_refused(trained, call, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
 
 
-def test_a_damaged_network_is_one_line(published, call, tmp_path):
+def test_a_damaged_network_gives_one_line(published, call, tmp_path):
     shutil.copytree(published, tmp_path / "damaged")
     (data,) = (tmp_path / "damaged").glob("model/*.data-*")
     data.write_bytes(data.read_bytes()[:-100])

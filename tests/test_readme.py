@@ -93,7 +93,7 @@ def test_every_call_of_a_script_parses(script, arguments):
         HYPERPARAMETERS[script](**fields)
 
 
-def test_no_two_trainings_share_a_folder():
+def test_different_runs_have_different_folders():
     trained = {}
     for script, arguments in CALLS:
         name, fields, _ = parse(arguments, HYPERPARAMETERS[script])

@@ -81,7 +81,7 @@ class TestRows:
 
 
 class TestLock:
-    def test_a_deleted_lock_is_taken_again(self, hyperparameters):
+    def test_a_deleted_lock_file_is_created_again(self, hyperparameters):
         with RunFolder(hyperparameters) as folder:
             folder.lock_file.unlink()
             folder.keep_lock()

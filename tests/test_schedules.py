@@ -25,7 +25,7 @@ def test_steps_by_hand(graph):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_warm_up_is_one_epoch_at_most(graph):
+def test_warm_up_is_at_most_one_epoch(graph):
     assert rates(10, [4, 9], total_epochs=100) == pytest.approx({4: 0.05, 9: 0.1})
 
 

@@ -87,7 +87,7 @@ def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     )
 
 
-def test_what_does_not_match_is_named(saved):
+def test_variables_that_do_not_match_are_named(saved):
     shapes = {f"block{number}/weights": [1] for number in range(5)} | NETWORK
     del shapes["stem/moving_mean"]
     shapes["classifier/weights"] = [6, 2]
@@ -134,7 +134,7 @@ def test_a_run_or_a_checkpoint_can_be_named(saved):
         assert loaded(values) == NETWORK.keys()
 
 
-def test_what_cannot_be_read_is_one_line(saved, tmp_path):
+def test_a_checkpoint_that_cannot_be_read_gives_one_line(saved, tmp_path):
     network, run = Network(NETWORK, 1.0, ANIMALS), saved.parent.parent
     for name in "nowhere", str(tmp_path), f"{run}/model":
         with pytest.raises(Failure, match="is neither a run with a checkpoint nor a checkpoint"):
