@@ -12,6 +12,7 @@ import numpy as np
 
 from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
+from senet.errors import Failure, shortened
 from senet.micro_batches import piece_number
 
 CLASSIFIER = "classifier"  # the variable scope of a network's last layer
@@ -109,8 +110,15 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
 
 def moving_averages():
     """Return the next values of `tf.moving_average_variables()`, in their order, from the network
-    that was last built for training. The training step must assign them."""
+    that was last built for training. The training step must assign them. Raises Failure if the
+    network was not built for training."""
     values = dict(tf.get_collection(MOVING_AVERAGES))
+    missing = {variable.op.name for variable in tf.moving_average_variables()} - values.keys()
+    if missing:
+        raise Failure(
+            f"the loss does not update {shortened(sorted(missing))}; build the network with "
+            f"training=True in it"
+        )
     return [values[variable.op.name] for variable in tf.moving_average_variables()]
 
 

@@ -105,7 +105,7 @@ def test_the_message_for_an_unknown_name_lists_the_data_sets(name, shown):
     with pytest.raises(HyperparameterError) as caught:
         load_dataset(name, "no/data")
     assert str(caught.value) == (
-        f"--dataset must be cifar10, cifar100, shapes or a folder with images in train/<class>/ "
+        f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
         f"and test/<class>/, got {shown}"
     )
 

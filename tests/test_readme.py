@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from conftest import ROOT, run_python
 from PIL import Image, ImageChops
-from scripts import SCRIPTS, by_script
+from scripts import SCRIPTS
 
 from assests import draw
 from senet.cli.command_line import COMMANDS, parse
@@ -113,7 +113,7 @@ def test_every_option_and_file_named_exists(page):
     arguments = {name for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
     options = set(re.findall(r"`(--\w+)", PAGES[page]))
     assert options <= {f"--{field}" for field in fields} | arguments | {"--help", "--name"}
-    files = re.findall(r"`((?:senet|tests|assests|benchmarks|docs)/[\w./]*)`", PAGES[page])
+    files = re.findall(r"`((?:senet|tests|assests|benchmarks|docs|models)/[\w./]*)`", PAGES[page])
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
@@ -134,8 +134,11 @@ def test_every_link_is_valid(page):
         assert not anchor or anchor in anchors(target), link
 
 
+LISTED = [script for script in SCRIPTS if f"| {script.title} |" in README]
+
+
 @pytest.mark.slow
-@by_script
+@pytest.mark.parametrize("script", LISTED, ids=lambda script: script.name)
 def test_parameters_and_multiply_adds_of_the_table(graph, script):
     x = tf.placeholder(tf.float32, [1, 32, 32, 3])
     script.network(x, False, script.hyperparameters())

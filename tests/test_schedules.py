@@ -4,7 +4,7 @@ import pytest
 
 from SE_ResNeXt import Hyperparameters
 from senet.compat import tf
-from senet.schedules import learning_rate
+from senet.schedules import SCHEDULES, learning_rate
 
 
 def rates(epoch_steps, steps, **fields):
@@ -44,6 +44,6 @@ def test_linear_by_hand(graph):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "linear"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_of_one_step_has_a_rate(graph, schedule):
     assert 0 < rates(1, [0], schedule=schedule, total_epochs=1)[0] <= 0.1

@@ -49,11 +49,15 @@ PUBLISHED = {
 }
 
 
-@by_script
+@pytest.mark.parametrize("script", SCRIPTS[:3], ids=lambda script: script.name)
 def test_defaults_are_the_published_recipe(script):
     hyperparameters = script.hyperparameters()
     assert {name: getattr(hyperparameters, name) for name in PUBLISHED} == PUBLISHED
-    assert hyperparameters.run_dir == f"runs/{script.name}"
+
+
+@by_script
+def test_each_script_has_a_run_dir_of_its_own(script):
+    assert script.hyperparameters().run_dir == f"runs/{script.name}"
 
 
 INCEPTIONS = [script for script in SCRIPTS if "Inception" in script.name]

@@ -181,3 +181,13 @@ def test_a_variable_that_the_loss_does_not_use_is_named(graph, data):
     tf.get_variable("forgotten", [3])
     with pytest.raises(Failure, match="the loss does not depend on forgotten; use"):
         build_graph(data, Hyperparameters(**TINY))
+
+
+def test_a_loss_without_batch_norm_in_training_mode_is_an_error(graph, data, monkeypatch):
+    def loss(images, labels, network, hyperparameters):
+        logits = network(images, training=False).model
+        return cross_entropy(logits, labels), logits
+
+    monkeypatch.setattr(script, "loss", loss)
+    with pytest.raises(Failure, match="does not update .*moving_mean.*training=True"):
+        build_graph(data, Hyperparameters(**TINY))
