@@ -45,18 +45,18 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_resnet_v2"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0: no SE blocks
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of the SE blocks; 0: none
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # times half the squares of decayed_variables()
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty of decayed_variables()
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
     init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
-    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # of the learning rate
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # in the training loss only
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
-    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # of weights, shuffling, dropout
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, dropout
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder

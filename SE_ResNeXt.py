@@ -41,22 +41,22 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_ResNeXt"
 
     # network
-    cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths of a block
+    cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
-    blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # in each of the three stages
+    blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # per stage; there are three
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # whitening: frozen, halves the map
-    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0: no SE blocks
+    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of the SE blocks; 0: none
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # times half the squares of decayed_variables()
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty of decayed_variables()
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
     init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
-    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # of the learning rate
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # in the training loss only
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
-    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # of weights, shuffling and augmentation
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder

@@ -336,7 +336,7 @@ def draw_accuracy_by_minutes():
         axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
     axes.plot([], [], "o", color=SE, label="with SE")
     axes.plot([], [], "o", color=PLAIN, label="without SE")
-    axes.set_xlabel("minutes on two CPU cores, of AVX2 or AVX-512 kind")
+    axes.set_xlabel("minutes on two CPU cores (AVX2 or AVX-512)")
     axes.set_title("Test accuracy, %", loc="left")
     axes.margins(x=0.25)
     axes.set_xlim(left=0)

@@ -10,7 +10,7 @@ from senet.losses import cross_entropy
 
 
 def batch_sums(losses, logits, labels):
-    """Return the sums over a batch of cross-entropy, correct answers and images, float64 [3].
+    """Return the sums over a batch of cross-entropy, correct predictions and images, float64 [3].
     `losses` and `labels` are [batch], `logits` is [batch, classes]."""
     with tf.name_scope("batch_sums"):
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
@@ -19,15 +19,15 @@ def batch_sums(losses, logits, labels):
 
 
 def loss_and_accuracy(sums):
-    """Return the mean cross-entropy and the fraction of correct answers, from `batch_sums`."""
+    """Return the mean cross-entropy and the fraction of correct predictions, from `batch_sums`."""
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
 class Evaluation(NamedTuple):
-    """A network's answers for N images."""
+    """A network's predictions for N images."""
 
     loss: float  # mean cross-entropy
-    accuracy: float  # fraction of correct answers
+    accuracy: float  # fraction of correct predictions
     labels: np.ndarray  # [N], the true classes
     predicted: np.ndarray  # [N], the most probable classes
     probability: np.ndarray  # [N], their probabilities

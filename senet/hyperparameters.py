@@ -107,7 +107,7 @@ class RunHyperparameters:
     data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, and the cache of images
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to start from
-    save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # between checkpoints within an epoch
+    save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # minutes between checkpoints
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels, for image folders
 
     # devices

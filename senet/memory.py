@@ -51,8 +51,8 @@ def _cgroup_limits():
 
 def check_training_memory(data, hyperparameters):
     """Raise HyperparameterError if training on the Dataset `data` needs more memory than is
-    available. Call it when the default graph has the network once, before building the rest, which
-    takes longer.
+    available. Call it after building the network once and before building the
+    training graph, so that it fails early.
 
     GPUs are not checked: TensorFlow reports "out of memory" there."""
     hp, strategy = hyperparameters, tf.distribute.get_strategy()

@@ -19,9 +19,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     scalars for TensorBoard at the end of an epoch, by tag.
 
     A step minimises the mean of `loss` over the batch, plus `weight_decay` times half the sum of
-    squares of the variables `decayed`. The loss and the accuracy that are returned are means over
-    the epoch so far, of the plain cross-entropy and of correct answers; `gradient_norm` is computed
-    for the batch fed with the fetch.
+    squares of the variables `decayed`. The returned loss (plain cross-entropy, without smoothing or
+    decay) and accuracy are means over the epoch so far; `gradient_norm` is that of the batch fed.
 
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
     called for each piece of the batch: every device processes its part in micro-batches of at most
