@@ -21,12 +21,12 @@ class Failure(OneLineError):
 
 
 def first_line(error):
-    """Return the message of an exception as one line of at most 400 characters."""
+    """Return the message of an exception as one line of at most 300 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     # TensorFlow first says where the graph was built.
     text = re.sub(r"^Graph execution error:.*?\nNode: [^\n]*\n", "", text, flags=re.DOTALL)
     lines = text.strip().splitlines()
-    return " ".join(lines[0].split())[:400] if lines else type(error).__name__
+    return " ".join(lines[0].split())[:300] if lines else type(error).__name__
 
 
 def printable(text):
