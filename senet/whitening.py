@@ -41,6 +41,7 @@ def whitening_layer(input_x, filters, side, stride, layer_name):
     `filters` may be None if the values come from a checkpoint: evaluate, predict, export."""
     shape = [side, side, 3, 2 * side * side * 3]
     with tf.variable_scope(layer_name):
-        initial = tf.zeros_initializer() if filters is None else tf.constant_initializer(filters)
+        # NaN ends a training that was not given the filters; zeros would train on nothing.
+        initial = tf.constant_initializer(np.nan if filters is None else filters)
         weights = tf.get_variable("weights", shape, initializer=initial, trainable=False)
         return convolution(input_x, tf.cast(weights, input_x.dtype), stride)
