@@ -38,7 +38,7 @@ class Cifar:
     names_file: str
     labels_key: str
     names_key: str
-    largest_file: int  # bytes; larger files are refused, in the archive too
+    largest_file: int  # bytes; larger files are rejected, in the archive too
 
     @property
     def files(self):
@@ -153,7 +153,7 @@ def unpack(record, archive):
                 plain = member.isfile() and member.size <= record.largest_file
                 if not (plain and place == record.folder):
                     raise Failure(
-                        f"{archive}: refused, because {member.name!r} does not belong in it; "
+                        f"{archive} contains {member.name!r}, which does not belong in it; "
                         f"{record.archive_remedy}"
                     )
                 if name in record.files and (source := members.extractfile(member)):
@@ -228,9 +228,9 @@ def _read_pickle(record, path):
         raise Failure(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise Failure(f"{path}: cannot be read: {first_line(error)}; {remedy}") from None
-    except _Refused as error:
+    except _Unsafe as error:
         raise Failure(
-            f"{path}: refused, because it loads {first_line(error)}, which no data set needs; "
+            f"{path} is not safe to load: it uses {first_line(error)}, which no data set needs; "
             f"{remedy}"
         ) from None
     # The unpickler raises nearly any exception on a damaged pickle.
@@ -241,7 +241,7 @@ def _read_pickle(record, path):
     return content
 
 
-class _Refused(Exception):
+class _Unsafe(Exception):
     """The error for a pickle that loads something other than an array."""
 
 
@@ -249,7 +249,7 @@ class _Refused(Exception):
 # objects grows to any index that the file names).
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: the few names that Python 2 and 3 use to pickle bytes and
-    NumPy arrays map to functions of this module; all others are refused."""
+    NumPy arrays map to functions of this module; all others raise _Unsafe."""
 
     def find_class(self, module, name):
         match module, name:
@@ -263,7 +263,7 @@ class _PlainUnpickler(pickle._Unpickler):
                 return lambda code, *_: _PickledType(code)
             case ("_codecs", "encode"):
                 return lambda text, _: text.encode("latin1")
-        raise _Refused(f"{module}.{name}")
+        raise _Unsafe(f"{module}.{name}")
 
 
 class _PickledType:

@@ -56,7 +56,8 @@ NOT_A_PATTERN = Rule(
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, GPUs such as 0,1, or CPU devices numbered from 0 such as cpu:0,cpu:1, each once",
+    "be all, or a list without duplicates, of GPUs such as 0,1 or of CPU devices such as "
+    "cpu:0,cpu:1",
     _are_devices,
 )
 # Constraints on all fields of a type.

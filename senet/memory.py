@@ -69,7 +69,7 @@ def check_training_memory(data, hyperparameters):
 
 def check_test_memory(hyperparameters):
     """Raise HyperparameterError if the network in the default graph needs more memory than is
-    available to compute the answer for one image."""
+    available to classify one image."""
     weights, maps = _bytes(tf.global_variables()), 2 * max(_feature_maps(), default=0)
     _check(hyperparameters, "the network", weights, maps, 1)
 

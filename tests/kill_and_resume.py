@@ -1,4 +1,4 @@
-"""Stop training processes at random moments, resume, and compare with an undisturbed run.
+"""Stop training processes at random moments, resume, and compare with an uninterrupted run.
 
     python tests/kill_and_resume.py FOLDER --kills=100
 
@@ -9,8 +9,6 @@ run starts. Each step uses micro-batches.
 
 import argparse
 import collections
-import multiprocessing
-import os
 import pathlib
 import random
 import signal
@@ -21,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tiny_run import STEPS, arguments
+from forked import run_script, start_script
+from tiny_run import STEPS, command
 
-import SE_ResNeXt
 from senet.compat import tf
 
 EPOCHS = 3
@@ -31,36 +29,11 @@ EPOCHS = 3
 OPTIONS = (f"--total_epochs={EPOCHS}", "--micro_batch_size=20", "--save_minutes=1e-9")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
-# Each run has its own process, forked from one that has only imported the script: importing
-# TensorFlow takes longer than training.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["__main__", "SE_ResNeXt"])
-
-
-def train(argv, output):
-    """Train in this process, with standard output and error in the file `output`."""
-    for number in signal.SIGTERM, signal.SIGHUP:  # nohup ignores the latter
-        signal.signal(number, signal.SIG_DFL)
-    with output.open("w") as file:
-        for descriptor in 1, 2:
-            os.dup2(file.fileno(), descriptor)
-        sys.exit(SE_ResNeXt.main(argv))
-
-
-def start(folder, name):
-    """Start the run `name`; return the process and the file of its output."""
-    output = folder / f"{name}.txt"
-    output.unlink(missing_ok=True)
-    process = processes.Process(target=train, args=(arguments(folder, name, *OPTIONS), output))
-    process.start()
-    return process, output
-
 
 def finish(folder, name):
     """Run `name` to its end."""
-    process, output = start(folder, name)
-    process.join()
-    assert process.exitcode == 0, output.read_text()
+    status, _, errors = run_script(*command(folder, name, *OPTIONS))
+    assert status == 0, errors
 
 
 def result(run_dir):
@@ -74,34 +47,32 @@ def result(run_dir):
 def start_and_stop(folder, name, randomness, number, inside_save):
     """Start the run `name` and send it the signal `number`. Return whether the signal stopped it,
     and whether it was saving."""
-    process, output = start(folder, name)
-    while not (output.exists() and "\nrun: " in output.read_text()):
-        assert process.is_alive(), output.read_text()
-        time.sleep(0.05)
+    process = start_script(*command(folder, name, *OPTIONS))
+    while not process.stdout.readline().startswith("run: "):
+        assert process.poll() is None, process.communicate()
     time.sleep(randomness.uniform(0, 1.5))
     aside = folder / name / "model" / "aside"
-    while inside_save and process.is_alive() and not aside.exists():
+    while inside_save and process.poll() is None and not aside.exists():
         time.sleep(0.0005)
-    if process.is_alive():
-        os.kill(process.pid, number)
+    process.send_signal(number)
     saving = aside.exists()
-    process.join()
+    _, errors = process.communicate()
     status = -number if number == signal.SIGKILL else 128 + number
-    assert process.exitcode in (0, status), (number, process.exitcode, output.read_text())
-    if process.exitcode == 128 + number:
-        assert f"stopped by {number.name} and saved after step " in output.read_text()
-    return process.exitcode != 0, saving
+    assert process.returncode in (0, status), (number, process.returncode, errors)
+    if process.returncode == 128 + number:
+        assert f"stopped by {number.name} and saved after step " in errors
+    return process.returncode != 0, saving
 
 
 def kill_and_resume(folder, kills, seed=0, report=print):
     """Stop `kills` processes in total. Raises AssertionError at the first difference."""
-    finish(folder, "undisturbed")
-    expected = result(folder / "undisturbed")
+    finish(folder, "uninterrupted")
+    expected = result(folder / "uninterrupted")
     randomness = random.Random(seed)
     stopped, inside, runs = collections.Counter(), 0, 0
     while stopped.total() < kills:
         runs += 1
-        name, starts, finished = f"disturbed{runs}", 0, False
+        name, starts, finished = f"run{runs}", 0, False
         while not finished and stopped.total() < kills:
             number = randomness.choice(SIGNALS)
             was_stopped, saving = start_and_stop(

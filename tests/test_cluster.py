@@ -9,13 +9,15 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python, start_python
+from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
+from forked import run_script, start_script
 from tiny_run import TINY
 
 import SE_ResNeXt
 from senet import devices
 from senet.compat import tf
+from senet.run import cluster
 from senet.run.checkpoints import checkpoint_files
 
 # An epoch is one step on all 50 images, so that the 12 rows describe 12 steps. Every piece of the
@@ -45,18 +47,18 @@ def free_addresses(count):
     return addresses
 
 
-def start_workers(*commands):
+def start_worker(addresses, index, *command, start=start_script, **options):
+    """Start the worker `index` of those at `addresses`."""
+    task = {"type": "worker", "index": index}
+    config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    return start(*command, TF_CONFIG=config, **options)
+
+
+def start_workers(*commands, start=start_script):
     """Start one worker for each command line; return the processes and their addresses."""
     addresses = free_addresses(len(commands))
-    cluster = {"worker": addresses}
-    processes = [
-        start_python(
-            *command,
-            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": number}}),
-        )
-        for number, command in enumerate(commands)
-    ]
-    return processes, addresses
+    workers = [start_worker(addresses, n, *line, start=start) for n, line in enumerate(commands)]
+    return workers, addresses
 
 
 def finish(processes, notes=False):
@@ -111,7 +113,7 @@ def assert_same_run(folder, name, other):
 
 @pytest.mark.slow
 def test_two_devices_are_the_same_run(folder, one):
-    status, output, errors = run_python(*command(folder, "two", "--devices=cpu:0,cpu:1"))
+    status, output, errors = run_script(*command(folder, "two", "--devices=cpu:0,cpu:1"))
     assert (status, errors) == (0, "")
     assert "split into 2 devices" in output
     assert_same_run(folder, "two", one)
@@ -119,7 +121,7 @@ def test_two_devices_are_the_same_run(folder, one):
 
 @pytest.fixture(scope="module")
 def two_hosts(folder):
-    """Return the name of an undisturbed run on two hosts, and the result of `finish`."""
+    """Return the name of an uninterrupted run on two hosts, and the result of `finish`."""
     processes, _ = start_workers(command(folder, "hosts"), command(folder, "hosts"))
     return "hosts", finish(processes)
 
@@ -144,13 +146,13 @@ def test_two_hosts_stop_together_and_one_resumes(folder, one):
     assert (status, other_status) == (143, 143)
     assert errors.startswith("stopped by SIGTERM and saved after step ")
     assert other_errors == errors
-    assert run_python(*command(folder, "fewer"))[0] == 0
+    assert run_script(*command(folder, "fewer"))[0] == 0
     assert_same_run(folder, "fewer", one)
 
 
 @pytest.mark.slow
 def test_one_host_stops_and_two_resume(folder, one):
-    process = start_python(*command(folder, "more"))
+    process = start_script(*command(folder, "more"))
     wait_for_step(folder, "more", 3, [process])
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -179,17 +181,17 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_host
     processes, _ = start_workers(command(folder, name), command(folder, name))
     assert [status for status, *_ in finish(processes)] == [0, 0]
     # Bit for bit.
-    undisturbed = checkpoint(folder, two_hosts[0])
+    uninterrupted = checkpoint(folder, two_hosts[0])
     for key, value in checkpoint(folder, name).items():
-        np.testing.assert_array_equal(value, undisturbed[key], err_msg=key)
+        np.testing.assert_array_equal(value, uninterrupted[key], err_msg=key)
     rows = (folder / name / "logs.txt").read_text()
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hyperparameters", "images", "code"])
-def test_a_worker_that_differs_from_the_chief_is_refused(folder, tmp_path, what):
-    other = command(folder, "other")
+def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, what):
+    other, start = command(folder, "other"), start_script
     if what == "hyperparameters":
         other += ["--weight_decay=0.1"]
     elif what == "images":
@@ -199,9 +201,10 @@ def test_a_worker_that_differs_from_the_chief_is_refused(folder, tmp_path, what)
         # A script under a different name, which must be part of the code that is compared.
         for name in ("senet", "cifar10.py"):
             (tmp_path / name).symlink_to(ROOT / name)
+        start = start_python
         other[0] = tmp_path / "my_net.py"
         other[0].write_text((ROOT / "SE_ResNeXt.py").read_text() + "# changed\n")
-    processes, addresses = start_workers(command(folder, "other"), other)
+    processes, addresses = start_workers(command(folder, "other"), other, start=start)
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
@@ -210,24 +213,19 @@ def test_a_worker_that_differs_from_the_chief_is_refused(folder, tmp_path, what)
         )
 
 
-ON_A_CPU = """
-import pathlib, sys
-import senet.devices
-senet.devices.CPU_FLAGS = pathlib.Path(sys.argv.pop(1))
-import SE_ResNeXt
-sys.exit(SE_ResNeXt.main(sys.argv[1:]))
-"""
+def set_cpu_flags(file):
+    devices.CPU_FLAGS = file
 
 
 @pytest.mark.slow
-def test_a_worker_that_lacks_bfloat16_is_refused(folder, tmp_path):
-    commands = []
-    for name, flags in ("new", "avx2 avx512_bf16"), ("old", "avx2"):
-        (tmp_path / name).write_text(f"flags\t\t: fpu {flags}\n")
-        _, *arguments = command(folder, "precision", "--mixed_precision=True")
-        commands.append(["-c", ON_A_CPU, tmp_path / name, *arguments])
-    processes, addresses = start_workers(*commands)
-    for status, _, errors in finish(processes):
+def test_a_worker_that_lacks_bfloat16_is_rejected(folder, tmp_path):
+    addresses, workers = free_addresses(2), []
+    for number, flags in enumerate(["avx2 avx512_bf16", "avx2"]):
+        file = tmp_path / str(number)
+        file.write_text(f"flags\t\t: fpu {flags}\n")
+        line = command(folder, "precision", "--mixed_precision=True")
+        workers.append(start_worker(addresses, number, *line, prepare=(set_cpu_flags, file)))
+    for status, _, errors in finish(workers):
         assert status == 1
         assert errors == (
             f"error: {addresses[1]} does not support bfloat16, which the other workers use; give "
@@ -236,7 +234,7 @@ def test_a_worker_that_lacks_bfloat16_is_refused(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_without_the_chiefs_checkpoint_is_refused(folder, one):
+def test_a_worker_without_the_chiefs_checkpoint_is_rejected(folder, one):
     processes, addresses = start_workers(
         command(folder, "one", f"--total_epochs={EPOCHS + 1}"),
         command(folder, "away", f"--total_epochs={EPOCHS + 1}"),
@@ -261,12 +259,12 @@ def newest_two(folder, name):
 @pytest.mark.slow
 def test_every_device_and_host_starts_from_the_same_weights(folder, one):
     start = f"--initial_checkpoint={folder / one}"
-    status, output, errors = run_python(*command(folder, "started", *STARTED, start))
+    status, output, errors = run_script(*command(folder, "started", *STARTED, start))
     assert (status, errors) == (0, "")
     line = f"weights: 79 of 79 variables from {newest_two(folder, one)[1]}"
     assert line in output.splitlines()
     options = [*STARTED, start, "--devices=cpu:0,cpu:1"]
-    status, output, errors = run_python(*command(folder, "started_two", *options))
+    status, output, errors = run_script(*command(folder, "started_two", *options))
     assert (status, errors) == (0, "")
     assert line in output.splitlines()
     assert_same_run(folder, "started_two", "started")
@@ -279,26 +277,15 @@ def test_every_device_and_host_starts_from_the_same_weights(folder, one):
 
 
 @pytest.mark.slow
-def test_a_worker_with_different_initial_weights_is_refused(folder, one, tmp_path):
+def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_path):
     # The same relative path is a different checkpoint for the second worker.
     for place, path in zip("ab", newest_two(folder, one), strict=True):
         model = tmp_path / place / "start" / "model"
         model.mkdir(parents=True)
         for file in path.parent.glob(f"{path.name}.*"):
             shutil.copy(file, model)
-    script, *arguments = command(folder, "weights", "--initial_checkpoint=start")
-    addresses = free_addresses(2)
-    workers = [
-        start_python(
-            ROOT / script,
-            *arguments,
-            cwd=tmp_path / place,
-            TF_CONFIG=json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-            ),
-        )
-        for number, place in enumerate("ab")
-    ]
+    line, addresses = command(folder, "weights", "--initial_checkpoint=start"), free_addresses(2)
+    workers = [start_worker(addresses, n, *line, cwd=tmp_path / "ab"[n]) for n in range(2)]
     for status, _, errors in finish(workers):
         assert status == 1
         assert errors.splitlines()[-1] == (  # after notes of waiting, on a loaded machine
@@ -326,7 +313,7 @@ def test_a_worker_with_different_initial_weights_is_refused(folder, one, tmp_pat
         ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not valid: {worker: 1}; it must be"),
     ],
 )
-def test_devices_that_do_not_exist_are_refused(
+def test_devices_that_do_not_exist_are_rejected(
     folder, options, environment, status, message, monkeypatch, capsys
 ):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ())
@@ -334,40 +321,33 @@ def test_devices_that_do_not_exist_are_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     # Before any data is read: there is none.
-    _, *arguments = command(folder, "refused", *options, f"--data_dir={folder / 'nowhere'}")
+    _, *arguments = command(folder, "rejected", *options, f"--data_dir={folder / 'nowhere'}")
     assert SE_ResNeXt.main(arguments) == status
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {message}")
     assert errors.count("\n") == 1
-    assert not (folder / "refused").exists()
+    assert not (folder / "rejected").exists()
 
 
 def test_the_default_is_one_device_without_a_gpu():
     assert SE_ResNeXt.Hyperparameters().devices == "all"
 
 
-SHORTER = """
-import sys
-import senet.run.cluster as cluster
-cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = int(sys.argv.pop(1)), 4, 10
-import SE_ResNeXt
-sys.exit(SE_ResNeXt.main(sys.argv[1:]))
-"""
+def shorten_waiting(patience):
+    cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = patience, 4, 10
 
 
-def start_worker(folder, name, addresses, index, *options, patience=300):
+def start_impatient(folder, name, addresses, index, *options, patience=300):
     """Start a worker that waits `patience` seconds for the others, with shorter intervals than
     usual."""
-    _, *arguments = command(folder, name, *options)
-    task = {"type": "worker", "index": index}
-    config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-    return start_python("-c", SHORTER, patience, *arguments, TF_CONFIG=config)
+    line = command(folder, name, *options)
+    return start_worker(addresses, index, *line, prepare=(shorten_waiting, patience))
 
 
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_named(folder):
     addresses = free_addresses(2)
-    worker = start_worker(folder, "never", addresses, 0, patience=20)
+    worker = start_impatient(folder, "never", addresses, 0, patience=20)
     ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1
@@ -380,7 +360,7 @@ def test_a_worker_that_never_starts_is_named(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_that_waits_ends_on_a_signal(folder, number):
-    process = start_worker(folder, "signal", free_addresses(2), 0)
+    process = start_impatient(folder, "signal", free_addresses(2), 0)
     while not process.stderr.readline().startswith("waiting for"):
         assert process.poll() is None
     process.send_signal(number)
@@ -392,10 +372,10 @@ def test_a_worker_that_waits_ends_on_a_signal(folder, number):
 @pytest.mark.slow
 def test_a_worker_that_starts_late_is_waited_for(folder):
     addresses = free_addresses(2)
-    first = start_worker(folder, "late", addresses, 0, "--total_epochs=1")
+    first = start_impatient(folder, "late", addresses, 0, "--total_epochs=1")
     while not first.stderr.readline().startswith("waiting for"):
         assert first.poll() is None
-    results = finish([first, start_worker(folder, "late", addresses, 1, "--total_epochs=1")])
+    results = finish([first, start_impatient(folder, "late", addresses, 1, "--total_epochs=1")])
     assert [status for status, *_ in results] == [0, 0]
 
 
@@ -403,7 +383,7 @@ def test_a_worker_that_starts_late_is_waited_for(folder):
 def test_a_frozen_worker_is_found(folder):
     addresses = free_addresses(2)
     workers = [
-        start_worker(folder, "frozen", addresses, n, "--total_epochs=9999") for n in range(2)
+        start_impatient(folder, "frozen", addresses, n, "--total_epochs=9999") for n in range(2)
     ]
     wait_for_step(folder, "frozen", 3, workers)
     workers[1].send_signal(signal.SIGSTOP)
@@ -435,7 +415,7 @@ def test_a_frozen_worker_is_found(folder):
         ("[" * 100_000, "is not valid: [["),
     ],
 )
-def test_a_tf_config_that_is_not_valid_is_refused(config, message, monkeypatch, capsys):
+def test_a_tf_config_that_is_not_valid_is_rejected(config, message, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", config)
     assert SE_ResNeXt.main([]) == 1
     errors = capsys.readouterr().err

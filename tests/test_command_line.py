@@ -155,7 +155,7 @@ class TestWrongCommandLines:
         assert len(call("x" * 10_000)[2]) < 300
 
     @by_script
-    def test_a_script_refuses_before_it_writes(self, script, tmp_path, monkeypatch, capsys):
+    def test_a_script_rejects_before_it_writes(self, script, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert script.module.main(["--padding=-1"]) == 2
         assert capsys.readouterr() == ("", "error: --padding must be at least 0, got -1\n")

@@ -90,12 +90,15 @@ def test_predict_agrees_with_the_row(call, trained, files, test_set):
     assert (status, errors) == (0, "")
     lines = output.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(path) for path in files]
-    answers = [re.findall(r"class (\d) (0\.\d{4})", line) for line in lines]
-    assert {len(answer) for answer in answers} == {3}
-    for answer in answers:
-        shares = [float(share) for _, share in answer]
+    predictions = [re.findall(r"class (\d) (0\.\d{4})", line) for line in lines]
+    assert {len(prediction) for prediction in predictions} == {3}
+    for prediction in predictions:
+        shares = [float(share) for _, share in prediction]
         assert shares == sorted(shares, reverse=True)
-    right = [int(answer[0][0]) == label for answer, label in zip(answers, test_set[1], strict=True)]
+    right = [
+        int(prediction[0][0]) == label
+        for prediction, label in zip(predictions, test_set[1], strict=True)
+    ]
     assert f"{np.mean(right):.4f}" == rows(trained)[-1][1]
 
 
@@ -104,9 +107,9 @@ def test_predict_as_json(call, files):
     status, output, errors = call("predict", files[0], files[1], "--json")
     assert (status, errors) == (0, "")
     for line, as_text in zip(output.splitlines(), plain.splitlines(), strict=True):
-        answer = json.loads(line)
-        top = ", ".join(f"{part['label']} {part['probability']:.4f}" for part in answer["top"])
-        assert f"{answer['image']}: {top}" == as_text
+        prediction = json.loads(line)
+        top = ", ".join(f"{part['label']} {part['probability']:.4f}" for part in prediction["top"])
+        assert f"{prediction['image']}: {top}" == as_text
 
 
 def test_predict_skips_broken_images(call, files):
@@ -116,7 +119,7 @@ def test_predict_skips_broken_images(call, files):
     _, whole, _ = call("predict", files[0], files[2])
     assert output == whole
     assert errors.splitlines() == [
-        f"error: {files[1]}: not an image, or a damaged one",
+        f"error: {files[1]}: not an image file, or damaged",
         "error: nowhere.png: cannot be read as an image: No such file or directory",
     ]
 
@@ -128,9 +131,9 @@ assert "senet" not in sys.modules
 model = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 images = numpy.stack([numpy.array(Image.open(path)) for path in sys.argv[2:]])
 for batch in images[:1], images:
-    answers = model(images=tf.constant(batch))
-labels = [[label.decode() for label in row] for row in answers["labels"].numpy()]
-print([labels, answers["probabilities"].numpy().tolist()])
+    predictions = model(images=tf.constant(batch))
+labels = [[label.decode() for label in row] for row in predictions["labels"].numpy()]
+print([labels, predictions["probabilities"].numpy().tolist()])
 """
 
 
@@ -140,11 +143,11 @@ def test_export_in_plain_tensorflow_agrees_with_predict(call, files, tmp_path):
     assert (status, errors) == (0, "")
     assert f"exported: {tmp_path}/models/1 (" in output
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["1"]
-    code, answers, errors = run_python(
+    code, predictions, errors = run_python(
         "-c", LOAD, tmp_path / "models" / "1", *files[:5], cwd=tmp_path, PYTHONPATH=""
     )
     assert code == 0, errors
-    labels, probabilities = json.loads(answers.replace("'", '"'))
+    labels, probabilities = json.loads(predictions.replace("'", '"'))
     _, output, _ = call("predict", *files[:5], "--json")
     for line, names, shares in zip(output.splitlines(), labels, probabilities, strict=True):
         top = json.loads(line)["top"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
+from forked import run_script, start_script
 from kill_and_resume import kill_and_resume
 from tiny_run import STEPS, arguments, command
 
@@ -23,7 +24,7 @@ from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path):
+def test_a_run_killed_at_any_moment_ends_like_an_uninterrupted_one(tmp_path):
     stopped, inside_a_save = kill_and_resume(tmp_path, kills=10)
     assert stopped.total() == 10
     assert len(stopped) == 3  # signals
@@ -46,7 +47,7 @@ def trained(tmp_path_factory):
     """Return a folder with images, the run `two` of two epochs, and `three` of three."""
     folder = tmp_path_factory.mktemp("trained")
     assert SE_ResNeXt.main(arguments(folder, "three", "--total_epochs=3")) == 0
-    process = start_python(*command(folder, "two", "--total_epochs=3"))
+    process = start_script(*command(folder, "two", "--total_epochs=3"))
     while not (folder / "two" / "model" / f"model.ckpt-{2 * STEPS}.index").exists():
         assert process.poll() is None
         time.sleep(0.005)
@@ -110,7 +111,7 @@ class TestDamagedCheckpoints:
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, output) == (1, "")
         one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be used (")
-        assert "nor can any other checkpoint in " in errors
+        assert "no other checkpoint in " in errors
         assert content(two) == before
 
     def test_leftovers_of_a_killed_save_are_ignored(self, two, capfd):
@@ -131,7 +132,7 @@ class TestDamagedCheckpoints:
         assert (status, errors) == (0, "")
         assert f"run: {two} (new)" in output
 
-    def test_a_checkpoint_of_another_network_is_refused(self, two, capfd, monkeypatch):
+    def test_a_checkpoint_of_another_network_is_rejected(self, two, capfd, monkeypatch):
         def another(self, x):
             return self.conv_bn(x, x.shape[-1].value, 1, layer_name="another")
 
@@ -139,7 +140,8 @@ class TestDamagedCheckpoints:
         before = content(two)
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: {two}/model/model.ckpt-20 does not match the network: it lacks ")
+        start = f"error: {two}/model/model.ckpt-20 does not match the network: missing from the "
+        one_line(errors, start)
         assert content(two) == before
 
 
@@ -210,7 +212,7 @@ class TestRows:
 
 @pytest.mark.slow
 class TestSettings:
-    def test_other_hyperparameters_are_refused_with_both_values(self, two, capfd):
+    def test_other_hyperparameters_are_rejected_with_both_values(self, two, capfd):
         before = content(two)
         status, output, errors = train(
             capfd, two.parent, "two", "--total_epochs=3", "--depth=3", "--momentum=0.5"
@@ -220,7 +222,7 @@ class TestSettings:
         assert "(depth was 2, now 3; momentum was 0.9, now 0.5)" in errors
         assert content(two) == before
 
-    def test_fewer_epochs_are_refused(self, two, capfd):
+    def test_fewer_epochs_are_rejected(self, two, capfd):
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=2")
         assert status == 1
         one_line(errors, f"error: {two} was trained with different hyperparameters (total_epoch")
@@ -232,13 +234,13 @@ class TestSettings:
         assert "resuming at step 20 of 40" in output
         assert json.loads((two / "hyperparameters.json").read_text())["total_epochs"] == 4
 
-    def test_checkpoints_without_hyperparameters_are_refused(self, two, capfd):
+    def test_checkpoints_without_hyperparameters_are_rejected(self, two, capfd):
         (two / "hyperparameters.json").write_text("{")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
         one_line(errors, f"error: {two} has checkpoints, but {two}/hyperparameters.json cannot")
 
-    def test_different_images_are_refused(self, two, capfd):
+    def test_different_images_are_rejected(self, two, capfd):
         shutil.rmtree(two.parent / "data")
         write_folder(two.parent / "data", make_files(count=101))
         before = content(two / "model")
@@ -268,7 +270,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_stops_after_the_step_with_the_step_saved(self, tmp_path, number):
-        process = start_python(*command(tmp_path, "run", "--total_epochs=1000"))
+        process = start_script(*command(tmp_path, "run", "--total_epochs=1000"))
         while not process.stdout.readline().startswith("epoch: 1/"):
             pass
         process.send_signal(number)
@@ -302,7 +304,7 @@ class TestProcesses:
 
     def test_two_consecutive_signals_do_no_damage(self, tmp_path, capfd):
         options = ("--total_epochs=3", "--save_minutes=1e-9")
-        process = start_python(*command(tmp_path, "run", *options))
+        process = start_script(*command(tmp_path, "run", *options))
         wait_for_a_checkpoint(process, tmp_path / "run")
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
@@ -313,7 +315,7 @@ class TestProcesses:
         assert "resuming at step " in output
 
     def test_only_one_process_trains_a_run_and_a_killed_one_leaves_no_lock(self, tmp_path, capfd):
-        first = start_python(*command(tmp_path, "run", *self.LONG))
+        first = start_script(*command(tmp_path, "run", *self.LONG))
         wait_for_a_checkpoint(first, tmp_path / "run")
         status, output, errors = train(capfd, tmp_path, "run", *self.LONG)
         assert (status, output) == (1, "")
@@ -321,19 +323,19 @@ class TestProcesses:
         assert first.poll() is None
         first.kill()
         first.communicate()
-        third = start_python(*command(tmp_path, "run", *self.LONG))
+        third = start_script(*command(tmp_path, "run", *self.LONG))
         assert "network: " in third.stdout.readline()
         third.kill()
         third.communicate()
 
     def test_a_folder_that_is_moved_away_ends_the_run(self, tmp_path):
-        process = start_python(*command(tmp_path, "run", *self.LONG))
+        process = start_script(*command(tmp_path, "run", *self.LONG))
         wait_for_a_checkpoint(process, tmp_path / "run")
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         _, errors = process.communicate()
         assert process.returncode == 1
         one_line(errors, f"error: cannot write a checkpoint into {tmp_path}/run/model: ")
-        process = start_python(*command(tmp_path, "elsewhere", *self.LONG))
+        process = start_script(*command(tmp_path, "elsewhere", *self.LONG))
         lines = [process.stdout.readline() for _ in range(4)]
         process.kill()
         process.communicate()
@@ -362,10 +364,11 @@ class TestProcesses:
         """Use a limit on the size of files as the full disk: a checkpoint has 80 kB."""
         before = content(two / "model")
         # Saved at each step, before the first event of an epoch.
-        process = self.run_with_a_limit(40_000, two.parent, "two", "--save_minutes=1e-9")
-        assert process.returncode == 1
-        one_line(process.stderr, f"error: cannot write a checkpoint into {two}/model: ")
-        assert "resume from the last checkpoint" in process.stderr
+        options = two.parent, "two", "--save_minutes=1e-9"
+        status, _, errors = self.run_with_a_limit(40_000, *options)
+        assert status == 1
+        one_line(errors, f"error: cannot write a checkpoint into {two}/model: ")
+        assert "resume from the last checkpoint" in errors
         after = content(two / "model")
         assert {path: after[path] for path in before} == before
         status, output, _ = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -374,20 +377,14 @@ class TestProcesses:
 
     def test_a_full_disk_under_the_events_of_tensorboard(self, tmp_path):
         """Use a limit on the size of files: the graph, the first large event, has over 100 kB."""
-        process = self.run_with_a_limit(20_000, tmp_path, "run")
-        assert process.returncode == 1
-        one_line(process.stderr, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
+        status, _, errors = self.run_with_a_limit(20_000, tmp_path, "run")
+        assert status == 1
+        one_line(errors, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
 
     def run_with_a_limit(self, size, folder, name, *options):
         """Train with files of `size` bytes at most."""
-        return subprocess.run(
-            [sys.executable, *command(folder, name, "--total_epochs=3", *options)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-        )
+        limit = resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)
+        return run_script(*command(folder, name, "--total_epochs=3", *options), prepare=limit)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_a_regular_file_is_read(tmp_path):
     ],
     ids=["FIFO", "folder", "zero", "dangling", "loop"],
 )
-def test_anything_else_is_refused_without_waiting(tmp_path, make, reason):
+def test_anything_else_is_rejected_without_waiting(tmp_path, make, reason):
     path = tmp_path / "path"
     make(path)
     with pytest.raises(OSError) as caught:
@@ -33,7 +33,7 @@ def test_anything_else_is_refused_without_waiting(tmp_path, make, reason):
     assert caught.value.strerror == reason
 
 
-def test_a_file_that_became_a_fifo_is_refused_too(tmp_path, monkeypatch):
+def test_a_file_that_became_a_fifo_is_rejected_too(tmp_path, monkeypatch):
     """Replace a regular file by a FIFO between the check and the opening."""
     path = tmp_path / "path"
     path.touch()

@@ -144,7 +144,7 @@ def test_a_truncated_cache_is_written_again(folder, data_dir, decoded, file, len
     assert len(decoded) == 20
 
 
-def test_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
+def test_images_that_do_not_fit_on_the_disk_are_rejected_before_they_are_read(
     folder, data_dir, decoded
 ):
     with pytest.raises(HyperparameterError) as caught:
@@ -207,7 +207,7 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(folder, data_dir):
 def test_a_broken_image_leaves_nothing(folder, data_dir):
     broken = folder / "test" / "a" / "0.png"
     broken.write_text("broken")
-    with pytest.raises(Failure, match="not an image, or a damaged one; fix or remove it$"):
+    with pytest.raises(Failure, match="not an image file, or damaged; fix or remove it$"):
         load_dataset(str(folder), data_dir)
     assert caches(data_dir) == []
     save(broken, plain("L", 0))

@@ -106,8 +106,8 @@ def broken_files(folder):
     bomb = save(folder / "bomb.png", plain("1", 0, (20_000, 10_000)))
     return {
         half: "cannot be read as an image: ",
-        text: "not an image, or a damaged one",
-        empty: "not an image, or a damaged one",
+        text: "not an image file, or damaged",
+        empty: "not an image file, or damaged",
         bomb: "cannot be read as an image: Image size (200000000 pixels) exceeds limit",
         folder / "folder.png": "cannot be read as an image: not a regular file but a folder",
         save(folder / "real.tif", plain("F", 0.5)): "cannot be read as an image: its values do",
@@ -164,11 +164,11 @@ def empty(path):
         (lambda f: empty(f / "test" / "b"), "test/b has no images"),
         (
             lambda f: (f / "train" / "b" / "1.png").write_text("broken"),
-            "train/b/1.png: not an image, or a damaged one; fix or remove it",
+            "train/b/1.png: not an image file, or damaged; fix or remove it",
         ),
         (
             lambda f: [(f / "test" / c / "1.png").write_text("broken") for c in "abc"],
-            "test/a/1.png: not an image, or a damaged one; fix or remove it (2 more such files)",
+            "test/a/1.png: not an image file, or damaged; fix or remove it (2 more such files)",
         ),
         (
             lambda f: (f / "test" / "c" / "deeper").mkdir(),
@@ -227,11 +227,11 @@ def test_a_line_break_in_a_name_is_escaped(tmp_path):
     with pytest.raises(Failure) as caught:
         load_dataset(str(tmp_path), tmp_path / "data")
     assert str(caught.value) == (
-        f"{tmp_path}/train/d/e\\nf\\udcff.png: not an image, or a damaged one; fix or remove it"
+        f"{tmp_path}/train/d/e\\nf\\udcff.png: not an image file, or damaged; fix or remove it"
     )
 
 
-def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path):
+def test_a_class_name_that_is_not_utf_8_is_rejected(tmp_path):
     write_classes(tmp_path, ["caf\udce9", "tea"])
     with pytest.raises(Failure) as caught:
         load_dataset(str(tmp_path), tmp_path / "data")

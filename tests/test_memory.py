@@ -1,4 +1,4 @@
-"""Networks that cannot fit into memory are refused before they are built; all others are not."""
+"""Networks that cannot fit into memory are rejected before they are built; all others are not."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from senet.errors import HyperparameterError
         ["--padding=512", "--micro_batch_size=0", "--batch_size=1048576"],
     ],
 )
-def test_a_network_of_terabytes_is_refused(tmp_path, capsys, fields):
+def test_a_network_of_terabytes_is_rejected(tmp_path, capsys, fields):
     fields = [f"--run_dir={tmp_path / 'run'}", "--dataset=shapes", *fields]
     assert SE_ResNeXt.main(fields) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -57,7 +57,7 @@ def test_the_estimate_is_a_lower_bound_by_hand(graph, monkeypatch):
                     SE_ResNeXt.build_graph(data, hp)
 
 
-def test_a_trained_network_that_does_not_fit_is_refused(trained, capsys, monkeypatch):
+def test_a_trained_network_that_does_not_fit_is_rejected(trained, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     assert SE_ResNeXt.main(["evaluate", f"--run_dir={trained}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

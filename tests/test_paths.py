@@ -9,7 +9,7 @@ from senet.hyperparameters import NOT_A_PATTERN
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "exp\\1", "a*", "a?b"])
-def test_run_dir_that_is_a_pattern_is_refused_before_training(tmp_path, capsys, name):
+def test_run_dir_that_is_a_pattern_is_rejected_before_training(tmp_path, capsys, name):
     assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, name)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --run_dir must not contain *, ?, [ or \\")
@@ -25,7 +25,7 @@ def test_run_dir_that_is_a_pattern_is_refused_before_training(tmp_path, capsys, 
         ["--initial_checkpoint=a[1]"],
     ],
 )
-def test_other_paths_that_are_patterns_are_refused(trained, capsys, arguments):
+def test_other_paths_that_are_patterns_are_rejected(trained, capsys, arguments):
     assert SE_ResNeXt.main([*arguments, f"--run_dir={trained}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "must not contain *, ?, [ or \\" in line and "a[1]" in line

@@ -22,7 +22,7 @@ from senet.micro_batches import check_pieces, sum_over_micro_batches
         (["--micro_batch_size=1"], "a batch of 125 images into 125"),
     ],
 )
-def test_a_piece_of_one_image_is_refused(tmp_path, capsys, options, words):
+def test_a_piece_of_one_image_is_rejected(tmp_path, capsys, options, words):
     options = ["--dataset=shapes", f"--run_dir={tmp_path / 'run'}", *options]
     assert SE_Inception_v4.main(options) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -38,7 +38,7 @@ class Sizes:
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
-def test_exactly_the_splits_with_a_single_image_are_refused(graph, batch_size, micro_batch_size):
+def test_exactly_the_splits_with_a_single_image_are_rejected(graph, batch_size, micro_batch_size):
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(
@@ -57,7 +57,7 @@ def test_exactly_the_splits_with_a_single_image_are_refused(graph, batch_size, m
             try:
                 steps = steps_per_epoch(split, batch_size)
                 check_pieces(images, steps, Sizes(batch_size, micro_batch_size))
-                refused = False
+                rejected = False
             except HyperparameterError:
-                refused = True
-            assert refused == found, images
+                rejected = True
+            assert rejected == found, images

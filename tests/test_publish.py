@@ -108,7 +108,7 @@ def test_a_given_checkpoint_is_published_with_its_rows(trained, call, tmp_path):
         (["--checkpoint=model.ckpt-7"], 1, "--checkpoint=model.ckpt-7: "),
     ],
 )
-def test_options_that_differ_from_the_run_are_refused(
+def test_options_that_differ_from_the_run_are_rejected(
     trained, call, tmp_path, options, status, message
 ):
     folder = tmp_path / "new"
@@ -124,7 +124,7 @@ def test_nothing_is_replaced(trained, call, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_checkpoint_without_a_row_and_other_images_are_refused(trained, call, tmp_path):
+def test_a_checkpoint_without_a_row_and_other_images_are_rejected(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import run_python, start_python
+from conftest import run_python
+from forked import start_script
 from tiny_run import arguments, command
 
 from SE_ResNeXt import Hyperparameters, main
@@ -49,7 +50,7 @@ def scalars(run_dir):
 @pytest.mark.slow
 def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
     folder, _ = whole
-    process = start_python(*command(folder, "resumed", *OPTIONS))
+    process = start_script(*command(folder, "resumed", *OPTIONS))
     while not (folder / "resumed" / "model" / "model.ckpt-20.index").exists():
         time.sleep(0.01)
         assert process.poll() is None
@@ -92,7 +93,7 @@ def test_the_files_and_the_output_of_a_run(whole):
 @pytest.mark.slow
 def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
     options = ["--total_epochs=999999", "--padding=32"]
-    process = start_python(*command(tmp_path, "run", *options))
+    process = start_script(*command(tmp_path, "run", *options))
     lines = [process.stdout.readline() for _ in range(7)]
     process.kill()
     process.communicate()

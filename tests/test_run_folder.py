@@ -148,7 +148,7 @@ def test_deleted_events_are_reported_and_written_again(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_different_images_are_refused_before_anything_is_renamed(trained, tmp_path, capfd):
+def test_different_images_are_rejected_before_anything_is_renamed(trained, tmp_path, capfd):
     shutil.copytree(trained, tmp_path / "run")
     write_folder(tmp_path / "data", make_files(count=101))
     (tmp_path / "run" / "model" / f"model.ckpt-{2 * STEPS}.index").write_bytes(b"damaged")

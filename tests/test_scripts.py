@@ -64,7 +64,7 @@ INCEPTIONS = [script for script in SCRIPTS if "Inception" in script.name]
 
 
 @pytest.mark.parametrize("script", INCEPTIONS, ids=lambda script: script.name)
-def test_padding_that_leaves_less_than_75_pixels_is_refused(script, capsys):
+def test_padding_that_leaves_less_than_75_pixels_is_rejected(script, capsys):
     assert script.module.main(["--padding=21"]) == 2
     errors = capsys.readouterr().err
     assert "74" in errors

@@ -82,8 +82,8 @@ def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     line, values = Network(shapes, 1.0, names).load(saved)
     assert loaded(values) == {"stem/weights", "stem/moving_mean"}
     assert line == (
-        f"weights: 2 of 4 variables from {saved}; classifier/bias, classifier/weights from "
-        f"scratch, since the classes differ"
+        f"weights: 2 of 4 variables from {saved}; not loaded (classes differ): "
+        f"classifier/bias, classifier/weights"
     )
 
 
@@ -95,9 +95,10 @@ def test_variables_that_do_not_match_are_named(saved):
     assert loaded(values) == {"stem/weights"}
     # The bias has the same shape, but belongs to the weights.
     assert line == (
-        f"weights: 1 of 8 variables from {saved}; classifier/bias, classifier/weights from "
-        f"scratch, since the shape differs; block0/weights, block1/weights, block2/weights and 2 "
-        f"more from scratch, since the checkpoint lacks them; stem/moving_mean not used"
+        f"weights: 1 of 8 variables from {saved}; not loaded (shape differs): "
+        f"classifier/bias, classifier/weights; not loaded (missing from the checkpoint): "
+        f"block0/weights, block1/weights, block2/weights and 2 more; not used (not in the "
+        f"network): stem/moving_mean"
     )
 
 
@@ -110,7 +111,7 @@ def test_variables_that_do_not_match_are_named(saved):
     ],
     ids=["other channels", "other network", "only the classifier matches"],
 )
-def test_a_network_without_matching_variables_is_refused(saved, shapes):
+def test_a_network_without_matching_variables_is_rejected(saved, shapes):
     with pytest.raises(Failure) as caught:
         Network(shapes, 1.0, ANIMALS).load(saved)
     assert str(caught.value).startswith(
@@ -145,7 +146,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_one_line(saved, tmp_path):
             network.load(name)
 
 
-def test_a_checkpoint_of_another_program_is_refused(tmp_path, graph):
+def test_a_checkpoint_of_another_program_is_rejected(tmp_path, graph):
     tf.get_variable("stem/weights", initializer=tf.ones([3, 4]))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())

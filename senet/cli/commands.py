@@ -97,10 +97,11 @@ def predict(network, hyperparameters, images, checkpoint="", json=False):
             read = [_image_or_error(path, hyperparameters.image_size) for path in paths]
             good = [image for image in read if image is not None]
             status |= len(good) < len(read)
-            answers = iter(trained.probabilities(np.stack(good)) if good else [])
+            predictions = iter(trained.probabilities(np.stack(good)) if good else [])
             for path, image in zip(paths, read, strict=True):
                 if image is not None:
-                    print(_answer(path, next(answers), trained.label_names, json), flush=True)
+                    line = _prediction(path, next(predictions), trained.label_names, json)
+                    print(line, flush=True)
     return int(status)
 
 
@@ -113,7 +114,7 @@ def _image_or_error(path, side):
         return None
 
 
-def _answer(path, probabilities, names, as_json):
+def _prediction(path, probabilities, names, as_json):
     order = np.argsort(-probabilities, kind="stable")[:TOP]
     if as_json:
         top = [{"label": names[c], "probability": float(probabilities[c])} for c in order]
@@ -155,8 +156,8 @@ def export(network, hyperparameters, folder, checkpoint=""):
     folder = new_folder(folder)
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         names = trained.label_names
-        with tf.name_scope("answer"):
-            probabilities, order = tf.math.top_k(trained.answer, k=len(names))
+        with tf.name_scope("predict"):
+            probabilities, order = tf.math.top_k(trained.predictions, k=len(names))
             labels = tf.gather(tf.constant(names), order)
         signature = tf.saved_model.predict_signature_def(
             {"images": trained.inputs.images}, {"probabilities": probabilities, "labels": labels}

@@ -53,8 +53,8 @@ class Checkpoints:
             # Files without an index are left over from a first save that was killed.
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
-                    f"{damaged[0][1]}, nor can any other checkpoint in {self.folder}; restore one "
-                    f"to resume, or give another --run_dir to start from scratch"
+                    f"{damaged[0][1]}; no other checkpoint in {self.folder} can be read either; "
+                    f"restore one to resume, or give another --run_dir to start from scratch"
                 )
             return False
         if difference := self._difference(path):
@@ -184,12 +184,14 @@ def describe_difference(saved, wanted):
     """Return how the {name: shape} of a checkpoint differs from that of a graph, "" if not."""
     parts = []
     if missing := sorted(wanted.keys() - saved.keys()):
-        parts.append(f"it lacks {shortened(missing)}")
+        parts.append(f"missing from the checkpoint: {shortened(missing)}")
     if extra := sorted(saved.keys() - wanted.keys()):
-        parts.append(f"it has {shortened(extra)} besides")
+        parts.append(f"not in the network: {shortened(extra)}")
     shared = sorted(wanted.keys() & saved.keys())
     if changed := [name for name in shared if saved[name] != wanted[name]]:
-        parts.append(f"{changed[0]} has shape {saved[changed[0]]}, not {wanted[changed[0]]}")
+        parts.append(
+            f"{changed[0]} has shape {saved[changed[0]]}, but {wanted[changed[0]]} in the network"
+        )
     return ", ".join(parts)
 
 

@@ -52,7 +52,7 @@ class TrainedNetwork:
             with tf.name_scope("test"):
                 network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
                 self.outputs = evaluation_outputs(network.model, self.inputs.labels)
-            self.answer = tf.nn.softmax(network.model, name="answer")
+            self.predictions = tf.nn.softmax(network.model, name="predictions")
             check_test_memory(hp)
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
             self._restore()
@@ -77,8 +77,8 @@ class TrainedNetwork:
         """Return float32 [batch, classes] for images, uint8 [batch, side, side, 3]."""
         size = self.hyperparameters.micro_batch_size or len(images)
         pieces = np.array_split(images, -(-len(images) // size))
-        answers = [self.session.run(self.answer, {self.inputs.images: piece}) for piece in pieces]
-        return np.concatenate(answers)
+        run, placeholder = self.session.run, self.inputs.images
+        return np.concatenate([run(self.predictions, {placeholder: piece}) for piece in pieces])
 
 
 def _named(checkpoint, model_folder):

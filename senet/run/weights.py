@@ -54,12 +54,12 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     fresh = wanted.keys() - matching
     new_classes = set() if same_classes else classifier
     parts = {
-        "from scratch, since the classes differ": new_classes,
-        "from scratch, since the shape differs": (fresh & saved.keys()) - new_classes,
-        "from scratch, since the checkpoint lacks them": (fresh - saved.keys()) - new_classes,
-        "not used": saved.keys() - wanted.keys(),
+        "not loaded (classes differ)": new_classes,
+        "not loaded (shape differs)": (fresh & saved.keys()) - new_classes,
+        "not loaded (missing from the checkpoint)": (fresh - saved.keys()) - new_classes,
+        "not used (not in the network)": saved.keys() - wanted.keys(),
     }
-    notes = [f"{shortened(sorted(names), 3)} {what}" for what, names in parts.items() if names]
+    notes = [f"{what}: {shortened(sorted(names), 3)}" for what, names in parts.items() if names]
     loaded = f"weights: {len(matching):,} of {len(wanted):,} variables from {path}"
     return "; ".join([loaded, *notes]), pathlib.Path(f"{path}.index").read_bytes().hex()
 
