@@ -3,9 +3,11 @@ longer than a tiny training."""
 
 import concurrent.futures
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import subprocess
 import sys
+import unittest.mock
 
 from conftest import ROOT, default_signals
 
@@ -14,6 +16,9 @@ from senet import compat
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["SE_ResNeXt"])
+# As senet.compat sets it for a worker. TensorFlow reads it only once.
+with unittest.mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"):
+    multiprocessing.forkserver.ensure_running()
 
 
 def _run(arguments, prepare, cwd, environment, output, errors):

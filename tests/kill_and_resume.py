@@ -2,9 +2,9 @@
 
     python tests/kill_and_resume.py FOLDER --kills=100
 
-Each process gets a random one of SIGKILL, SIGTERM and SIGHUP, every second one during a save. A run
-that finishes must have the same rows in logs.txt and the same bits in every variable; then the next
-run starts. Each step uses micro-batches.
+The processes get SIGKILL, SIGTERM and SIGHUP in turn, every second one during a save. A run that
+finishes must have the same rows in logs.txt and the same bits in every variable; then the next run
+starts. Each step uses micro-batches.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def kill_and_resume(folder, kills, seed=0, report=print):
         runs += 1
         name, starts, finished = f"run{runs}", 0, False
         while not finished and stopped.total() < kills:
-            number = randomness.choice(SIGNALS)
+            number = SIGNALS[stopped.total() % len(SIGNALS)]
             was_stopped, saving = start_and_stop(
                 folder, name, randomness, number, inside_save=stopped.total() % 2 == 0
             )

@@ -20,9 +20,9 @@ from senet.compat import tf
 from senet.run import cluster
 from senet.run.checkpoints import checkpoint_files
 
-# An epoch is one step on all 50 images, so that the 12 rows describe 12 steps. Every piece of the
+# An epoch is one step on all 50 images, so that the 8 rows describe 8 steps. Every piece of the
 # batch has 25 images on any device, so that batch norm sees the same images.
-EPOCHS = 12
+EPOCHS = 8
 OPTIONS = [f"--total_epochs={EPOCHS}", "--micro_batch_size=25", "--init_learning_rate=0.02"]
 PRECISION = "--mixed_precision=False"
 
@@ -347,7 +347,7 @@ def start_impatient(folder, name, addresses, index, *options, patience=300):
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_named(folder):
     addresses = free_addresses(2)
-    worker = start_impatient(folder, "never", addresses, 0, patience=20)
+    worker = start_impatient(folder, "never", addresses, 0, patience=12)
     ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1

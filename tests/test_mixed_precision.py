@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scripts import by_network
+from scripts import SCRIPTS
 
 from senet import devices
 from senet.compat import tf
@@ -18,7 +18,12 @@ def logits(script, images, mixed_precision):
         return output, session.run(output)
 
 
-@by_network
+@pytest.mark.parametrize(
+    "script",
+    # The two Inceptions use the same layers.
+    [SCRIPTS[0], pytest.param(SCRIPTS[2], marks=pytest.mark.slow)],
+    ids=lambda script: script.name,
+)
 def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -56,18 +56,19 @@ def test_ci_runs_the_test_command():
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
-    """Return the folder in which the first command was run."""
+    """Return the folder in which the first command was run, for two epochs instead of eight."""
     folder = tmp_path_factory.mktemp("first")
     ((script, arguments),) = calls(f"```bash\n{command('train')}```")
-    status, _, errors = run_python(ROOT / f"{script}.py", *arguments, cwd=folder)
+    command_line = ROOT / f"{script}.py", *arguments, "--total_epochs=2"
+    status, _, errors = run_python(*command_line, cwd=folder)
     assert (status, errors) == (0, "")
     return folder
 
 
 @pytest.mark.slow
-def test_the_first_command_reaches_95_percent(first_run):
+def test_the_first_command_learns_the_shapes(first_run):
     *_, last = (first_run / "runs/shapes/logs.txt").read_text().splitlines()
-    assert float(last.rpartition("test_acc: ")[2]) >= 0.95
+    assert float(last.rpartition("test_acc: ")[2]) >= 0.3  # chance: 0.1
 
 
 @pytest.mark.slow
