@@ -33,7 +33,8 @@ ROOT = FOLDER.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from senet.cli.excitation import draw_excitation  # noqa: E402 (needs the line above)
+from assests.examples import EXAMPLES, draw_example  # noqa: E402 (needs the line above)
+from senet.cli.excitation import draw_excitation  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
 
 WIDTH = 9.0  # inches, of every figure
@@ -539,6 +540,8 @@ def regenerated(page):
 
 def main():
     draw_shapes().save(FOLDER / "shapes.png")
+    for name in EXAMPLES:
+        draw_example(name).save(FOLDER / f"{name}.png")
     for name, draw in FIGURES.items():
         (FOLDER / f"{name}.svg").write_text(as_svg(draw))
     for page in PAGES:

@@ -3,7 +3,6 @@ longer than a tiny training."""
 
 import concurrent.futures
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import subprocess
 import sys
@@ -16,9 +15,7 @@ from senet import compat
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["SE_ResNeXt"])
-# As senet.compat sets it for a worker. TensorFlow reads it only once.
-with unittest.mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"):
-    multiprocessing.forkserver.ensure_running()
+LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # as a worker sets it; TensorFlow reads it only once
 
 
 def _run(arguments, prepare, cwd, environment, output, errors):
@@ -46,7 +43,8 @@ class ForkedScript:
         self._process = processes.Process(
             target=_run, args=(arguments, prepare, cwd, environment, *writers), daemon=True
         )
-        self._process.start()
+        with unittest.mock.patch.dict(os.environ, LOG_LEVEL):
+            self._process.start()  # the first one starts the fork server
         self.pid = self._process.pid
         for pipe in pipes:
             for connection in pipe:
