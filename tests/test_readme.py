@@ -2,6 +2,7 @@
 current."""
 
 import dataclasses
+import functools
 import importlib
 import re
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageChops
 from scripts import SCRIPTS
 
 from assests import draw
+from assests.examples import EXAMPLES, draw_example
 from senet.cli.command_line import COMMANDS, parse
 from senet.compat import tf
 from senet.data.shapes import load_shapes
@@ -85,6 +87,13 @@ def test_the_commands_for_trained_networks_run(first_run, monkeypatch):
     status, output, errors = run_python("-c", code, cwd=first_run, PYTHONPATH="")
     assert status == 0, errors
     assert re.fullmatch(r"b'\w+' [01]\.\d+\n", output)
+
+
+def test_the_pretrained_network_recognises_the_drawings(capsys):
+    ((script, arguments),) = calls(f"```bash\n{command('predict')}```")
+    assert importlib.import_module(script).main(arguments) == 0
+    found = re.findall(r"assests/(\w+)\.png: (\w+) 0\.\d{4}", capsys.readouterr().out)
+    assert found == [(name, name) for name in EXAMPLES]
 
 
 @pytest.mark.parametrize("script, arguments", CALLS)
@@ -184,6 +193,10 @@ def test_figures_are_current(name):
         assert size.search(drawn).group() == size.search(stored).group()
 
 
-def test_the_sheet_of_shapes_is_current():
-    stored = Image.open(ROOT / "assests" / "shapes.png")
-    assert ImageChops.difference(stored, draw.draw_shapes()).getbbox() is None
+DRAWN = {"shapes": draw.draw_shapes, **{n: functools.partial(draw_example, n) for n in EXAMPLES}}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_an_image_drawn_by_a_script_is_current(name):
+    stored = Image.open(ROOT / "assests" / f"{name}.png")
+    assert ImageChops.difference(stored, DRAWN[name]()).getbbox() is None
