@@ -82,9 +82,11 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_Inception_resnet_v2:
-    """The network: `model` is the logits, float32 [batch, classes], for `x`, normalised float32
-    [batch, height, width, 3]. `training` is a Python bool: whether batch norm uses the statistics
-    of the batch and dropout is active."""
+    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
+    `model`, float32 [batch, classes].
+
+    If `training`, a Python bool, is true, batch norm uses the statistics of the batch and dropout
+    is active; otherwise, batch norm uses its moving averages."""
 
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training
@@ -185,7 +187,7 @@ class SE_Inception_resnet_v2:
         channels of `x`, and the scale stabilises training (section 3.3).
 
         Figures 17 and 19 have 1154 and 2048 channels for the 1x1 convolution; the reductions before
-        it give 1152 and 2144, which the sum needs."""
+        it output 1152 and 2144 channels, which the sum requires."""
         branch = conv_layer(
             Concatenation(branches),
             x.shape[-1].value,

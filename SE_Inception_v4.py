@@ -80,9 +80,11 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_Inception_v4:
-    """The network: `model` is the logits, float32 [batch, classes], for `x`, normalised float32
-    [batch, height, width, 3]. `training` is a Python bool: whether batch norm uses the statistics
-    of the batch and dropout is active."""
+    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
+    `model`, float32 [batch, classes].
+
+    If `training`, a Python bool, is true, batch norm uses the statistics of the batch and dropout
+    is active; otherwise, batch norm uses its moving averages."""
 
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training

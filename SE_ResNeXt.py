@@ -43,7 +43,7 @@ class Hyperparameters(RunHyperparameters):
     # network
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
-    blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # per stage; there are three
+    blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # whitening: frozen, halves the map
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of the SE blocks; 0: none
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
@@ -80,14 +80,16 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_ResNeXt:
-    """The network: `model` is the logits, float32 [batch, classes], for `x`, normalised float32
-    [batch, height, width, 3]. `training` is a Python bool: whether batch norm uses the statistics
-    of the batch. Training with a whitening stem needs `stem_filters`, the `whitening_filters` of
-    the training images."""
+    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
+    `model`, float32 [batch, classes].
+
+    If `training`, a Python bool, is true, batch norm uses the statistics of the batch, otherwise
+    its moving averages. Training with a whitening stem requires `stem_filters`, the
+    `whitening_filters` of the training images."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:
-            raise ValueError("to train with stem='whitening', give the stem_filters")
+            raise ValueError("stem_filters is required to train with stem='whitening', got None")
         self.training = training
         self.hyperparameters = hyperparameters
         self.stem_filters = stem_filters

@@ -1,8 +1,8 @@
 """Find or download, verify and read CIFAR-10 and CIFAR-100 in the format of their authors.
 
-60,000 colour images of 32x32 pixels in 10 or 100 classes (Krizhevsky, Learning Multiple Layers of
-Features from Tiny Images, 2009), each as the "python version": pickled files in a .tar.gz.
-A pickle can run any code and an archive can write anywhere; this module prevents both.
+Each data set has 60,000 colour images of 32x32 pixels in 10 or 100 classes (Krizhevsky, Learning
+Multiple Layers of Features from Tiny Images, 2009). Its "python version" is a .tar.gz of pickled
+files. A pickle can run any code and an archive can write anywhere; this module prevents both.
 """
 
 import dataclasses
@@ -196,7 +196,10 @@ def read_batch(record, path, class_count):
     if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
         raise Failure(f"{path}: {key!r} is not a list of integers; {remedy}")
     if not len(data) == len(labels) > 0:
-        raise Failure(f"{path}: {len(data)} images, {len(labels)} labels; {remedy}")
+        raise Failure(
+            f"{path}: must have images and one label for each, got {len(data)} images, "
+            f"{len(labels)} labels; {remedy}"
+        )
     if not 0 <= min(labels) <= max(labels) < class_count:
         raise Failure(
             f"{path}: {key!r} must be from 0 to {class_count - 1}, "
@@ -237,7 +240,7 @@ def _read_pickle(record, path):
     except Exception as error:
         raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):
-        raise Failure(f"{path} is not a file of {record.title}; {remedy}")
+        raise Failure(f"{path} is not a {record.title} file; {remedy}")
     return content
 
 
@@ -245,8 +248,8 @@ class _Unsafe(Exception):
     """The error for a pickle that loads something other than an array."""
 
 
-# The unpickler in Python: a damaged file can make the one in C allocate gigabytes (its table of
-# objects grows to any index that the file names).
+# Use the unpickler written in Python: a damaged file can make the one in C allocate gigabytes,
+# because its table of objects grows to any index in the file.
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: the few names that Python 2 and 3 use to pickle bytes and
     NumPy arrays map to functions of this module; all others raise _Unsafe."""

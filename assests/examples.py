@@ -7,7 +7,7 @@ RED, BLACK, WHITE, SILVER, GLASS = "#c9362c", "#20242b", "#f0f0ec", "#b9c0c9", "
 
 
 def sky(top, bottom):
-    """Return an image that fades from the colour `top` to `bottom`, and the means to draw on it."""
+    """Return an image that fades from the colour `top` to `bottom`, and an ImageDraw for it."""
     mask = Image.linear_gradient("L").resize((SIDE, SIDE))
     colours = [Image.new("RGB", (SIDE, SIDE), colour) for colour in (bottom, top)]
     image = Image.composite(*colours, mask)

@@ -1,4 +1,5 @@
-"""Compare fine-tuning with training from scratch, on few images of classes new to the network.
+"""Compare fine-tuning with training from scratch, on a few images of classes
+that are new.
 
     python benchmarks/fine_tuning.py FOLDER --data_dir=data
 

@@ -84,7 +84,9 @@ def compare(network, settings, steps, turns):
         f"\n{network}, {ours['parameters']:,} parameters, {settings or 'defaults'}, batch {batch}"
     )
     print(
-        "|  | images/s | TFLOP/s | time to ours | first step | peak memory |\n" + "|---" * 6 + "|"
+        "|  | images/s | TFLOP/s | time relative to ours | first step | peak memory |\n"
+        + "|---" * 6
+        + "|"
     )
     for candidate, result in zip(CANDIDATES, results, strict=True):
         assert result["parameters"] == ours["parameters"], candidate

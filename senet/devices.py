@@ -23,8 +23,8 @@ def visible_gpus():
 
 
 def use_devices(devices):
-    """Choose the devices of this process by the hyperparameter `devices` and return their names in
-    TensorFlow. Raises Failure if there is no such GPU."""
+    """Select the devices of this process according to the hyperparameter `devices`, and return
+    their TensorFlow names. Raises Failure if a GPU does not exist."""
     global _chosen
     gpus = len(visible_gpus())
     if devices == "all":
@@ -36,8 +36,8 @@ def use_devices(devices):
     else:
         seen = ", ".join(map(str, range(gpus))) or "none"
         raise Failure(
-            f"--devices={devices} names a GPU that TensorFlow does not see (it sees {seen}); give "
-            f"others, or --devices=all"
+            f"--devices={devices} names a GPU that TensorFlow does not see (it sees {seen}); use "
+            f"different devices, or --devices=all"
         )
     _chosen = devices
     return names

@@ -18,9 +18,9 @@ KINDS = {
 def open_regular(path, largest=None):
     """Open the regular file `path`, or the one that it links to, for reading bytes.
 
-    Raises OSError for a file of more than `largest` bytes and, without blocking, for anything else:
-    a FIFO would wait for a writer, a device may never end."""
-    # Check before opening, since a device may react to that, and check the file that was opened.
+    Raises OSError if the file has more than `largest` bytes or, without blocking, if it is not a
+    regular file: a FIFO would wait for a writer, and a device may never end."""
+    # Check before opening, since opening a device may have effects, and check the opened file too.
     _check_regular(pathlib.Path(path).stat())
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:

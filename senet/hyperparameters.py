@@ -56,7 +56,7 @@ NOT_A_PATTERN = Rule(
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, or a list without duplicates, of GPUs such as 0,1 or of CPU devices such as "
+    "be all, or a list of different GPUs such as 0,1, or of CPU devices numbered from 0 such as "
     "cpu:0,cpu:1",
     _are_devices,
 )
@@ -168,7 +168,7 @@ def shown(value):
     try:
         return short.repr(value)
     except ValueError:  # Python does not print an int of thousands of digits
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def check_field(Hyperparameters, name, value, prefix="--"):

@@ -1,4 +1,4 @@
-"""The layers of the networks, over `tf.nn` and `tf.get_variable`.
+"""The layers of the networks, built on `tf.nn` and `tf.get_variable`.
 
 Images and feature maps are [batch, height, width, channels]. Every layer with variables opens a
 variable scope of its own name, so that building a network a second time under
@@ -116,8 +116,8 @@ def moving_averages():
     missing = {variable.op.name for variable in tf.moving_average_variables()} - values.keys()
     if missing:
         raise Failure(
-            f"the loss does not update {shortened(sorted(missing))}; build the network with "
-            f"training=True in it"
+            f"the loss does not update {shortened(sorted(missing))}; build the network in "
+            f"loss() with training=True"
         )
     return [values[variable.op.name] for variable in tf.moving_average_variables()]
 
@@ -197,9 +197,9 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 
 
 def Dropout(x, rate, training, layer_name="dropout"):
-    """In training, set a fraction `rate` of the values to zero and divide the others by 1 - rate
+    """Set a fraction `rate` of the values to zero and divide the others by 1 - rate in training
     (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
-    global step and the number of the batch's piece."""
+    global step and the number of the current piece of the batch."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()

@@ -58,7 +58,7 @@ def check_pieces(images, steps, hyperparameters):
             raise HyperparameterError(
                 f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
                 f"split a batch of {batch} images into {pieces} pieces, but batch norm needs at "
-                f"least {hp.SMALLEST_PIECE} images in each; give a larger --micro_batch_size or "
+                f"least {hp.SMALLEST_PIECE} images in each; use a larger --micro_batch_size or "
                 f"--batch_size"
             )
 

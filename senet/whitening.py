@@ -10,7 +10,7 @@ import numpy as np
 from senet.compat import tf
 from senet.convolution import convolution
 
-IMAGES = 5000  # used to compute the filters, approximately
+IMAGES = 5000  # approximate number used to compute the filters
 SHRINKAGE = 1e-2  # added to the variances, so that noise is not scaled up to 1
 
 
@@ -41,7 +41,7 @@ def whitening_layer(input_x, filters, side, stride, layer_name):
     `filters` may be None if the values come from a checkpoint: evaluate, predict, export."""
     shape = [side, side, 3, 2 * side * side * 3]
     with tf.variable_scope(layer_name):
-        # NaN ends a training that was not given the filters; zeros would train on nothing.
+        # With NaN, training without the filters fails; with zeros, it would learn from nothing.
         initial = tf.constant_initializer(np.nan if filters is None else filters)
         weights = tf.get_variable("weights", shape, initializer=initial, trainable=False)
         return convolution(input_x, tf.cast(weights, input_x.dtype), stride)

@@ -274,7 +274,7 @@ def batch(**changes):
         (batch()[:-100], "damaged or truncated"),
         (b"", "damaged or truncated"),
         (b"<html></html>", "damaged or truncated"),
-        (python2_pickle([1, 2]), "is not a file of CIFAR-10"),
+        (python2_pickle([1, 2]), "is not a CIFAR-10 file"),
         (batch(data=np.zeros((20, 3071), np.uint8)), "'data' is not an array of rows of 3072"),
         (batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
         (batch(data=b"none"), "'data' is not an array"),
@@ -323,7 +323,7 @@ def test_messages_name_the_data_set(tmp_path):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR100, tmp_path)
     assert str(failure.value) == (
-        f"{folder}/test is not a file of CIFAR-100; remove the folder cifar-100-python and restart"
+        f"{folder}/test is not a CIFAR-100 file; remove the folder cifar-100-python and restart"
     )
     (folder / "test").write_bytes(python2_pickle({**make_batch(1, 0), b"fine_labels": [100]}))
     with pytest.raises(Failure, match="'fine_labels' must be from 0 to 99, got 100 to 100"):
@@ -334,7 +334,7 @@ def test_messages_name_the_data_set(tmp_path):
 def test_a_file_may_be_as_large_as_its_record_says(tmp_path, record):
     folder = write_folder(tmp_path, make_files(record=record), record)
     with (folder / record.test_file).open("r+b") as file:
-        file.truncate(record.largest_file)  # sparse, and behind the end of the pickle
+        file.truncate(record.largest_file)  # sparse, and past the end of the pickle
     check_loaded(load_cifar(record, tmp_path), record)
     with (folder / record.test_file).open("r+b") as file:
         file.truncate(record.largest_file + 1)

@@ -104,8 +104,8 @@ def assert_same_run(folder, name, other):
     np.testing.assert_allclose(numbers(folder, name), numbers(folder, other), atol=1.1e-4)
     values, others = checkpoint(folder, name), checkpoint(folder, other)
     assert values.keys() == others.keys()
-    # The steps amplify rounding errors of sums in a different order, those of some values by up to
-    # 0.4 % of the largest. A gradient counted twice or by half would differ by half or more.
+    # Sums in a different order have different rounding errors. The steps amplify them, for some
+    # variables to 0.4 % of the norm. A gradient counted twice or half would differ by half or more.
     for key, value in values.items():
         difference = np.linalg.norm(value - others[key])
         assert difference <= 0.01 * np.linalg.norm(others[key]) + 1e-6, key
@@ -228,8 +228,8 @@ def test_a_worker_that_lacks_bfloat16_is_rejected(folder, tmp_path):
     for status, _, errors in finish(workers):
         assert status == 1
         assert errors == (
-            f"error: {addresses[1]} does not support bfloat16, which the other workers use; give "
-            f"all workers --mixed_precision=False\n"
+            f"error: {addresses[1]} does not support bfloat16, which the other workers use; use "
+            f"--mixed_precision=False on all workers\n"
         )
 
 

@@ -325,7 +325,9 @@ class TestHyperparametersOfTheRun:
 
     def test_no_run(self, call):
         result = call("evaluate", "--run_dir=nowhere")
-        one_line(result, 1, "no run in nowhere; train first, or give the --run_dir of a run")
+        one_line(
+            result, 1, "no run in nowhere; train first, or use the --run_dir of an existing run"
+        )
 
 
 def test_hyperparameters_created_in_code_are_checked_too():

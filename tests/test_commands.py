@@ -161,7 +161,7 @@ def test_export_replaces_nothing(call, tmp_path):
     (tmp_path / "file").write_text("precious")
     status, output, errors = call("export", tmp_path)
     assert (status, output) == (1, "")
-    assert errors == f"error: {tmp_path} already exists; remove it, or give another folder\n"
+    assert errors == f"error: {tmp_path} already exists; remove it, or use another folder\n"
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -324,7 +324,9 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path):
     ):
         status, output, errors = call(*command, run_dir=tmp_path)
         assert (status, output) == (1, "")
-        message = f"error: no run in {tmp_path}; train first, or give the --run_dir of a run"
+        message = (
+            f"error: no run in {tmp_path}; train first, or use the --run_dir of an existing run"
+        )
         assert errors.startswith(message)
         assert errors.count("\n") == 1
 

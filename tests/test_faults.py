@@ -261,7 +261,7 @@ class TestSettings:
         before = content(two / "model")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
-        assert "already finished; give a larger --total_epochs to continue" in output
+        assert "already finished; use a larger --total_epochs to continue" in output
         assert content(two / "model") == before
 
 

@@ -34,7 +34,7 @@ def test_anything_else_is_rejected_without_waiting(tmp_path, make, reason):
 
 
 def test_a_file_that_became_a_fifo_is_rejected_too(tmp_path, monkeypatch):
-    """Replace a regular file by a FIFO between the check and the opening."""
+    """Replace a regular file with a FIFO between the check and the opening."""
     path = tmp_path / "path"
     path.touch()
     regular = path.stat()

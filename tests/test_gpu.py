@@ -1,4 +1,4 @@
-"""Checks for GPUs that need none: GPU kernels of all operations, and memory."""
+"""GPU checks that run without a GPU: GPU kernels of all operations, and memory."""
 
 import dataclasses
 import functools

@@ -37,7 +37,7 @@ class Settings(RunHyperparameters):
     fast: bool = True
 
 
-REFUSED = [
+REJECTED = [
     ("width", 0, "be at least 1, got 0"),
     ("width", 65, "be at most 64, got 65"),
     ("width", 10**30, f"be at most 64, got {10**30}"),
@@ -72,7 +72,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("name, value, message", REFUSED)
+@pytest.mark.parametrize("name, value, message", REJECTED)
 def test_a_value_that_is_not_allowed_is_named_on_one_line(name, value, message):
     with pytest.raises(HyperparameterError) as caught:
         Settings(**{name: value})
@@ -239,7 +239,7 @@ TOO_MUCH = {
 
 @by_script
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_scripts_refuse_values_beyond_reason(script, name):
+def test_scripts_reject_values_out_of_range(script, name):
     with pytest.raises(HyperparameterError, match=f"--{name} must "):
         script.hyperparameters(**{name: TOO_MUCH[name]})
 

@@ -153,7 +153,7 @@ def test_images_that_do_not_fit_on_the_disk_are_rejected_before_they_are_read(
     assert start.startswith(
         f"--image_size=1000000 is too large: 10 images need 3e+04 GB in {data_dir}/cache/"
     )
-    assert end == "free some space, or give a smaller --image_size or another --data_dir"
+    assert end == "free some space, or use a smaller --image_size or another --data_dir"
     assert (decoded, caches(data_dir)) == ([], [])
 
 
@@ -189,14 +189,14 @@ def test_a_data_dir_that_cannot_be_written_gives_one_line(folder, tmp_path):
         load_dataset(str(folder), tmp_path / "file" / "data")
     start, end = str(caught.value).split(": ")
     assert start.startswith(f"cannot write {tmp_path}/file/data/cache/")
-    assert end == "Not a directory; fix that, or give another --data_dir"
+    assert end == "Not a directory; fix that, or use another --data_dir"
 
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing(folder, data_dir):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(Failure, match="^cannot write .*: File too large; fix that, or give "):
+        with pytest.raises(Failure, match="^cannot write .*: File too large; fix that, or use "):
             load_dataset(str(folder), data_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -120,7 +120,7 @@ def test_options_that_differ_from_the_run_are_rejected(
 def test_nothing_is_replaced(trained, call, tmp_path):
     (tmp_path / "file").write_text("precious")
     result = call("publish", tmp_path, f"--run_dir={trained}")
-    one_line(result, 1, f"{tmp_path} already exists; remove it, or give another folder")
+    one_line(result, 1, f"{tmp_path} already exists; remove it, or use another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -172,5 +172,5 @@ def test_without_a_run_the_network_that_comes_with_the_script_is_named(tmp_path,
     for folder, name in (tmp_path, "models/SE_ResNeXt"), (elsewhere, shipped):
         monkeypatch.chdir(folder)
         result = call("predict", "a.png", "--run_dir=none")
-        start = "no run in none; train first, or give the --run_dir of a run, such as --run_dir="
-        one_line(result, 1, f"{start}{name}\n")
+        start = "no run in none; train first, or use the --run_dir of an existing run, such as "
+        one_line(result, 1, f"{start}--run_dir={name}\n")

@@ -82,7 +82,7 @@ def test_the_commands_for_trained_networks_run(first_run, monkeypatch):
     monkeypatch.chdir(first_run)
     for script, arguments in calls(page):
         assert importlib.import_module(script).main(arguments) == 0, arguments
-    # Using the export requires nothing of this repository.
+    # Using the export requires nothing from this repository.
     (code,) = blocks(page, "python")
     status, output, errors = run_python("-c", code, cwd=first_run, PYTHONPATH="")
     assert status == 0, errors

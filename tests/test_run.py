@@ -73,7 +73,7 @@ def test_the_files_and_the_output_of_a_run(whole):
     assert device.startswith("device: ")
     folder = folder / "whole"
     assert run == f"run: {folder} (new)"
-    assert watch == f"watch it: tensorboard --logdir {folder}"
+    assert watch == f"monitor: tensorboard --logdir {folder}"
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3", "epoch: 3/3"]
     assert rows == (folder / "logs.txt").read_text().splitlines()
     assert done == f"done: checkpoints in {folder}/model"
@@ -111,7 +111,7 @@ def test_xla_gives_the_same_result(tmp_path):
     # By default, TensorFlow uses XLA on GPUs only; this flag enables it on the CPU.
     flag = {"TF_XLA_FLAGS": "--tf_xla_cpu_global_jit"}
     status, _, errors = run_python(*command(tmp_path, "with", *options, "--xla"), **flag)
-    assert status == 0, errors  # on a slow machine, XLA notes that it takes long
+    assert status == 0, errors  # on a slow machine, XLA warns about slow compilation
     with_xla, without = (
         [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
         for path in (tmp_path / "with", tmp_path / "without")

@@ -117,7 +117,7 @@ def test_a_network_without_matching_variables_is_rejected(saved, shapes):
     assert str(caught.value).startswith(
         f"{saved} does not match the network: it has classifier/bias, "
     )
-    assert str(caught.value).endswith("of the same script and channels")
+    assert str(caught.value).endswith("of the same script with the same numbers of channels")
 
 
 def test_other_classes_need_a_classifier_to_start_from_scratch(saved):
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_one_line(saved, tmp_path):
             network.load(name)
     flip_a_bit(saved.with_name(saved.name + ".data-00000-of-00001"))
     for name, reason in (run, "cannot be used"), (saved, "cannot be read"):
-        with pytest.raises(Failure, match=rf"{saved}: {reason} \(.*; give another --initial_chec"):
+        with pytest.raises(Failure, match=rf"{saved}: {reason} \(.*; use another --initial_chec"):
             network.load(name)
 
 
@@ -186,4 +186,4 @@ def test_from_a_published_network_to_a_resumed_run(trained, tmp_path, capsys):
     assert "weights: " not in output
     status, output, errors = train(options[1], "--total_epochs=2")
     assert (status, output) == (1, "")
-    assert f"(initial_checkpoint was '{start}', now ''); give the earlier ones" in errors
+    assert f"(initial_checkpoint was '{start}', now ''); use the earlier values" in errors

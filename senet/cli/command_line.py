@@ -22,12 +22,16 @@ from senet.errors import Failure, HyperparameterError, first_line, printable
 from senet.hyperparameters import load_fields, parse_field, shown
 from senet.run.signals import Stopped
 
-CHECKPOINT = ("[--checkpoint=NAME]", "--checkpoint", {"metavar": "NAME", "help": "default: newest"})
-JSON = ("[--json]", "--json", {"action": "store_true", "help": "one JSON object per image"})
+CHECKPOINT = (
+    "[--checkpoint=NAME]",
+    "--checkpoint",
+    {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
+)
+JSON = ("[--json]", "--json", {"action": "store_true", "help": "print one JSON object per image"})
 NOTE = (
     "[--note=TEXT]",
     "--note",
-    {"metavar": "TEXT", "help": "about the training data"},
+    {"metavar": "TEXT", "help": "remark on the training data for the model card"},
 )
 # The function, its help, and the arguments, each as (usage, name, settings for argparse).
 COMMANDS = {
@@ -127,7 +131,9 @@ def _fields_of_run(run_dir, Hyperparameters):
     if not path.exists():
         shipped = _shipped(Hyperparameters)
         example = f", such as --run_dir={shipped}" if shipped else ""
-        raise Failure(f"no run in {run_dir}; train first, or give the --run_dir of a run{example}")
+        raise Failure(
+            f"no run in {run_dir}; train first, or use the --run_dir of an existing run{example}"
+        )
     return load_fields(path, Hyperparameters)
 
 

@@ -36,7 +36,7 @@ def evaluation(trained):
     if data.label_names != trained.label_names:
         raise Failure(
             f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
-            f"{hp.dataset} has {shortened(data.label_names)}; give the --dataset it was trained on"
+            f"{hp.dataset} has {shortened(data.label_names)}; use the --dataset it was trained on"
         )
     # The same batches as during training: the results are identical, bit for bit, on the same CPU
     # with the same number of cores.
@@ -127,7 +127,7 @@ def new_folder(text):
     check_path("FOLDER", text)
     folder = pathlib.Path(text)
     if os.path.lexists(folder):
-        raise Failure(f"{folder} already exists; remove it, or give another folder")
+        raise Failure(f"{folder} already exists; remove it, or use another folder")
     return folder
 
 
@@ -191,7 +191,7 @@ def excitation(network, hyperparameters, checkpoint=""):
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
             raise Failure(
-                f"{trained.checkpoint} has no SE blocks (reduction_ratio=0); give the --run_dir "
+                f"{trained.checkpoint} has no SE blocks (reduction_ratio=0); use the --run_dir "
                 f"of a network with SE blocks"
             )
         tested, data = evaluation(trained)

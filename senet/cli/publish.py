@@ -44,9 +44,10 @@ python {script} evaluate --run_dir={folder}
 To fine-tune it, train a network with the same hyperparameters and
 `--initial_checkpoint={folder}`.
 
-**Input**: RGB images of {side}x{side} pixels, uint8; `predict` rotates per EXIF, centre-crops and
-resizes others. **Normalisation**, inside the graph: (value - mean) / std per channel, with mean
-{mean} and std {std} in pixel values, computed from the training images.
+**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates other images per EXIF,
+centre-crops them and resizes them. **Normalisation**, inside the graph: (value - mean) / std per
+channel, with mean {mean} and std {std} in pixel values,
+computed from the training images.
 
 **Classes** ({count:,}): {classes}.
 
@@ -100,8 +101,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     `run_dir` for the other commands and as an `initial_checkpoint` for training. `note` is added to
     the card's paragraph on the training data.
 
-    The folder contains no path of this machine. Raises Failure if the data set differs from the one
-    that the network was trained on, or if logs.txt has no row for the checkpoint."""
+    The folder contains no absolute path of this machine. Raises Failure if the data set differs
+    from the one that the network was trained on, or if logs.txt has no row for the checkpoint."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
     _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
@@ -110,7 +111,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
             raise Failure(
                 f"the training images of {data.name} differ from those {trained.checkpoint} was "
-                f"trained on; restore them, or give their --dataset or --data_dir"
+                f"trained on; restore them, or use the --dataset and --data_dir of the training"
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
         fields = portable_fields(hp)
@@ -146,7 +147,7 @@ def _rows(run, trained, epoch_steps):
     if beyond or epoch not in rows:
         raise Failure(
             f"{run.row_file} has no row for {trained.checkpoint}: step {trained.step:,} is not the "
-            f"end of a tested epoch of {epoch_steps:,} steps; give another --checkpoint"
+            f"end of a tested epoch of {epoch_steps:,} steps; use another --checkpoint"
         )
     return [row for number, row in sorted(rows.items()) if number <= epoch]
 

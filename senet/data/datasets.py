@@ -62,10 +62,11 @@ class Dataset(NamedTuple):
 
 def load_dataset(name, data_dir, image_size=SIDE):
     """Return the Dataset `name`: one of LOADERS, which keeps its files in `data_dir`, or a folder
-    with images in train/<class>/ and test/<class>/, resized to `image_size` and cached there.
+    with images in train/<class>/ and test/<class>/, which are resized to `image_size` and cached in
+    `data_dir`.
 
-    Raises Failure if it cannot be loaded, HyperparameterError if there is no such data set or if it
-    does not allow `image_size`."""
+    Raises Failure if the images cannot be loaded, and HyperparameterError if there is no such data
+    set or if it does not allow `image_size`."""
     if name not in LOADERS:
         if not _has_splits(name):
             raise HyperparameterError(

@@ -19,7 +19,7 @@ import numpy as np
 from senet.data.summaries import Summary, summarise
 from senet.errors import Failure, HyperparameterError, first_line, printable
 
-REMEDY = "fix that, or give another --data_dir"
+REMEDY = "fix that, or use another --data_dir"
 
 
 def cached_images(home, files, shape, splits, decode):
@@ -84,7 +84,7 @@ def _check_space(home, shape):
     if needed > free:
         raise HyperparameterError(
             f"--image_size={side} is too large: {count:,} images need {needed / 1e9:,.3g} GB in "
-            f"{home}, but {free / 1e9:,.3g} GB is free; free some space, or give a smaller "
+            f"{home}, but {free / 1e9:,.3g} GB is free; free some space, or use a smaller "
             f"--image_size or another --data_dir"
         )
 

@@ -18,7 +18,7 @@ from senet.data.image_cache import cached_images
 from senet.errors import Failure, OneLineError, first_line, printable
 from senet.files import open_regular
 
-# Of large images and damaged EXIF data; an image that cannot be read is an error anyway.
+# Ignore warnings about large images and damaged EXIF data; an unreadable image is an error anyway.
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -127,7 +127,7 @@ def _files(folder, digest):
             status = entry.stat()
             files.append((entry.path, entry.name, status.st_size, status.st_mtime_ns))
     if not files:
-        raise Failure(f"{folder} has no images")
+        raise Failure(f"{folder} has no images; add some, or remove the class")
     files.sort()
     digest.update(os.fsencode(f"{folder.name}/{len(files)}/"))
     for _, name, size, time in files:

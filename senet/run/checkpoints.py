@@ -1,9 +1,9 @@
 """Checkpoints: written atomically, verified when they are read, and never with values that are not
 finite.
 
-A checkpoint is the two files `model.ckpt-STEP.data-...` and `model.ckpt-STEP.index` that
-`tf.train.Saver` writes, with all variables of the graph. One of these lists the variables of the
-network, so that other programs can tell which ones are the optimizer's.
+A checkpoint consists of two files that `tf.train.Saver` writes, `model.ckpt-STEP.data-...` and
+`model.ckpt-STEP.index`, with all variables of the graph. The variable NETWORK lists those of the
+network, so that other programs can distinguish them from the optimizer's.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ class Checkpoints:
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
                     f"{damaged[0][1]}; no other checkpoint in {self.folder} can be read either; "
-                    f"restore one to resume, or give another --run_dir to start from scratch"
+                    f"restore one to resume, or use another --run_dir to start from scratch"
                 )
             return False
         if difference := self._difference(path):
             raise Failure(
                 f"{path} does not match the network: {difference}; undo the change to the network "
-                f"to resume, or give another --run_dir to start from scratch"
+                f"to resume, or use another --run_dir to start from scratch"
             )
         self._load(session, path)
         self.current, self.damaged = step_of(path), damaged
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def load_chief_checkpoint(self, session, step):
         """Load the checkpoint of `step`, unless it is already loaded, as on the chief. Return a
-        text that identifies it: its index, which has a checksum of each value, or the error if it
+        string that identifies it: its index, which has a checksum of each value, or the error if it
         cannot be read."""
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
@@ -238,14 +238,14 @@ def verified_reader(path):
 
 @contextlib.contextmanager
 def readable(checkpoint, option):
-    """Turn errors in reading a checkpoint into a Failure that suggests to change `option`."""
+    """Turn errors in reading a checkpoint into a Failure that suggests another `option`."""
     try:
         yield
     except Failure as failure:
         raise Failure(f"{checkpoint}: {failure}") from None
     except UNREADABLE as error:
         raise Failure(
-            f"{checkpoint}: cannot be read ({first_line(error)}); give another {option}"
+            f"{checkpoint}: cannot be read ({first_line(error)}); use another {option}"
         ) from None
 
 

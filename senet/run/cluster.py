@@ -1,7 +1,7 @@
 """The devices and hosts of a run (tf.distribute).
 
-On one host: all its GPUs, or the given devices. On several hosts: those that TF_CONFIG in the
-environment of each lists, as for every TensorFlow program; the first is the chief.
+On one host, a run uses all GPUs or the given devices. Several hosts are listed in the environment
+variable TF_CONFIG of each host, as for every TensorFlow program; the first is the chief.
 """
 
 import contextlib
@@ -206,8 +206,8 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"{without} does not support bfloat16, which the other workers use; give all "
-                f"workers --mixed_precision=False"
+                f"{without} does not support bfloat16, which the other workers use; use "
+                f"--mixed_precision=False on all workers"
             )
 
 
@@ -239,7 +239,8 @@ def _described(silent):
 
 
 def _hosts():
-    """Return the addresses of all workers in TF_CONFIG and the index of this one; [] and 0 without.
+    """Return the addresses of all workers in TF_CONFIG and the index of this one, or ([], 0) if
+    TF_CONFIG is not set.
 
     Raises Failure if TF_CONFIG is not valid."""
     text = os.environ.get("TF_CONFIG")

@@ -27,7 +27,7 @@ def start_lines(network, data, strategy, hyperparameters, state):
         f"device: {describe_devices(strategy)}, "
         f"{describe_precision(hyperparameters.mixed_precision)}\n"
         f"run: {hyperparameters.run_dir} ({state})\n"
-        f"watch it: tensorboard --logdir {hyperparameters.run_dir}"
+        f"monitor: tensorboard --logdir {hyperparameters.run_dir}"
     )
 
 

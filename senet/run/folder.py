@@ -54,7 +54,7 @@ class RunFolder:
         elif self.rows:
             raise Failure(
                 f"{self.row_file} has {len(self.rows):,} epochs, but {self.model} has no "
-                f"checkpoint; restore it to resume, or give another --run_dir to start from scratch"
+                f"checkpoint; restore it to resume, or use another --run_dir to start from scratch"
             )
         return self
 
@@ -78,7 +78,7 @@ class RunFolder:
                 self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(
-                f"{self.path} is being trained by another process; wait for it, or give another "
+                f"{self.path} is being trained by another process; wait for it, or use another "
                 f"--run_dir"
             ) from None
 
@@ -96,14 +96,14 @@ class RunFolder:
             before = load_fields(self.settings, type(self.hyperparameters))
         except Failure as error:
             raise Failure(
-                f"{self.path} has checkpoints, but {error}, or give another --run_dir to start "
+                f"{self.path} has checkpoints, but {error}, or use another --run_dir to start "
                 f"from scratch"
             ) from None
         if changes := changed_fields(self.hyperparameters, before):
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in changes)
             raise Failure(
-                f"{self.path} was trained with different hyperparameters ({listed}); give the "
-                f"earlier ones to resume, or another --run_dir to start from scratch"
+                f"{self.path} was trained with different hyperparameters ({listed}); use the "
+                f"earlier values to resume, or another --run_dir to start from scratch"
             )
 
     def write_hyperparameters(self):

@@ -49,8 +49,8 @@ def confusion_page(matrix, label_names):
     side = margin + classes * cell + 12
     page = Image.new("RGB", (side, side), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((8, 8), "true, from top", GREY, _font(11))
-    draw.text((8, 22), "predicted, across", GREY, _font(11))
+    draw.text((8, 8), "rows: true class", GREY, _font(11))
+    draw.text((8, 22), "columns: predicted", GREY, _font(11))
     for number, name in enumerate(names):
         middle = margin + cell * number + cell // 2
         draw.text((margin - 6, middle), name, INK, font, anchor="rm")

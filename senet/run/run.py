@@ -104,7 +104,7 @@ class Run:
         if not all(map(np.array_equal, saved, statistics_of(self.data))):
             raise Failure(
                 f"the training images differ from those {self.folder.path} was trained on; restore "
-                f"them to resume, or give another --run_dir to start from scratch"
+                f"them to resume, or use another --run_dir to start from scratch"
             )
 
     def _open_logs(self, graph, resumed):
@@ -141,7 +141,7 @@ class Run:
             say(weights)
         epochs = hp.total_epochs - self.epochs_done
         if epochs == 0:
-            say("already finished; give a larger --total_epochs to continue")
+            say("already finished; use a larger --total_epochs to continue")
         note = long_run_note(
             lambda batch: self.session.run(test_batch, inputs.feed(batch)),
             self.data,

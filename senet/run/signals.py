@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """The end of the program by the signal `signal_number`; the text says what to do next."""
+    """Raised to stop the program on the signal `signal_number`; the message says what to do
+    next."""
 
     def __init__(self, signal_number, text):
         super().__init__(text)

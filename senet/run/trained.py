@@ -66,7 +66,7 @@ class TrainedNetwork:
         if difference := describe_difference(self.variables, variables_used_by(self.outputs)):
             raise Failure(
                 f"{self.checkpoint} does not match {self.network.__name__} with these "
-                f"hyperparameters: {difference}; give the --run_dir and the hyperparameters it was "
+                f"hyperparameters: {difference}; use the --run_dir and the hyperparameters it was "
                 f"trained with"
             )
         # A training process may have replaced it meanwhile.
@@ -87,7 +87,7 @@ def _named(checkpoint, model_folder):
     path = pathlib.Path(name) if "/" in name else model_folder / name
     if not pathlib.Path(f"{path}.index").exists():
         raise Failure(
-            f"--checkpoint={checkpoint}: {path}.index does not exist; give the path of a "
+            f"--checkpoint={checkpoint}: {path}.index does not exist; pass the path of a "
             f"checkpoint, or the name of one in {model_folder}"
         )
     return path
@@ -99,7 +99,7 @@ def _newest(model_folder):
         reason = f"{model_folder} has no checkpoint"
         if damaged:
             reason = f"{damaged[0][1]}, and {model_folder} has no other checkpoint"
-        raise Failure(f"{reason}; train first, or give the --run_dir of a run")
+        raise Failure(f"{reason}; train first, or use the --run_dir of an existing run")
     for _, message in damaged:
         print(f"warning: {message}", file=sys.stderr)
     return path

@@ -38,7 +38,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     if not (same_classes or classifier):
         raise Failure(
             f"the classes of {path} differ from those of the data set, and the network has no "
-            f"layer {CLASSIFIER!r} to start from scratch; give its last layer that name"
+            f"layer {CLASSIFIER!r} to start from scratch; rename its last layer to that"
         )
     matching = {name for name, shape in wanted.items() if saved.get(name) == shape}
     if not (same_classes and classifier <= matching):
@@ -46,7 +46,8 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     if not matching - classifier:
         raise Failure(
             f"{path} does not match the network: it has {shortened(sorted(saved))}, the network "
-            f"has {shortened(sorted(wanted))}; give an {OPTION} of the same script and channels"
+            f"has {shortened(sorted(wanted))}; use an {OPTION} of the same script with the "
+            f"same numbers of channels"
         )
     variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
     with readable(path, OPTION), without_chatter():
@@ -70,13 +71,13 @@ def _find(initial_checkpoint):
     if (folder / "model").is_dir():
         path, damaged = newest_readable(folder / "model")
         if damaged:
-            raise Failure(f"{damaged[0][1]}; give another {OPTION}")
+            raise Failure(f"{damaged[0][1]}; use another {OPTION}")
     else:
         path = pathlib.Path(initial_checkpoint.removesuffix(".index"))
         path = path if pathlib.Path(f"{path}.index").is_file() else None
     if not path:
         raise Failure(
             f"{OPTION}={initial_checkpoint} is neither a run with a checkpoint nor a checkpoint; "
-            f"give the folder of a run, or a path such as runs/mine/model/model.ckpt-189"
+            f"pass the folder of a run, or a path such as runs/mine/model/model.ckpt-189"
         )
     return path
