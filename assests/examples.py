@@ -62,5 +62,5 @@ EXAMPLES = {draw.__name__: draw for draw in (airplane, ship, truck)}
 
 
 def draw_example(name):
-    """Return the drawing of a class, 128x128, slightly blurred as a photo is."""
+    """Return the drawing of a class, 128x128, slightly blurred, like a photo."""
     return EXAMPLES[name]().filter(ImageFilter.GaussianBlur(1.2)).resize((SIDE // 4, SIDE // 4))

@@ -42,7 +42,7 @@ def main():
     )
     add = parser.add_argument
     add("folder", type=pathlib.Path, metavar="FOLDER")
-    add("--data_dir", default="data", help="folder of CIFAR-10")
+    add("--data_dir", default="data", help="folder with CIFAR-10")
     add("--start", help="a run or published network of the eight classes; default: train one")
     add("--unseen", nargs=2, default=["cat", "dog"], help="the two classes left out of `eight`")
     add("--images", nargs="+", type=int, default=[20, 100], help="training images per class")

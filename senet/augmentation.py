@@ -1,8 +1,8 @@
 """Augmentation of training images, inside the graph.
 
-Random numbers are stateless and keyed by (seed, step), so that a resumed run augments exactly as an
-uninterrupted one, on any device. To add an augmentation, write a function like `shift_and_flip`
-with its own `random_key`, and call it in the script's `build_graph`.
+Random numbers are stateless and keyed by (seed, step), so that a resumed run augments exactly
+like an uninterrupted one, on any device. To add an augmentation, write a function such as
+`shift_and_flip` with its own `random_key`, and call it in the script's `build_graph`.
 """
 
 import zlib

@@ -25,8 +25,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
     called for each piece of the batch: every device processes its part in micro-batches of at most
     `micro_batch_size` images. Batch norm uses the statistics of its piece; gradients and moving
-    averages are means over all pieces, weighted by their images. `batch` is (images, labels),
-    `step` is the `current_step`. Raises Failure if the loss does not depend on a trainable
+    averages are means over all pieces, weighted by their number of images. `batch` is (images,
+    labels), `step` is the `current_step`. Raises Failure if the loss does not depend on a trainable
     variable, or if a decayed variable is not trainable.
     """
     hp, (images, labels) = hyperparameters, batch

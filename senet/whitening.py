@@ -36,7 +36,7 @@ def whitening_filters(images, mean, std, side=4):
 
 def whitening_layer(input_x, filters, side, stride, layer_name):
     """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
-    `weights`, [side, side, 3, 2 * side * side * 3], which starts as `filters`.
+    `weights`, [side, side, 3, 2 * side * side * 3], initialised with `filters`.
 
     `filters` may be None if the values come from a checkpoint: evaluate, predict, export."""
     shape = [side, side, 3, 2 * side * side * 3]

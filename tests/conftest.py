@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Return the number of worker processes: two for the whole suite, none for tests named on the
-    command line, which then start at once and can be debugged."""
-    return 0 if config.args_source is config.ArgsSource.ARGS else 2
+    """Return the number of worker processes: three for the whole suite, since many tests wait, and
+    none for tests named on the command line, which then start at once and can be debugged."""
+    return 0 if config.args_source is config.ArgsSource.ARGS else 3
 
 
 # TensorFlow is imported in the fixtures: the process that distributes the tests does not need it.
@@ -35,7 +35,7 @@ def rng():
 
 
 def default_signals():
-    """Restore the signals that `nohup python -m pytest &` ignores: runs would ignore them too."""
+    """Restore the signals that `nohup python -m pytest &` ignores: runs would inherit that."""
     for number in signal.SIGINT, signal.SIGHUP:
         signal.signal(number, signal.SIG_DFL)
 

@@ -71,7 +71,7 @@ class ForkedScript:
         self._process.kill()
 
     def communicate(self, timeout=None):
-        """Wait for the end; return what is left of (standard output, standard error)."""
+        """Wait for the process to end; return what is left of (standard output, standard error)."""
         with concurrent.futures.ThreadPoolExecutor() as readers:
             contents = [readers.submit(stream.read) for stream in (self.stdout, self.stderr)]
             self.wait(timeout)

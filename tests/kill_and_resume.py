@@ -2,9 +2,9 @@
 
     python tests/kill_and_resume.py FOLDER --kills=100
 
-The processes get SIGKILL, SIGTERM and SIGHUP in turn, every second one during a save. A run that
-finishes must have the same rows in logs.txt and the same bits in every variable; then the next run
-starts. Each step uses micro-batches.
+The processes receive SIGKILL, SIGTERM and SIGHUP in turn; every second signal is sent during a
+save. A run that finishes must have the same rows in logs.txt and the same bits in every variable;
+then the next run starts. Each step uses micro-batches.
 """
 
 import argparse

@@ -193,7 +193,7 @@ class TestHelp:
             assert f"--{name} " in output
 
     @pytest.mark.slow
-    def test_comments_are_there_without_docstrings(self):
+    def test_help_has_comments_without_docstrings(self):
         arguments = "-W", "ignore", "SE_ResNeXt.py", "--help"
         status, output, errors = run_python(*arguments, PYTHONOPTIMIZE="2")
         assert (status, errors) == (0, "")

@@ -171,7 +171,7 @@ class Usage(NamedTuple):
 
 
 def test_the_earlier_cache_of_a_folder_makes_room(folder, data_dir, monkeypatch):
-    """Use a disk with room for one of them."""
+    """Use a disk with room for only one cache."""
 
     def usage(home):
         used = sum(file.stat().st_size for file in home.glob("*/images.npy"))

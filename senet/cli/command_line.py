@@ -99,7 +99,7 @@ def run_command(train, network, Hyperparameters, argv=None):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{pathlib.Path(frame.filename).name}, line {frame.lineno}"
         kind = type(error).__name__
-        return _fail(1, f"{kind} in {where}: {first_line(error)}; check the values given")
+        return _fail(1, f"{kind} in {where}: {first_line(error)}; check the options")
     except KeyboardInterrupt:
         return _fail(130, "interrupted; run the same command to restart")
 

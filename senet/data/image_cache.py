@@ -1,4 +1,4 @@
-"""A cache of decoded images in memory-mapped files, which may be larger than the memory.
+"""A cache of decoded images in memory-mapped files, which may be larger than memory.
 
 home/lock                        lock file of the process that writes
 home/FILES-SIDE/images.npy       uint8 [N, side, side, 3]

@@ -1,4 +1,4 @@
-"""Exact sums and a checksum of a set of images, computed in one pass and in little memory."""
+"""Exact sums and a checksum of a set of images, computed in one pass and with little memory."""
 
 import zlib
 from typing import NamedTuple

@@ -53,7 +53,7 @@ class EventFile:
             self.writer.flush()
 
     def __exit__(self, *_):
-        # Everything is written already; an error here would only hide an earlier one.
+        # Everything has already been written; an error here would only hide an earlier one.
         with contextlib.suppress(tf.errors.OpError, OSError):
             self.writer.close()
 

@@ -42,7 +42,7 @@ def signals_as_exceptions():
 
 class StopSignals:
     """A handler of signals for a `with` statement: stores the first signal in `received` and ends
-    the process at the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
+    the process on the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
     ignored.
 
     A Python signal handler has to wait until the main thread returns from TensorFlow, which may
