@@ -81,7 +81,7 @@ def test_a_value_that_is_not_allowed_is_named_on_one_line(name, value, message):
 
 
 def test_a_number_that_python_does_not_print():
-    with pytest.raises(HyperparameterError, match="at most 64, got a number of thousands"):
+    with pytest.raises(HyperparameterError, match="at most 64, got a number with thousands"):
         Settings(width=10**5000)
 
 
