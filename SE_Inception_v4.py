@@ -43,7 +43,7 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_v4"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of the SE blocks; 0: none
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # SE reduction; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
@@ -54,10 +54,10 @@ class Hyperparameters(RunHyperparameters):
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
-    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, dropout
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, folder
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
@@ -72,7 +72,7 @@ class Hyperparameters(RunHyperparameters):
         if side < 75:
             raise HyperparameterError(
                 f"--padding must be at least {(76 - self.image_size) // 2}, got {self.padding}: "
-                f"the network needs at least 75x75 pixels, and the images have {side}x{side}"
+                f"the network needs at least 75x75 pixels, but the padded images are {side}x{side}"
             )
 
 

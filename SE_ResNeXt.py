@@ -44,8 +44,8 @@ class Hyperparameters(RunHyperparameters):
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
-    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # whitening: frozen, halves the map
-    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of the SE blocks; 0: none
+    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv, whitening (frozen, stride 2)
+    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # SE reduction; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
@@ -59,7 +59,7 @@ class Hyperparameters(RunHyperparameters):
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # or cifar100, shapes or a folder
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, folder
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
@@ -71,8 +71,8 @@ class Hyperparameters(RunHyperparameters):
         super().__post_init__()
         if self.reduction_ratio > 4 * self.depth:
             raise HyperparameterError(
-                f"--reduction_ratio must be at most {4 * self.depth}, the channels of the first "
-                f"stage (4 x depth), got {self.reduction_ratio}"
+                f"--reduction_ratio must be at most {4 * self.depth}, the number of channels in "
+                f"the first stage (4 x depth), got {self.reduction_ratio}"
             )
 
 

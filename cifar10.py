@@ -171,7 +171,7 @@ def unpack(record, archive):
             try:
                 temporary.rename(folder)
             except OSError:
-                if not folder.exists():  # otherwise another process was faster
+                if not folder.exists():  # otherwise, another process created it first
                     raise
     except Failure:
         raise

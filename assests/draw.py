@@ -446,7 +446,7 @@ def runs_table():
                 ", ".join(f"[{result.accuracy:.2f}]({result.name}.txt)" for result in arm),
             ]
         )
-    head = ["command", "parameters", "minutes", "CPU", "seeds", "accuracy of each, %"]
+    head = ["command", "parameters", "minutes", "CPU", "seeds", "accuracy by seed, %"]
     return table(head, lines)
 
 

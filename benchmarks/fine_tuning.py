@@ -1,5 +1,4 @@
-"""Compare fine-tuning with training from scratch, on a few images of classes
-that are new.
+"""Compare fine-tuning with training from scratch, on a few images of new classes.
 
     python benchmarks/fine_tuning.py FOLDER --data_dir=data
 

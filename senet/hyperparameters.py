@@ -112,7 +112,7 @@ class RunHyperparameters:
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels, for image folders
 
     # devices
-    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all GPUs; or 0,1; or cpu:0,cpu:1
+    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
     SMALLEST_PIECE: ClassVar[int] = 1  # minimum images per device and micro-batch

@@ -177,7 +177,7 @@ def Max_pooling(x, kernel=3, stride=2, padding="VALID"):
 
 
 def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
-    """Return the mean of each window, without the padding."""
+    """Return the mean of each window, excluding padding."""
     return tf.nn.avg_pool2d(x, kernel, stride, padding)
 
 
@@ -188,7 +188,7 @@ def Global_Average_Pooling(x):
 
 
 def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
-    """Map [batch, features] to [batch, units], with a bias; `gain` is that of `he_weights`."""
+    """Map [batch, features] to [batch, units], with a bias; `gain` is passed to `he_weights`."""
     features = x.shape[-1].value
     with tf.variable_scope(layer_name):
         weights = he_weights([features, units], fan_in=features, gain=gain)

@@ -20,7 +20,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
 
     A step minimises the mean of `loss` over the batch, plus `weight_decay` times half the sum of
     squares of the variables `decayed`. The returned loss (plain cross-entropy, without smoothing or
-    decay) and accuracy are means over the epoch so far; `gradient_norm` is that of the batch fed.
+    decay) and accuracy are means over the epoch so far; `gradient_norm` covers the fed batch only.
 
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
     called for each piece of the batch: every device processes its part in micro-batches of at most

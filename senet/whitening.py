@@ -38,10 +38,10 @@ def whitening_layer(input_x, filters, side, stride, layer_name):
     """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
     `weights`, [side, side, 3, 2 * side * side * 3], initialised with `filters`.
 
-    `filters` may be None if the values come from a checkpoint: evaluate, predict, export."""
+    `filters` may be None if the values come from a checkpoint, as in evaluate and predict."""
     shape = [side, side, 3, 2 * side * side * 3]
     with tf.variable_scope(layer_name):
-        # With NaN, training without the filters fails; with zeros, it would learn from nothing.
+        # NaN makes training without the filters fail; zeros would let it run on empty feature maps.
         initial = tf.constant_initializer(np.nan if filters is None else filters)
         weights = tf.get_variable("weights", shape, initializer=initial, trainable=False)
         return convolution(input_x, tf.cast(weights, input_x.dtype), stride)

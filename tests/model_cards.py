@@ -21,8 +21,7 @@ def card_numbers(card):
 
 
 def check_published(folder):
-    """Assert that the card's numbers match the files and that the files have no path of a
-    machine."""
+    """Assert that the card's numbers match the files, which contain no machine-specific path."""
     card = (folder / "README.md").read_text("utf-8")
     listed, parameters, table = card_numbers(card)
 

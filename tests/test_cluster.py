@@ -370,7 +370,7 @@ def test_a_worker_that_waits_ends_on_a_signal(folder, number):
 
 
 @pytest.mark.slow
-def test_a_worker_that_starts_late_is_waited_for(folder):
+def test_workers_wait_for_one_that_starts_late(folder):
     addresses = free_addresses(2)
     first = start_impatient(folder, "late", addresses, 0, "--total_epochs=1")
     while not first.stderr.readline().startswith("waiting for"):

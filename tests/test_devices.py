@@ -99,7 +99,7 @@ def test_only_the_cores_that_the_process_may_use_are_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("index", ["0.0", "true", "-1", "1", "null", "99999999999999999999"])
-def test_an_index_that_is_not_of_a_worker(tmp_path, monkeypatch, capsys, index):
+def test_an_invalid_worker_index_is_rejected(tmp_path, monkeypatch, capsys, index):
     cluster = json.dumps({"worker": ["localhost:1"]})
     task = f'{{"type": "worker", "index": {index}}}'
     monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')

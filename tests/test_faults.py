@@ -368,7 +368,7 @@ class TestProcesses:
         one_line(result.stderr, f"error: cannot write {folder}/run/model: Permission denied; ")
 
     def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two, capfd):
-        """Use a limit on the size of files as the full disk: a checkpoint has 80 kB."""
+        """Simulate a full disk by limiting the size of files; a checkpoint is 80 kB."""
         before = content(two / "model")
         # Saved at each step, before the first event of an epoch.
         options = two.parent, "two", "--save_minutes=1e-9"

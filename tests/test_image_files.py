@@ -110,8 +110,8 @@ def broken_files(folder):
         empty: "not an image file, or damaged",
         bomb: "cannot be read as an image: Image size (200000000 pixels) exceeds limit",
         folder / "folder.png": "cannot be read as an image: not a regular file but a folder",
-        save(folder / "real.tif", plain("F", 0.5)): "cannot be read as an image: its values do",
-        save(folder / "wide.tif", plain("I", 200)): "cannot be read as an image: its values do",
+        save(folder / "real.tif", plain("F", 0.5)): "cannot be read as an image: its values must",
+        save(folder / "wide.tif", plain("I", 200)): "cannot be read as an image: its values must",
         folder / "nowhere.png": "cannot be read as an image: No such file or directory",
     }
 

@@ -1,4 +1,4 @@
-"""Networks that cannot fit into memory are rejected before they are built; all others are not."""
+"""Networks that cannot fit into memory are rejected before they are built; others are accepted."""
 
 import os
 import re

@@ -95,6 +95,6 @@ def test_a_step_by_micro_batches_is_the_mean_of_their_own_steps(data, monkeypatc
     for name, value in together.items():
         mean = (parts[0][name] + parts[1][name]) / 2
         np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6, err_msg=name)
-    # Batch norm's statistics are each micro-batch's own: this is not the whole batch's step.
+    # Each micro-batch uses its own batch-norm statistics, so this differs from the whole batch.
     weights = "stage3/block1/merge/conv/weights/Momentum"
     assert np.abs(together[weights] - whole[weights]).max() > 1e-3

@@ -128,7 +128,7 @@ def test_every_option_and_file_named_exists(page):
 
 
 def anchors(page):
-    """Return the anchors that GitHub makes of the headings of a page."""
+    """Return the anchors that GitHub generates from the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", PAGES[page], re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

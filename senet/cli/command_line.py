@@ -203,7 +203,7 @@ def _sorted_words(words, flags, valueless):
 
 
 def _check_names(argv, known):
-    """Raise HyperparameterError for an unknown --name; argparse would name the next word."""
+    """Raise HyperparameterError for an unknown --name; argparse would report the wrong word."""
     for word in _before_dashes(argv):
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:

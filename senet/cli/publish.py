@@ -111,7 +111,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
             raise Failure(
                 f"the training images of {data.name} differ from those {trained.checkpoint} was "
-                f"trained on; restore them, or use the --dataset and --data_dir of the training"
+                f"trained on; restore them, or use the --dataset and --data_dir of the training run"
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
         fields = portable_fields(hp)

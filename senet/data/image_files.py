@@ -47,7 +47,7 @@ def read_image(path, side):
 
 def _as_rgb(image):
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError("its values do not have 8 or 16 bits; convert it first")
+        raise ValueError("its values must have 8 or 16 bits; convert it to an 8-bit image")
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip values above 255
         values = np.asarray(image, np.float64) * 255 / 65535
         image = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
@@ -163,7 +163,7 @@ def _decode(folder, paths, side):
     # Threads are enough, since Pillow releases Python's lock while it decodes.
     with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         futures = (pool.submit(read, path) for path in paths)
-        # Only as many images in memory as keep the threads busy.
+        # Hold only as many images in memory as it takes to keep the threads busy.
         waiting = collections.deque(itertools.islice(futures, 8 * threads))
         while waiting:
             image = waiting.popleft().result()

@@ -61,7 +61,8 @@ def draw_shapes(labels, rng):
     # The fraction of each pixel that the shape covers: the edge is about one pixel wide.
     cover = np.clip(0.5 - outline * radius, 0, 1)[..., None]
 
-    # Bright on dark, in any colours: with dark on bright too, 2,000 images would be too few.
+    # Shapes are brighter than the background. If some were darker, 2,000 images would be too few
+    # to learn from.
     background = draw(0, 110, 1, 1, 3)
     colour = background + draw(90, 160, 1, 1, 3)
     slope = draw(-1.5, 1.5, 1, 1, 3) * pixels[None, None, :, None]

@@ -1,5 +1,4 @@
-"""Checkpoints: written atomically, verified when they are read, and never with values that are not
-finite.
+"""Write checkpoints atomically, verify them on reading, and never save values that are not finite.
 
 A checkpoint consists of two files that `tf.train.Saver` writes, `model.ckpt-STEP.data-...` and
 `model.ckpt-STEP.index`, with all variables of the graph. The variable NETWORK lists those of the

@@ -186,7 +186,8 @@ class Cluster:
         return bool(self.gather([bool(flag)]).any())
 
     def check_same(self, **strings):
-        """Raise Failure, naming what differs, unless every worker has the chief's `strings`."""
+        """Raise Failure unless every worker has the chief's `strings`; the message lists the
+        names of those that differ."""
         rows = self.gather([zlib.crc32(string.encode()) for string in strings.values()])
         names = [name.replace("_", " ") for name in strings]
         for number, row in enumerate(rows):

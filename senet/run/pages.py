@@ -21,7 +21,7 @@ def mistakes_page(images, true, predicted, probability, label_names, columns=6):
     all four lists have the same length."""
     if not len(images):
         return _note("no test image is misclassified")
-    # Pixels large enough to leave some 120 for a caption.
+    # Enlarge the images to at least 120 pixels, the width of a caption.
     scale = math.ceil(120 / images.shape[1])
     sheet, places = _sheet(images, columns, scale, caption_height=36)
     page = Image.fromarray(sheet)
