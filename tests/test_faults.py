@@ -405,6 +405,7 @@ def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
     assert "lower --init_learning_rate" in errors
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, capfd):
     status, output, errors = train(capfd, tmp_path, "run", "--init_learning_rate=1e30")
     assert status == 1

@@ -78,6 +78,7 @@ def check_kernels(graph_parts, mixed_precision):
 
 
 @pytest.mark.parametrize("mixed_precision", [True, False])
+@pytest.mark.slow
 def test_micro_batches_have_gpu_kernels(graph, mixed_precision, pretend_gpu):
     script = SCRIPTS[0]
     sizes = script.tiny | {"micro_batch_size": 4}

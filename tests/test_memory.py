@@ -23,6 +23,7 @@ from senet.errors import HyperparameterError
         ["--padding=512", "--micro_batch_size=0", "--batch_size=1048576"],
     ],
 )
+@pytest.mark.slow
 def test_a_network_of_terabytes_is_rejected(tmp_path, capsys, fields):
     fields = [f"--run_dir={tmp_path / 'run'}", "--dataset=shapes", *fields]
     assert SE_ResNeXt.main(fields) == 2
@@ -32,6 +33,7 @@ def test_a_network_of_terabytes_is_rejected(tmp_path, capsys, fields):
     assert not (tmp_path / "run" / "logs.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_estimate_is_a_lower_bound_by_hand(graph, monkeypatch):
     split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
     data = Dataset("noise", split, split, ["a", "b"])

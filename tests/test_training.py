@@ -57,6 +57,7 @@ def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data, logits
         assert session.run(tf.train.get_global_step()) == 2
 
 
+@pytest.mark.slow
 def test_l2_is_over_all_trainable_variables(graph, data):
     _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, weight_decay=0.1))
     with tf.Session() as session:
@@ -66,6 +67,7 @@ def test_l2_is_over_all_trainable_variables(graph, data):
     assert l2_loss == pytest.approx(0.1 * sum(squares) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_step_updates_every_moving_average(graph, data):
     inputs, train_step, _, test_batch = build_graph(data, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
@@ -80,6 +82,7 @@ def test_a_training_step_updates_every_moving_average(graph, data):
         assert all((a != b).any() for a, b in zip(before, session.run(moving), strict=True))
 
 
+@pytest.mark.slow
 def test_means_are_reset_in_each_epoch(graph, data, logits):
     """Check three steps, two per epoch: the means are over the first two, then over the third."""
     hp = Hyperparameters(**TINY, batch_size=10)
@@ -114,6 +117,7 @@ def test_label_smoothing_spreads_the_target(graph, rng):
     np.testing.assert_allclose(loss, -(target * np.log(softmax(logits))).sum(axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(graph, data):
     results = []
     for smoothing in (0.0, 0.2):
@@ -129,6 +133,7 @@ def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(graph, d
     assert np.abs(smooth_bias - plain_bias).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
     """Compare with the momentum after the first step, which is the gradient."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, batch_size=20)
@@ -150,6 +155,7 @@ def test_any_optimizer_has_a_gradient_norm(graph, data, monkeypatch):
         assert session.run(epoch_end["gradient_norm"], inputs.feed(data.train)) > 0.1
 
 
+@pytest.mark.slow
 def test_decay_of_some_variables_only(graph, data, monkeypatch):
     def weights():
         return [v for v in tf.trainable_variables() if v.op.name.endswith("weights")]
