@@ -15,10 +15,13 @@ from senet import compat
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["SE_ResNeXt"])
-LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # as a worker sets it; TensorFlow reads it only once
+# As senet.compat sets it for a worker. TensorFlow reads it only once, so errors of its C++ code are
+# hidden on a single host too; test_scripts.py checks the output of processes of their own.
+LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _run(arguments, prepare, cwd, environment, output, errors):
+    """Do in the new process what `python SE_ResNeXt.py arguments...` does, after `prepare`."""
     default_signals()
     os.chdir(cwd)
     os.environ.update(environment)
@@ -71,10 +74,15 @@ class ForkedScript:
         self._process.kill()
 
     def communicate(self, timeout=None):
-        """Wait for the process to end; return what is left of (standard output, standard error)."""
+        """Wait for the process to end; return what is left of (standard output, standard error).
+        Kill it and raise TimeoutExpired after `timeout` seconds."""
         with concurrent.futures.ThreadPoolExecutor() as readers:
             contents = [readers.submit(stream.read) for stream in (self.stdout, self.stderr)]
-            self.wait(timeout)
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()  # the readers wait for the end of its output
+                raise
         self.stdout.close()
         self.stderr.close()
         return tuple(content.result() for content in contents)

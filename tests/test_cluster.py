@@ -228,7 +228,7 @@ def test_a_worker_that_lacks_bfloat16_is_rejected(folder, tmp_path):
     for status, _, errors in finish(workers):
         assert status == 1
         assert errors == (
-            f"error: {addresses[1]} does not support bfloat16, which the other workers use; use "
+            f"error: {addresses[1]} does not support bfloat16, which the other workers use; set "
             f"--mixed_precision=False on all workers\n"
         )
 

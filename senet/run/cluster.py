@@ -207,7 +207,7 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"{without} does not support bfloat16, which the other workers use; use "
+                f"{without} does not support bfloat16, which the other workers use; set "
                 f"--mixed_precision=False on all workers"
             )
 

@@ -37,8 +37,9 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     classifier = {name for name in wanted if name.startswith(f"{CLASSIFIER}/")}
     if not (same_classes or classifier):
         raise Failure(
-            f"the classes of {path} differ from those of the data set, and the network has no "
-            f"layer {CLASSIFIER!r} to start from scratch; rename its last layer to that"
+            f"the classes of {path} differ from those of the data set, so the classifier must be "
+            f"trained from scratch, but the network has no layer {CLASSIFIER!r}; give its last "
+            f"layer that name"
         )
     matching = {name for name, shape in wanted.items() if saved.get(name) == shape}
     if not (same_classes and classifier <= matching):
