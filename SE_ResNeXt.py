@@ -21,6 +21,7 @@ from senet.layers import (
     CLASSIFIER,
     Fully_connected,
     Global_Average_Pooling,
+    Max_pooling,
     Relu,
     Squeeze_excitation_layer,
     conv_bn,
@@ -44,7 +45,8 @@ class Hyperparameters(RunHyperparameters):
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
-    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv, whitening (frozen, stride 2)
+    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv, whitening (frozen filters)
+    downsampling: Annotated[str, one_of("stride", "max_pool")] = "stride"  # max_pool: every stage
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # SE reduction; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -78,6 +80,10 @@ class Hyperparameters(RunHyperparameters):
 
 # ------------------------------------------------------------------------------------ network
 
+# Filters, kernel and stride of the whitening stem for each `downsampling`. At full resolution,
+# 24 filters are enough: both signs of the 12 directions with the largest variances.
+WHITENING = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
+
 
 class SE_ResNeXt:
     """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
@@ -100,14 +106,18 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96; the whitening stem halves them all.
+        # Map sizes are for 96x96; with the whitening stem or max_pool, those after the stem or
+        # after stage 1 are half as large.
+        downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
-            x = whitening_layer(x, self.stem_filters, side=4, stride=2, layer_name="stem")
+            shape = WHITENING[downsampling]
+            x = whitening_layer(x, *shape, self.stem_filters, layer_name="stem")
         else:
             x = self.conv_bn(x, 64, 3, layer_name="stem")
         x = Relu(x)
-        # 96x96x64, or 48x48x96
-        x = self.stage(x, depth, stride=1, layer_name="stage1")
+        # 96x96x64
+        stride = 2 if downsampling == "max_pool" else 1
+        x = self.stage(x, depth, stride, layer_name="stage1")
         # 96x96x256
         x = self.stage(x, 2 * depth, stride=2, layer_name="stage2")
         # 48x48x512
@@ -128,10 +138,17 @@ class SE_ResNeXt:
         # All paths at once: one wide 1x1, then one 3x3 in `groups` groups (figure 3c).
         groups, out_dim = self.hyperparameters.cardinality, 4 * depth
         width = groups * depth
+        pool = 1
+        if self.hyperparameters.downsampling == "max_pool":
+            stride, pool = 1, stride
         with tf.variable_scope(layer_name):
             branch = Relu(self.conv_bn(x, width, 1, layer_name="reduce"))
-            branch = self.conv_bn(branch, width, 3, stride, groups=groups, layer_name="paths")
+            branch = self.conv_bn(
+                branch, width, 3, stride, groups=groups, pool=pool, layer_name="paths"
+            )
             branch = self.SE(self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge"))
+            if pool > 1:
+                x = Max_pooling(x, pool, pool, "SAME")
             if stride != 1 or x.shape[-1].value != out_dim:
                 x = self.conv_bn(x, out_dim, 1, stride, layer_name="shortcut")
             return Relu(x + branch)
@@ -171,7 +188,9 @@ def build_graph(data, hyperparameters):
     inputs = image_inputs(data)
     stem_filters = None
     if hp.stem == "whitening":
-        stem_filters = whitening_filters(data.train.images, *data.channel_statistics())
+        filters, kernel, _ = WHITENING[hp.downsampling]
+        mean, std = data.channel_statistics()
+        stem_filters = whitening_filters(data.train.images, mean, std, filters, kernel)
     network = functools.partial(
         SE_ResNeXt, hyperparameters=hp, classes=len(data.label_names), stem_filters=stem_filters
     )

@@ -5,15 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from SE_ResNeXt import WHITENING
+
 
 class ConvBn(nn.Sequential):
-    """Convolution, then batch norm. Padding "SAME" assumes odd kernels, as all below are."""
+    """Convolution, max-pooling if `pool` is above 1, and batch norm. Padding "SAME" assumes odd
+    kernels, as all below are."""
 
-    def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1):
+    def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1, pool=1):
         kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
         pad = tuple(side // 2 for side in kernel) if padding == "SAME" else 0
         super().__init__(
             nn.Conv2d(channels, filters, kernel, stride, pad, groups=groups, bias=False),
+            nn.MaxPool2d(pool) if pool > 1 else nn.Identity(),
             nn.BatchNorm2d(filters),
         )
 
@@ -69,34 +73,37 @@ def max_pool():
 class Block(nn.Module):
     """ResNeXt's bottleneck with an SE block on the branch."""
 
-    def __init__(self, channels, depth, stride, groups, ratio):
+    def __init__(self, channels, depth, stride, pool, groups, ratio):
         super().__init__()
         width, filters = groups * depth, 4 * depth
         self.reduce = ConvBn(channels, width, 1)
-        self.paths = ConvBn(width, width, 3, stride, groups=groups)
+        self.paths = ConvBn(width, width, 3, stride, groups=groups, pool=pool)
         self.merge = ConvBn(width, filters, 1)
         self.se = SE(filters, ratio) if ratio else nn.Identity()
+        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         changes = stride != 1 or channels != filters
         self.shortcut = ConvBn(channels, filters, 1, stride) if changes else nn.Identity()
 
     def forward(self, x):
         branch = F.relu(self.paths(F.relu(self.reduce(x))))
-        return F.relu(self.shortcut(x) + self.se(self.merge(branch)))
+        return F.relu(self.shortcut(self.pool(x)) + self.se(self.merge(branch)))
 
 
 def se_resnext(hp, classes=10):
     """Return the network of SE_ResNeXt.py for its Hyperparameters."""
+    max_pool = hp.downsampling == "max_pool"
     if hp.stem == "whitening":
-        channels = 96
-        convolution = nn.Conv2d(3, channels, 4, 2, 1, bias=False).requires_grad_(False)
+        channels, kernel, stride = WHITENING[hp.downsampling]
+        convolution = nn.Conv2d(3, channels, kernel, stride, 1, bias=False).requires_grad_(False)
     else:
         channels = 64
         convolution = ConvBn(3, channels, 3)
     layers = [convolution, nn.ReLU(inplace=True)]
     for stage in range(3):
         for number in range(hp.blocks):
-            depth, stride = hp.depth << stage, 2 if stage and not number else 1
-            layers.append(Block(channels, depth, stride, hp.cardinality, hp.reduction_ratio))
+            depth, halved = hp.depth << stage, (stage or max_pool) and not number
+            stride, pool = (1, 1) if not halved else (1, 2) if max_pool else (2, 1)
+            layers.append(Block(channels, depth, stride, pool, hp.cardinality, hp.reduction_ratio))
             channels = 4 * depth
     return nn.Sequential(nn.ZeroPad2d(hp.padding), *layers, Pool(), nn.Linear(channels, classes))
 

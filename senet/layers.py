@@ -132,11 +132,16 @@ def conv_bn(
     offset=0.0,
     *,
     training,
+    pool=1,
     layer_name="conv",
 ):
-    """Return `conv_layer` followed by `Batch_Normalization`, in the scope `layer_name`."""
+    """Return `conv_layer` followed by `Batch_Normalization`, in the scope `layer_name`. If `pool`
+    is above 1, a max-pooling of that kernel and stride comes between them; after batch norm, it
+    would cost more."""
     with tf.variable_scope(layer_name):
         x = conv_layer(input_x, filters, kernel, stride, padding, groups)
+        if pool > 1:
+            x = Max_pooling(x, pool, pool, "SAME")
         return Batch_Normalization(x, training, scope="batch_norm", offset=offset)
 
 

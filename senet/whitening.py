@@ -14,12 +14,13 @@ IMAGES = 5000  # approximate number used to compute the filters
 SHRINKAGE = 1e-2  # added to the variances, so that noise is not scaled up to 1
 
 
-def whitening_filters(images, mean, std, side=4):
-    """Return float32 filters [side, side, 3, 2 * side * side * 3] that whiten the patches of
-    `images`, uint8 [N, height, width, 3], normalised by `mean` and `std`, [3].
+def whitening_filters(images, mean, std, filters, side):
+    """Return float32 filters [side, side, 3, filters] that whiten the patches of `images`, uint8
+    [N, height, width, 3], normalised by `mean` and `std`, [3].
 
     A filter is an eigenvector of the patches' covariance, divided by the square root of its
-    eigenvalue. Each occurs with both signs, since a ReLU follows. The largest variances come first.
+    eigenvalue: those of the filters / 2 largest eigenvalues, largest first, and then the same with
+    the opposite sign, since a ReLU follows.
     """
     # Evenly spaced, since the images of a folder are sorted by class.
     pixels = (images[:: max(1, len(images) // IMAGES)].astype(np.float32) - mean) / std
@@ -30,18 +31,20 @@ def whitening_filters(images, mean, std, side=4):
     variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
     # LAPACK does not define the sign: make the largest component positive.
     largest = directions[np.abs(directions).argmax(axis=0), range(len(variances))]
-    filters = (directions * np.sign(largest) / np.sqrt(variances + SHRINKAGE))[:, ::-1]
-    return np.concatenate([filters, -filters], axis=1).reshape(side, side, 3, -1).astype(np.float32)
+    whitening = (directions * np.sign(largest) / np.sqrt(variances + SHRINKAGE))[:, ::-1]
+    half = whitening[:, : filters // 2]
+    return np.concatenate([half, -half], axis=1).reshape(side, side, 3, -1).astype(np.float32)
 
 
-def whitening_layer(input_x, filters, side, stride, layer_name):
+def whitening_layer(input_x, filters, side, stride, initial_weights, layer_name):
     """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
-    `weights`, [side, side, 3, 2 * side * side * 3], initialised with `filters`.
+    `weights`, [side, side, 3, filters], which starts with the values `initial_weights`.
 
-    `filters` may be None if the values come from a checkpoint, as in evaluate and predict."""
-    shape = [side, side, 3, 2 * side * side * 3]
+    They may be None if the values come from a checkpoint, as in evaluate and predict."""
     with tf.variable_scope(layer_name):
         # NaN makes training without the filters fail; zeros would let it run on empty feature maps.
-        initial = tf.constant_initializer(np.nan if filters is None else filters)
-        weights = tf.get_variable("weights", shape, initializer=initial, trainable=False)
+        initial = tf.constant_initializer(np.nan if initial_weights is None else initial_weights)
+        weights = tf.get_variable(
+            "weights", [side, side, 3, filters], initializer=initial, trainable=False
+        )
         return convolution(input_x, tf.cast(weights, input_x.dtype), stride)

@@ -7,7 +7,8 @@ from SE_ResNeXt import Hyperparameters, SE_ResNeXt
 from senet.compat import tf
 
 
-def test_sizes_of_the_maps(graph):
+def map_sizes(**fields):
+    """Return the shapes of each stage's input and output, without the batch."""
     sizes = []
 
     class Recording(SE_ResNeXt):
@@ -16,18 +17,41 @@ def test_sizes_of_the_maps(graph):
             sizes.append((x.shape.as_list()[1:], output.shape.as_list()[1:]))
             return output
 
-    Recording(tf.placeholder(tf.float32, [None, 32, 32, 3]), False, Hyperparameters())
-    assert sizes == [
+    Recording(tf.placeholder(tf.float32, [None, 32, 32, 3]), False, Hyperparameters(**fields))
+    return sizes
+
+
+def test_sizes_of_the_maps(graph):
+    assert map_sizes() == [
         ([96, 96, 64], [96, 96, 256]),
         ([96, 96, 256], [48, 48, 512]),
         ([48, 48, 512], [24, 24, 1024]),
     ]
 
 
-@pytest.mark.parametrize("channels, stride", [(8, 1), (8, 2), (5, 1)])
-def test_a_block_matches_numpy(graph, rng, channels, stride):
+@pytest.mark.parametrize(
+    "stem, downsampling, expected",
+    [
+        ("conv", "max_pool", [(32, 64), (16, 8), (8, 16), (4, 32)]),
+        ("whitening", "stride", [(16, 96), (16, 8), (8, 16), (4, 32)]),
+        ("whitening", "max_pool", [(32, 24), (16, 8), (8, 16), (4, 32)]),
+    ],
+)
+def test_where_the_maps_are_halved(graph, stem, downsampling, expected):
+    inputs, outputs = zip(*map_sizes(**TINY, stem=stem, downsampling=downsampling), strict=True)
+    sizes = [inputs[0], *outputs]
+    assert [(height, channels) for height, _, channels in sizes] == expected
+    assert all(height == width for height, width, _ in sizes)
+
+
+@pytest.mark.parametrize(
+    "channels, stride, downsampling",
+    [(8, 1, "stride"), (8, 2, "stride"), (5, 1, "stride"), (5, 2, "max_pool"), (8, 2, "max_pool")],
+)
+def test_a_block_matches_numpy(graph, rng, channels, stride, downsampling):
     """Check relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""
-    network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, Hyperparameters(**TINY))
+    hp = Hyperparameters(**TINY, downsampling=downsampling)
+    network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, hp)
     x = rng.normal(size=(2, 6, 6, channels)).astype(np.float32)
     output = network.block(tf.constant(x), depth=2, stride=stride, layer_name="alone")
     with tf.Session() as session:
@@ -38,17 +62,23 @@ def test_a_block_matches_numpy(graph, rng, channels, stride):
             variable.load(values[variable.op.name], session)
         output = session.run(output)
 
-    def conv_bn(x, name, stride=1):
+    pool = 1
+    if downsampling == "max_pool":
+        stride, pool = 1, stride
+
+    def conv_bn(x, name, stride=1, pool=1):
         x = nl.convolution(x, values[f"alone/{name}/conv/weights"], stride)
+        x = nl.max_pooling(x, pool, pool)
         norm = ("gamma", "beta", "moving_mean", "moving_variance")
         return nl.batch_norm(x, *(values[f"alone/{name}/batch_norm/{part}"] for part in norm))
 
     branch = nl.relu(conv_bn(x, "reduce"))
-    branch = conv_bn(nl.relu(conv_bn(branch, "paths", stride)), "merge")
+    branch = conv_bn(nl.relu(conv_bn(branch, "paths", stride, pool)), "merge")
     dense = [(n, kind) for n in (1, 2) for kind in ("weights", "bias")]
     branch = nl.squeeze_excitation(
         branch, *(values[f"alone/SE/fully_connected{n}/{kind}"] for n, kind in dense)
     )
+    x = nl.max_pooling(x, pool, pool)
     changes = channels != 8 or stride != 1
     expected = nl.relu((conv_bn(x, "shortcut", stride) if changes else x) + branch)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4 * expected.max())
