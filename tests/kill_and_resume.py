@@ -26,7 +26,7 @@ from senet.compat import tf
 
 EPOCHS = 3
 # Save after every step, so that any moment is close to a save.
-OPTIONS = (f"--total_epochs={EPOCHS}", "--micro_batch_size=20", "--save_minutes=1e-9")
+OPTIONS = (f"--total_epochs={EPOCHS}", "--micro_batch_size=8", "--save_minutes=1e-9")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -23,7 +23,12 @@ from senet.run.checkpoints import checkpoint_files
 # An epoch is one step on all 50 images, so that the 8 rows describe 8 steps. Every piece of the
 # batch has 25 images on any device, so that batch norm sees the same images.
 EPOCHS = 8
-OPTIONS = [f"--total_epochs={EPOCHS}", "--micro_batch_size=25", "--init_learning_rate=0.02"]
+OPTIONS = [
+    f"--total_epochs={EPOCHS}",
+    "--batch_size=50",
+    "--micro_batch_size=25",
+    "--init_learning_rate=0.02",
+]
 PRECISION = "--mixed_precision=False"
 
 

@@ -33,14 +33,14 @@ def call(capsys, trained):
 
 @pytest.fixture(scope="session")
 def test_set(trained):
-    """Return (images, labels) of the test set, 100 images."""
+    """Return (images, labels) of the test set, 40 images."""
     return load_cifar(CIFAR10, trained.parent / "data")[2:4]
 
 
 @pytest.fixture
 def files(tmp_path, test_set):
     """Return the paths of the test images as PNG files."""
-    paths = [tmp_path / f"{number}.png" for number in range(100)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(test_set[0]))]
     for path, image in zip(paths, test_set[0], strict=True):
         Image.fromarray(image).save(path)
     return paths
@@ -59,7 +59,7 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
         step = 10 if options else 20
         checkpoint, data, numbers, _, head, *classes, _, figure = output.splitlines()
         assert checkpoint == f"checkpoint: {trained}/model/model.ckpt-{step}"
-        assert data == "data: cifar10, 100 test images"
+        assert data == "data: cifar10, 40 test images"
         assert numbers == f"test_loss: {loss}, test_acc: {accuracy}"
         assert head.split() == ["class", "accuracy", "images", *map(str, range(10))]
         lines = head, *classes
@@ -70,7 +70,7 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
         counts = np.bincount(test_set[1], minlength=10)
         np.testing.assert_array_equal(matrix.sum(axis=1), counts)
         np.testing.assert_array_equal([int(row[1]) for row in table], counts)
-        assert matrix.trace() == round(100 * float(accuracy))
+        assert matrix.trace() == round(40 * float(accuracy))
         shares = [float(row[0]) for row in table]
         np.testing.assert_allclose(shares, matrix.diagonal() / counts, atol=5e-5)
         assert figure == f"figure: {trained}/confusion_matrix.png"

@@ -15,7 +15,7 @@ from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
 from forked import run_script, start_script
 from kill_and_resume import kill_and_resume
-from tiny_run import STEPS, arguments, command
+from tiny_run import IMAGES, STEPS, arguments, command
 
 import SE_ResNeXt
 from senet.compat import tf
@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def two(trained, tmp_path):
     """Return a copy of the run that was killed after two of three epochs."""
-    write_folder(tmp_path / "data", make_files(count=100))
+    write_folder(tmp_path / "data", make_files(count=IMAGES))
     shutil.copytree(trained / "two", tmp_path / "two")
     for path in (tmp_path / "two" / "model").glob(f"model.ckpt-{3 * STEPS}*"):
         path.unlink()
@@ -249,7 +249,7 @@ class TestSettings:
 
     def test_different_images_are_rejected(self, two, capfd):
         shutil.rmtree(two.parent / "data")
-        write_folder(two.parent / "data", make_files(count=101))
+        write_folder(two.parent / "data", make_files(count=IMAGES + 1))
         before = content(two / "model")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
@@ -398,7 +398,7 @@ class TestProcesses:
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # of NumPy
 def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
     # One step, after which only the weights are not finite.
-    options = "--init_learning_rate=3.4e38", "--weight_decay=3.4e38", "--batch_size=500"
+    options = "--init_learning_rate=3.4e38", "--weight_decay=3.4e38", "--batch_size=200"
     status, _, errors = train(capfd, tmp_path, "run", *options)
     assert status == 1
     one_line(errors, "error: ")

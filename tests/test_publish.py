@@ -44,9 +44,9 @@ def test_the_card_has_the_numbers_of_the_files(published, trained):
     card = (published / "README.md").read_text()
     assert "Artificial images, JPEG re-encoded." in card
     assert card_numbers(card)[1] == 7862  # by hand: see test_run
-    tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=50"
+    tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=20"
     assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2 --micro_batch_size=0\n" in card
-    assert "500 training and 100 test images" in card
+    assert "200 training and 40 test images" in card
     assert (published / "logs.txt").read_text() == (trained / "logs.txt").read_text()
     assert [path.name for path in published.parent.iterdir()] == ["tiny"]
 

@@ -14,7 +14,7 @@ from SE_ResNeXt import Hyperparameters, main
 from senet.compat import tf
 from senet.devices import session_config
 
-OPTIONS = ["--total_epochs=3", "--micro_batch_size=20"]
+OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]
 
 
 def train(folder, name, *options):
@@ -69,7 +69,7 @@ def test_the_files_and_the_output_of_a_run(whole):
     folder, (network, data, device, run, watch, *rows, done, best, after) = whole
     # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
-    assert data == "data: cifar10, 500 training and 100 test images in 10 classes"
+    assert data == "data: cifar10, 200 training and 40 test images in 10 classes"
     assert device.startswith("device: ")
     folder = folder / "whole"
     assert run == f"run: {folder} (new)"

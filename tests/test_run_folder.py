@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from fake_cifar10 import make_files, write_folder
-from tiny_run import STEPS, arguments
+from tiny_run import IMAGES, STEPS, arguments
 
 import SE_ResNeXt
 from senet.compat import tf
@@ -150,7 +150,7 @@ def test_deleted_events_are_reported_and_written_again(tmp_path, capsys):
 @pytest.mark.slow
 def test_different_images_are_rejected_before_anything_is_renamed(trained, tmp_path, capfd):
     shutil.copytree(trained, tmp_path / "run")
-    write_folder(tmp_path / "data", make_files(count=101))
+    write_folder(tmp_path / "data", make_files(count=IMAGES + 1))
     (tmp_path / "run" / "model" / f"model.ckpt-{2 * STEPS}.index").write_bytes(b"damaged")
     before = sorted((tmp_path / "run").rglob("*"))
     assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=3")) == 1

@@ -94,11 +94,11 @@ def image_in(value):
 def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[0]
     pages = [image_in(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
-    # A batch of 50 images in rows of eight, each pixel three wide, six pixels between them.
-    assert pages[0].shape == (6 + 7 * (96 + 6), 6 + 8 * (96 + 6), 3)
+    # A batch of 20 images in rows of eight, each pixel three wide, six pixels between them.
+    assert pages[0].shape == (6 + 3 * (96 + 6), 6 + 8 * (96 + 6), 3)
     assert (pages[0] != pages[1]).any()
     for page in pages:
-        for number in range(50):
+        for number in range(20):
             y, x = (6 + 102 * place for place in divmod(number, 8))
             seen = page[y : y + 96 : 3, x : x + 96 : 3].astype(int)
             padded = np.pad(images[number].astype(int), [(4, 4), (4, 4), (0, 0)])

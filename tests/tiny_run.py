@@ -2,14 +2,15 @@
 
 from fake_cifar10 import make_files, write_folder
 
-STEPS = 10  # per epoch: 500 images in batches of 50
+IMAGES = 40  # in each of the five training files, and in the test file
+STEPS = 10  # per epoch: 200 images in batches of 20
 TINY = [
     "--cardinality=2",
     "--depth=2",
     "--blocks=1",
     "--reduction_ratio=2",
     "--padding=0",
-    "--batch_size=50",
+    "--batch_size=20",
     "--micro_batch_size=0",
 ]
 
@@ -24,5 +25,5 @@ def arguments(folder, name, *options):
     """Return `command` without the script."""
     data_dir = folder / "data"
     if not data_dir.exists():
-        write_folder(data_dir, make_files(count=100))
+        write_folder(data_dir, make_files(count=IMAGES))
     return [*TINY, f"--data_dir={data_dir}", f"--run_dir={folder / name}", *options]
