@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
@@ -45,28 +45,28 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_resnet_v2"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # SE reduction; 0: no SE blocks
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty of decayed_variables()
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty on decayed_variables()
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
-    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
+    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, folder
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    micro_batch_size: Annotated[int, Ge(0), Le(2**20), MAY_CHANGE] = 0  # images; 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
-    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm of one 1x1 map would give 0
-    # for a first run without a GPU
-    SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
+    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm maps a single 1x1 map to 0
+    # Options of a shorter run, suggested if training without a GPU takes more than a day.
+    SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,11 +82,11 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_Inception_resnet_v2:
-    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
-    `model`, float32 [batch, classes].
+    """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
+    in the attribute `model`, float32 [batch, classes].
 
-    If `training`, a Python bool, is true, batch norm uses the statistics of the batch and dropout
-    is active; otherwise, batch norm uses its moving averages."""
+    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch and
+    dropout is active; otherwise, batch norm uses its moving averages."""
 
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training
@@ -98,7 +98,7 @@ class SE_Inception_resnet_v2:
         padding = [self.hyperparameters.padding] * 2
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96.
+        # Map sizes are those of 96x96 images.
         x = self.Stem(x)
         # 9x9x384
         for number in range(1, 6):
@@ -116,7 +116,7 @@ class SE_Inception_resnet_v2:
         return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def Stem(self, x):
-        """Return the stem: figure 3."""
+        """Return the output of the stem (figure 3)."""
         with tf.variable_scope("Stem"):
             x = self.chain(x, (32, [3, 3], 2, "VALID"), (32, [3, 3], 1, "VALID"), (64, [3, 3]))
             # 45x45
@@ -134,7 +134,7 @@ class SE_Inception_resnet_v2:
             return Concatenation([self.chain(x, (192, [3, 3], 2, "VALID")), Max_pooling(x)])
 
     def Inception_resnet_A(self, x, layer_name):
-        """Return an Inception-ResNet-A module: figure 16."""
+        """Return the output of an Inception-ResNet-A module (figure 16)."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (32, [1, 1])),
@@ -144,7 +144,8 @@ class SE_Inception_resnet_v2:
             return self.residual_sum(x, branches)
 
     def Reduction_A(self, x, layer_name):
-        """Return the Reduction-A module: figure 7, k, l, m, n = 256, 256, 384, 384 (table 1)."""
+        """Return the output of the Reduction-A module (figure 7, with k, l, m, n = 256, 256, 384,
+        384 from table 1)."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -154,7 +155,7 @@ class SE_Inception_resnet_v2:
             return self.SE(Concatenation(branches))
 
     def Inception_resnet_B(self, x, layer_name):
-        """Return an Inception-ResNet-B module: figure 17."""
+        """Return the output of an Inception-ResNet-B module (figure 17)."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (192, [1, 1])),
@@ -163,7 +164,7 @@ class SE_Inception_resnet_v2:
             return self.residual_sum(x, branches)
 
     def Reduction_B(self, x, layer_name):
-        """Return the Reduction-B module: figure 18."""
+        """Return the output of the Reduction-B module (figure 18)."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -174,7 +175,7 @@ class SE_Inception_resnet_v2:
             return self.SE(Concatenation(branches))
 
     def Inception_resnet_C(self, x, layer_name):
-        """Return an Inception-ResNet-C module: figure 19."""
+        """Return the output of an Inception-ResNet-C module (figure 19)."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(x, (192, [1, 1])),
@@ -186,8 +187,8 @@ class SE_Inception_resnet_v2:
         """Return relu(x + SE(0.1 * branch)). A linear 1x1 convolution maps the branches to the
         channels of `x`, and the scale stabilises training (section 3.3).
 
-        Figures 17 and 19 have 1154 and 2048 channels for the 1x1 convolution; the reductions before
-        it output 1152 and 2144 channels, which the sum requires."""
+        Figures 17 and 19 give the 1x1 convolution 1154 and 2048 channels. The sum requires the
+        number of channels of `x`: 1152 and 2144, the output of the preceding reduction."""
         branch = conv_layer(
             Concatenation(branches),
             x.shape[-1].value,
@@ -208,7 +209,7 @@ class SE_Inception_resnet_v2:
 
 
 def loss(images, labels, network, hyperparameters):
-    """Return the training loss of each image, [batch], and the logits."""
+    """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
     logits = network(images, training=True).model
     return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
 
@@ -224,8 +225,11 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Return the Inputs, and three dicts to fetch: for a training step, for the end of an epoch,
-    and for a batch of the test set."""
+    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
+    fetch: in a training step, at the end of an epoch, and for a batch of the test set.
+
+    Raises HyperparameterError if the network does not fit into memory, or if a device or a
+    micro-batch would get too few images."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
@@ -247,7 +251,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # The scalars in these two go to TensorBoard.
+    # All scalars in these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

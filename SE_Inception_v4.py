@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
@@ -43,28 +43,28 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_v4"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # SE reduction; 0: no SE blocks
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty of decayed_variables()
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty on decayed_variables()
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
-    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
+    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, folder
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    micro_batch_size: Annotated[int, Ge(0), Le(2**20), MAY_CHANGE] = 0  # images; 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
-    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm of one 1x1 map would give 0
-    # for a first run without a GPU
-    SMALLER: ClassVar[str] = "--padding=22 --total_epochs=3"
+    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm maps a single 1x1 map to 0
+    # Options of a shorter run, suggested if training without a GPU takes more than a day.
+    SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,11 +80,11 @@ class Hyperparameters(RunHyperparameters):
 
 
 class SE_Inception_v4:
-    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
-    `model`, float32 [batch, classes].
+    """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
+    in the attribute `model`, float32 [batch, classes].
 
-    If `training`, a Python bool, is true, batch norm uses the statistics of the batch and dropout
-    is active; otherwise, batch norm uses its moving averages."""
+    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch and
+    dropout is active; otherwise, batch norm uses its moving averages."""
 
     def __init__(self, x, training, hyperparameters, classes=10):
         self.training = training
@@ -96,7 +96,7 @@ class SE_Inception_v4:
         padding = [self.hyperparameters.padding] * 2
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96.
+        # Map sizes are those of 96x96 images.
         x = self.Stem(x)
         # 9x9x384
         for number in range(1, 5):
@@ -114,7 +114,7 @@ class SE_Inception_v4:
         return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def Stem(self, x):
-        """Return the stem: figure 3."""
+        """Return the output of the stem (figure 3)."""
         with tf.variable_scope("Stem"):
             x = self.chain(x, (32, [3, 3], 2, "VALID"), (32, [3, 3], 1, "VALID"), (64, [3, 3]))
             # 45x45
@@ -132,7 +132,7 @@ class SE_Inception_v4:
             return Concatenation([self.chain(x, (192, [3, 3], 2, "VALID")), Max_pooling(x)])
 
     def Inception_A(self, x, layer_name):
-        """Return an Inception-A module: figure 4."""
+        """Return the output of an Inception-A module (figure 4)."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(Avg_pooling(x), (96, [1, 1])),
@@ -143,7 +143,8 @@ class SE_Inception_v4:
             return self.SE(Concatenation(branches))
 
     def Reduction_A(self, x, layer_name):
-        """Return the Reduction-A module: figure 7, k, l, m, n = 192, 224, 256, 384 (table 1)."""
+        """Return the output of the Reduction-A module (figure 7, with k, l, m, n = 192, 224, 256,
+        384 from table 1)."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -153,8 +154,9 @@ class SE_Inception_v4:
             return self.SE(Concatenation(branches))
 
     def Inception_B(self, x, layer_name):
-        """Return an Inception-B module: figure 5. The figure has 1x7 twice in the third branch; the
-        authors' code has 1x7, then 7x1, which covers both directions."""
+        """Return the output of an Inception-B module (figure 5). In the third branch, the figure
+        has 1x7 twice; as in the authors' code, this one has 1x7, then 7x1, which covers both
+        directions."""
         with tf.variable_scope(layer_name):
             branches = [
                 self.chain(Avg_pooling(x), (128, [1, 1])),
@@ -167,7 +169,7 @@ class SE_Inception_v4:
             return self.SE(Concatenation(branches))
 
     def Reduction_B(self, x, layer_name):
-        """Return the Reduction-B module: figure 8."""
+        """Return the output of the Reduction-B module (figure 8)."""
         with tf.variable_scope(layer_name):
             branches = [
                 Max_pooling(x),
@@ -179,7 +181,7 @@ class SE_Inception_v4:
             return self.SE(Concatenation(branches))
 
     def Inception_C(self, x, layer_name):
-        """Return an Inception-C module: figure 6. Two of its branches split at the end."""
+        """Return the output of an Inception-C module (figure 6). Two branches split at the end."""
         with tf.variable_scope(layer_name):
             short = self.chain(x, (384, [1, 1]))
             long = self.chain(x, (384, [1, 1]), (448, [1, 3]), (512, [3, 1]))
@@ -203,7 +205,7 @@ class SE_Inception_v4:
 
 
 def loss(images, labels, network, hyperparameters):
-    """Return the training loss of each image, [batch], and the logits."""
+    """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
     logits = network(images, training=True).model
     return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
 
@@ -219,8 +221,11 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Return the Inputs, and three dicts to fetch: for a training step, for the end of an epoch,
-    and for a batch of the test set."""
+    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
+    fetch: in a training step, at the end of an epoch, and for a batch of the test set.
+
+    Raises HyperparameterError if the network does not fit into memory, or if a device or a
+    micro-batch would get too few images."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
@@ -240,7 +245,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # The scalars in these two go to TensorBoard.
+    # All scalars in these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

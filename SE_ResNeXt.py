@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
@@ -36,6 +36,8 @@ from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
 
+DOWNSAMPLING = one_of("stride", "max_pool")
+
 
 @dataclass(frozen=True)
 class Hyperparameters(RunHyperparameters):
@@ -43,31 +45,31 @@ class Hyperparameters(RunHyperparameters):
 
     # network
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
-    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path; doubles each stage
+    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
-    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv, whitening (frozen filters)
-    downsampling: Annotated[str, one_of("stride", "max_pool")] = "stride"  # max_pool: every stage
-    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # SE reduction; 0: no SE blocks
+    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
+    downsampling: Annotated[str, DOWNSAMPLING] = "stride"  # stride (stages 2, 3) or max_pool (all)
+    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty of decayed_variables()
+    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty on decayed_variables()
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # the peak of the schedule
+    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
-    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100
+    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, folder
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    micro_batch_size: Annotated[int, Ge(0), Le(2**20), MAY_CHANGE] = 8  # images; 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
-    # for a first run without a GPU
-    SMALLER: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
+    # Options of a shorter run, suggested if training without a GPU takes more than a day.
+    SHORTER_RUN: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,18 +82,18 @@ class Hyperparameters(RunHyperparameters):
 
 # ------------------------------------------------------------------------------------ network
 
-# Filters, kernel and stride of the whitening stem for each `downsampling`. At full resolution,
-# 24 filters are enough: both signs of the 12 directions with the largest variances.
+# Number of filters, kernel size and stride of the whitening stem for each `downsampling`. At full
+# resolution, 24 filters are enough: both signs of the 12 directions with the largest variances.
 WHITENING = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
 
 
 class SE_ResNeXt:
-    """The network for `x`, normalised float32 images [batch, height, width, 3]; its logits are
-    `model`, float32 [batch, classes].
+    """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
+    in the attribute `model`, float32 [batch, classes].
 
-    If `training`, a Python bool, is true, batch norm uses the statistics of the batch, otherwise
-    its moving averages. Training with a whitening stem requires `stem_filters`, the
-    `whitening_filters` of the training images."""
+    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch,
+    otherwise its moving averages. Training with a whitening stem requires `stem_filters`, the
+    `whitening_filters` of the training images; without them, it raises ValueError."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:
@@ -106,8 +108,9 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96; with the whitening stem or max_pool, those after the stem or
-        # after stage 1 are half as large.
+        # Map sizes are those of 96x96 images with a stem of "conv" and downsampling by "stride".
+        # "max_pool" halves the maps from stage 1 on; with "stride", a whitening stem already halves
+        # those from the stem on.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = WHITENING[downsampling]
@@ -127,7 +130,8 @@ class SE_ResNeXt:
         return Fully_connected(x, classes, layer_name=CLASSIFIER)
 
     def stage(self, x, depth, stride, layer_name):
-        """Return a sequence of blocks, the first of which may halve the map."""
+        """Return the output of a stage of residual blocks, the first of which downsamples `x` by
+        `stride`."""
         with tf.variable_scope(layer_name):
             for number in range(1, self.hyperparameters.blocks + 1):
                 x = self.block(x, depth, stride if number == 1 else 1, layer_name=f"block{number}")
@@ -135,7 +139,8 @@ class SE_ResNeXt:
 
     def block(self, x, depth, stride, layer_name):
         """Return relu(shortcut + SE(branch)), with 4 * depth channels."""
-        # All paths at once: one wide 1x1, then one 3x3 in `groups` groups (figure 3c).
+        # Compute all paths at once: a wide 1x1 convolution, then a 3x3 one in `groups` groups
+        # (figure 3c).
         groups, out_dim = self.hyperparameters.cardinality, 4 * depth
         width = groups * depth
         pool = 1
@@ -163,7 +168,7 @@ class SE_ResNeXt:
 
 
 def loss(images, labels, network, hyperparameters):
-    """Return the training loss of each image, [batch], and the logits."""
+    """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
     logits = network(images, training=True).model
     return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
 
@@ -179,8 +184,11 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Return the Inputs, and three dicts to fetch: for a training step, for the end of an epoch,
-    and for a batch of the test set."""
+    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
+    fetch: in a training step, at the end of an epoch, and for a batch of the test set.
+
+    Raises HyperparameterError if the network does not fit into memory, or if a device or a
+    micro-batch would get too few images."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
@@ -207,7 +215,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # The scalars in these two go to TensorBoard.
+    # All scalars in these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

@@ -1,8 +1,9 @@
-"""Find or download, verify and read CIFAR-10 and CIFAR-100 in the format of their authors.
+"""Find or download, verify and read CIFAR-10 and CIFAR-100 in their authors' format.
 
 Each data set has 60,000 colour images of 32x32 pixels in 10 or 100 classes (Krizhevsky, Learning
 Multiple Layers of Features from Tiny Images, 2009). Its "python version" is a .tar.gz of pickled
-files. A pickle can run any code and an archive can write anywhere; this module prevents both.
+files. Loading a malicious pickle can run any code, and unpacking a malicious archive can write to
+any path; this module prevents both.
 """
 
 import dataclasses
@@ -20,13 +21,15 @@ import pooch
 
 from senet.errors import Failure, first_line, printable
 from senet.files import open_regular, read_regular
+from senet.hyperparameters import shown
 
 SIDE = 32  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Cifar:
-    """A data set in the format of CIFAR: its location, its files and their contents."""
+    """The description of a data set in the CIFAR format: where to find it, the names of its files,
+    and the keys of the dicts in them."""
 
     title: str
     url: str
@@ -36,8 +39,8 @@ class Cifar:
     train_files: tuple[str, ...]
     test_file: str
     names_file: str
-    labels_key: str
-    names_key: str
+    labels_key: str  # in a batch file
+    names_key: str  # in the file of names
     largest_file: int  # bytes; larger files are rejected, in the archive too
 
     @property
@@ -47,13 +50,18 @@ class Cifar:
 
     @property
     def archive_remedy(self):
-        """Return what to do about a bad archive."""
-        return f"remove it and restart, or put the official {self.archive} there"
+        """Return the advice that ends an error message about the archive."""
+        return (
+            f"remove it and rerun the command to download it again, or replace it with the "
+            f"official {self.archive}"
+        )
 
     @property
     def folder_remedy(self):
-        """Return what to do about a bad file in the folder."""
-        return f"remove the folder {self.folder} and restart"
+        """Return the advice that ends an error message about a file in the folder."""
+        return (
+            f"remove the folder {self.folder} and rerun the command to unpack or download it again"
+        )
 
 
 CIFAR10 = Cifar(
@@ -67,7 +75,7 @@ CIFAR10 = Cifar(
     names_file="batches.meta",
     labels_key="labels",
     names_key="label_names",
-    largest_file=64 * 2**20,  # the official ones have 31 MB
+    largest_file=64 * 2**20,  # the official files have 31 MB
 )
 CIFAR100 = Cifar(
     title="CIFAR-100",
@@ -80,16 +88,16 @@ CIFAR100 = Cifar(
     names_file="meta",
     labels_key="fine_labels",
     names_key="fine_label_names",
-    largest_file=256 * 2**20,  # the official ones have 31 MB and 155 MB
+    largest_file=256 * 2**20,  # the official files have 31 MB and 155 MB
 )
 
 
 def load_cifar(record, data_dir):
     """Return (train images, train labels, test images, test labels, label names) of the data set
-    `record`, a Cifar, from the folder `data_dir`; unpack or download it there first if needed.
+    `record`, a Cifar, in the folder `data_dir`. If necessary, download and unpack it there first.
 
-    Images are uint8 [N, 32, 32, 3], labels int32 [N]. Raises Failure, with one line that names the
-    file, if a file is missing, damaged or not in the format."""
+    Images are uint8 [N, 32, 32, 3], labels int32 [N]. Raises Failure if the data set cannot be
+    downloaded or unpacked, or if a file is missing, damaged or not in this format."""
     folder = pathlib.Path(data_dir) / record.folder
     archive = pathlib.Path(data_dir) / record.archive
     try:
@@ -98,7 +106,9 @@ def load_cifar(record, data_dir):
                 download(record, archive)
             unpack(record, archive)
     except OSError as error:
-        raise Failure(f"{archive}: cannot be read: {first_line(error)}") from None
+        raise Failure(
+            f"{archive}: cannot be read: {first_line(error)}; fix that, or use another --data_dir"
+        ) from None
 
     label_names = read_label_names(record, folder / record.names_file)
     batches = [read_batch(record, folder / f, len(label_names)) for f in record.train_files]
@@ -108,8 +118,8 @@ def load_cifar(record, data_dir):
 
 
 def download(record, archive):
-    """Download the archive of `record` to the path `archive`, which exists only when it is complete
-    and its hash is correct."""
+    """Download the archive of `record` to the path `archive`. The file appears there only once it
+    is complete and its hash is verified. Raises Failure if that is not possible."""
     pooch.get_logger().setLevel("ERROR")
     downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
@@ -119,16 +129,16 @@ def download(record, archive):
     except (OSError, ValueError) as error:
         raise Failure(
             f"cannot download {record.title}: {first_line(error)}; "
-            f"put {record.archive} into {archive.parent}, or train on --dataset=shapes"
+            f"put {record.archive} into {archive.parent}, or use --dataset=shapes"
         ) from None
 
 
 def unpack(record, archive):
-    """Unpack the files of `record` from the path `archive` into its folder next to it, which exists
-    only when it is complete.
+    """Unpack the files of `record` from the path `archive` into the folder `record.folder` next to
+    it. The folder appears only once it is complete.
 
-    Prints a note if the hash of the archive is not the official one. Raises Failure if the archive
-    is damaged or contains anything but plain files in one folder."""
+    Prints a note if the archive does not have the official hash. Raises Failure if the archive is
+    damaged or contains anything but regular files in that folder."""
     try:
         file = open_regular(archive, record.largest_file * len(record.files))
     except OSError as error:
@@ -138,7 +148,7 @@ def unpack(record, archive):
     algorithm, _, digest = record.hash.partition(":")
     try:
         if pooch.file_hash(archive, algorithm) != digest:
-            print(f"note: {printable(archive)} is not the official archive: its hash differs")
+            print(f"note: {printable(archive)} is not the official archive: the hashes differ")
         with (
             file,
             tarfile.open(fileobj=file) as members,
@@ -153,8 +163,9 @@ def unpack(record, archive):
                 plain = member.isfile() and member.size <= record.largest_file
                 if not (plain and place == record.folder):
                     raise Failure(
-                        f"{archive} contains {member.name!r}, which does not belong in it; "
-                        f"{record.archive_remedy}"
+                        f"{archive} contains {member.name!r} ({member.size:,} bytes), but may "
+                        f"contain only regular files in {record.folder}/ of at most "
+                        f"{record.largest_file:,} bytes; {record.archive_remedy}"
                     )
                 if name in record.files and (source := members.extractfile(member)):
                     with (temporary / name).open("wb") as copy:
@@ -165,7 +176,8 @@ def unpack(record, archive):
             for name in record.files:
                 if not (temporary / name).exists():
                     raise Failure(
-                        f"{archive}: {record.folder}/{name} is missing; {record.archive_remedy}"
+                        f"{archive}: {record.folder}/{name} is missing from it; "
+                        f"{record.archive_remedy}"
                     )
             folder = archive.parent / record.folder
             try:
@@ -179,7 +191,8 @@ def unpack(record, archive):
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
-                f"cannot unpack {archive} into {archive.parent}: {error.strerror}"
+                f"cannot unpack {archive} into {archive.parent}: {error.strerror}; fix that, then "
+                f"rerun the command"
             ) from None
         raise Failure(
             f"{archive}: cannot be unpacked: {first_line(error)}; {record.archive_remedy}"
@@ -187,18 +200,25 @@ def unpack(record, archive):
 
 
 def read_batch(record, path, class_count):
-    """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N]."""
+    """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N].
+
+    Raises Failure if the file cannot be read or has other contents."""
     content, key, remedy = _read_pickle(record, path), record.labels_key, record.folder_remedy
     data, labels = content.get(b"data"), content.get(key.encode())
-    data = data.rows if isinstance(data, _PickledArray) else np.empty([0, 0])
+    if not isinstance(data, _PickledArray):
+        raise Failure(f"{path}: 'data' must be an array of bytes, got {shown(data)}; {remedy}")
+    data = data.rows
     if data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
-        raise Failure(f"{path}: 'data' is not an array of rows of 3072 bytes; {remedy}")
+        raise Failure(
+            f"{path}: 'data' must be an array of bytes with 3,072 columns, got shape "
+            f"{list(data.shape)}; {remedy}"
+        )
     if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
-        raise Failure(f"{path}: {key!r} is not a list of integers; {remedy}")
+        raise Failure(f"{path}: {key!r} must be a list of integers, got {shown(labels)}; {remedy}")
     if not len(data) == len(labels) > 0:
         raise Failure(
-            f"{path}: must have images and one label for each, got {len(data)} images, "
-            f"{len(labels)} labels; {remedy}"
+            f"{path}: must have at least one image, and one label per image, got {len(data)} "
+            f"images and {len(labels)} labels; {remedy}"
         )
     if not 0 <= min(labels) <= max(labels) < class_count:
         raise Failure(
@@ -211,18 +231,21 @@ def read_batch(record, path, class_count):
 
 
 def read_label_names(record, path):
-    """Return the names of the classes, in the order of their labels."""
+    """Return the names of the classes, a list of str in the order of the labels. Raises Failure if
+    the file cannot be read or has other contents."""
     names = _read_pickle(record, path).get(record.names_key.encode())
     if not (isinstance(names, list) and len(names) > 1 and all(type(n) is bytes for n in names)):
         raise Failure(
-            f"{path}: {record.names_key!r} is not a list of strings; {record.folder_remedy}"
+            f"{path}: {record.names_key!r}, the names of the classes, must be a list of at least "
+            f"2 strings, got {shown(names)}; {record.folder_remedy}"
         )
     return [printable(name.decode(errors="replace")) for name in names]
 
 
 def _read_pickle(record, path):
-    """Return the dict in a pickle file of arrays of bytes, strings, ints, lists and dicts; strings
-    and keys are bytes, as Python 2 wrote them. Raises Failure for anything else."""
+    """Return the dict in a pickle file. It may contain arrays of bytes, strings, ints, lists and
+    dicts; strings and keys are returned as bytes, since Python 2 wrote them. Raises Failure if the
+    file cannot be read or contains anything else."""
     remedy = record.folder_remedy
     try:
         content = io.BytesIO(read_regular(path, record.largest_file))
@@ -233,23 +256,26 @@ def _read_pickle(record, path):
         raise Failure(f"{path}: cannot be read: {first_line(error)}; {remedy}") from None
     except _Unsafe as error:
         raise Failure(
-            f"{path} is not safe to load: it uses {first_line(error)}, which no data set needs; "
-            f"{remedy}"
+            f"{path} is not safe to load: it uses {first_line(error)}, but may use only what NumPy "
+            f"arrays need; {remedy}"
         ) from None
     # The unpickler raises nearly any exception on a damaged pickle.
     except Exception as error:
         raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):
-        raise Failure(f"{path} is not a {record.title} file; {remedy}")
+        raise Failure(
+            f"{path} is not a {record.title} file: it must contain a dict, got {shown(content)}; "
+            f"{remedy}"
+        )
     return content
 
 
 class _Unsafe(Exception):
-    """The error for a pickle that loads something other than an array."""
+    """Raised for a pickle that imports a name that arrays of bytes do not need."""
 
 
-# Use the unpickler written in Python: a damaged file can make the one in C allocate gigabytes,
-# because its table of objects grows to any index in the file.
+# This is the unpickler written in Python. A damaged file can make the one in C allocate gigabytes,
+# because its memo table grows to any index in the file.
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: the few names that Python 2 and 3 use to pickle bytes and
     NumPy arrays map to functions of this module; all others raise _Unsafe."""
@@ -280,7 +306,7 @@ class _PickledType:
 
 
 class _PickledArray:
-    """An array in a pickle; its values are `rows`."""
+    """An array of bytes in a pickle; `rows` has its values, as uint8."""
 
     def __init__(self, raw=b"", dtype=None, shape=(0,), order: Literal["C", "F"] = "C"):
         if dtype is not None and dtype.code not in (b"u1", "u1"):

@@ -275,14 +275,14 @@ def batch(**changes):
         (b"", "damaged or truncated"),
         (b"<html></html>", "damaged or truncated"),
         (python2_pickle([1, 2]), "is not a CIFAR-10 file"),
-        (batch(data=np.zeros((20, 3071), np.uint8)), "'data' is not an array of rows of 3072"),
+        (batch(data=np.zeros((20, 3071), np.uint8)), "with 3,072 columns, got shape [20, 3071]; "),
         (batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
-        (batch(data=b"none"), "'data' is not an array"),
-        (batch(labels=[0] * 19), "20 images, 19 labels"),
+        (batch(data=b"none"), "'data' must be an array of bytes, got b'none'; "),
+        (batch(labels=[0] * 19), "20 images and 19 labels"),
         (batch(labels=[0] * 19 + [10]), "'labels' must be from 0 to 9, got 0 to 10"),
         (batch(labels=[-1] * 20), "'labels' must be from 0 to 9, got -1 to -1"),
-        (batch(labels=[b"cat"] * 20), "'labels' is not a list of integers"),
-        (batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images, 0 labels"),
+        (batch(labels=[b"cat"] * 20), "'labels' must be a list of integers, got [b'cat', "),
+        (batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images and 0 labels"),
     ],
 )
 def test_a_wrong_batch_file_is_named(tmp_path, content, message):
@@ -303,7 +303,8 @@ def test_a_disk_that_is_full_does_not_blame_the_archive(tmp_path, monkeypatch):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value) == (
-        f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device"
+        f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device; "
+        f"fix that, then rerun the command"
     )
     assert names(tmp_path) == [CIFAR10.archive]
 
@@ -323,7 +324,8 @@ def test_messages_name_the_data_set(tmp_path):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR100, tmp_path)
     assert str(failure.value) == (
-        f"{folder}/test is not a CIFAR-100 file; remove the folder cifar-100-python and restart"
+        f"{folder}/test is not a CIFAR-100 file: it must contain a dict, got [1, 2]; remove the "
+        f"folder cifar-100-python and rerun the command to unpack or download it again"
     )
     (folder / "test").write_bytes(python2_pickle({**make_batch(1, 0), b"fine_labels": [100]}))
     with pytest.raises(Failure, match="'fine_labels' must be from 0 to 99, got 100 to 100"):
@@ -378,7 +380,8 @@ def test_only_regular_files_are_read(tmp_path, name, make, kind):
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value) == (
         f"{folder}/{name}: cannot be read: not a regular file but a {kind}; "
-        f"remove the folder cifar-10-batches-py and restart"
+        f"remove the folder cifar-10-batches-py and rerun the command to unpack or download it "
+        f"again"
     )
 
 
@@ -389,7 +392,8 @@ def test_only_a_regular_archive_is_read(tmp_path, make, kind):
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value) == (
         f"{tmp_path}/cifar-10-python.tar.gz: cannot be read: not a regular file but a {kind}; "
-        f"remove it and restart, or put the official cifar-10-python.tar.gz there"
+        f"remove it and rerun the command to download it again, or replace it with the official "
+        f"cifar-10-python.tar.gz"
     )
     assert names(tmp_path) == [CIFAR10.archive]
 

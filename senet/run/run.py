@@ -146,7 +146,7 @@ class Run:
             lambda batch: self.session.run(test_batch, inputs.feed(batch)),
             self.data,
             epochs,
-            shlex.join(["python", self._script(), *hp.SMALLER.split(), *self._data_options()]),
+            shlex.join(["python", self._script(), *hp.SHORTER_RUN.split(), *self._data_options()]),
             strategy,
         )
         if note:
