@@ -1,7 +1,7 @@
 """Augmentation of training images, inside the graph.
 
-Random numbers are stateless and keyed by (seed, step), so that a resumed run augments exactly
-like an uninterrupted one, on any device. To add an augmentation, write a function such as
+The random numbers are stateless and keyed by (seed, step), so that a resumed run augments exactly
+as an uninterrupted one does, on any device. To add an augmentation, write a function such as
 `shift_and_flip` with its own `random_key`, and call it in the script's `build_graph`.
 """
 
@@ -11,18 +11,18 @@ from senet.compat import tf
 
 
 def random_key(seed, step, purpose=""):
-    """Return the key of a step's stateless random numbers, [int, int64 scalar].
+    """Return the key of a step for `tf.random.stateless_uniform` and the like, [int, int64 scalar].
 
     The same key gives the same numbers, so give each augmentation its own `purpose`."""
     return [seed + ((zlib.crc32(purpose.encode()) & 0x7FFFFFFF) << 32), step]
 
 
 def shift_and_flip(images, seed, step):
-    """Shift each image by up to an eighth of its side in each direction (4 of 32 pixels), fill with
-    zeros, and flip it left to right with probability 1/2: the usual CIFAR augmentation (ResNet,
-    arXiv 1512.03385, section 4.2).
+    """Return `images` randomly shifted and flipped: the usual CIFAR augmentation (ResNet, arXiv
+    1512.03385, section 4.2). Each image is shifted by up to an eighth of its side in each direction
+    (4 of 32 pixels), with zeros in the gap, and flipped left to right with probability 1/2.
 
-    `images` is float32 [batch, height, width, channels], `step` an int64 scalar."""
+    `images` is float32 [batch, height, width, channels], `step` is an int64 scalar."""
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()

@@ -74,8 +74,8 @@ def discard_output(*descriptors):
 
 @contextlib.contextmanager
 def without_chatter(chatter=CHATTER):
-    """Buffer the standard error of the process, C++ code included, inside the block; at its end,
-    print all lines that do not match `chatter`."""
+    """Capture the standard error of the process, including that of C++ code, inside the block. At
+    its end, print the captured lines that do not match `chatter`."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as buffer:
         standard_error = os.dup(2)
@@ -94,8 +94,8 @@ def without_chatter(chatter=CHATTER):
 
 @contextlib.contextmanager
 def _ending_on_ctrl_c():
-    """End the process at once on Ctrl-C inside the block. A KeyboardInterrupt in a half-imported
-    package may turn into an ImportError."""
+    """End the process at once on Ctrl-C inside the block, since a KeyboardInterrupt in a
+    half-imported package may turn into an ImportError."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield
@@ -150,8 +150,8 @@ def _import_tflearn():
 
 
 global_avg_pool = _import_tflearn().global_avg_pool
-# tf.disable_v2_behavior(), which tflearn calls again, also turns off resource variables; reads and
-# writes of the older kind can race.
+# tf.disable_v2_behavior(), which tflearn calls again, also turns off resource variables. Reads and
+# writes of the older reference variables can race.
 tf.enable_resource_variables()
 
 __all__ = ["discard_output", "global_avg_pool", "print_error", "tf", "without_chatter"]

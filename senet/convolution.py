@@ -1,7 +1,7 @@
-"""2-D convolution in the implementation that is fastest for its sizes.
+"""2-D convolution, in the implementation that is fastest for the given sizes.
 
-Speed-ups in brackets are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU cores with
-AVX-512 BF16.
+The speed-up factors in brackets are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU
+cores with AVX-512 BF16.
 """
 
 import math
@@ -35,8 +35,8 @@ def convolution(x, weights, stride=1, padding="SAME", groups=1):
 
 
 def _effective_kernel(weights, size):
-    """Return `weights` without the positions that see only padding on a map of `size`: on 1x1 maps,
-    only the centre of a 1x3 kernel matters. (Speed-up of 1x3 on 1x1 maps: 8.)"""
+    """Return `weights` without the positions that only ever see padding on maps of `size`: on 1x1
+    maps, only the centre of a 1x3 kernel matters. (Speed-up of 1x3 on 1x1 maps: 8.)"""
     kernel = weights.shape[:2].as_list()
     spare = [max(0, side // 2 + 1 - length) for side, length in zip(kernel, size, strict=True)]
     if not any(spare):

@@ -1,4 +1,4 @@
-"""The devices of this process: `use_devices` chooses them, the other functions describe them."""
+"""Select the devices of this process (`use_devices`), and describe them and what they support."""
 
 import functools
 import os
@@ -52,7 +52,7 @@ def chosen_gpus():
 
 
 def describe_devices(strategy):
-    """Return a description of the devices, for the start-up lines."""
+    """Return a description of the devices, str, for the start-up lines."""
     count = strategy.num_replicas_in_sync
     if chosen_gpus():
         names = [
@@ -60,7 +60,7 @@ def describe_devices(strategy):
             for gpu in chosen_gpus()
         ]
         return f"{f'{count} GPUs,' if count > 1 else 'GPU'} {', '.join(dict.fromkeys(names))}"
-    # Counted as TensorFlow does: `taskset` can allow fewer cores than the machine has.
+    # Count cores as TensorFlow does: `taskset` can allow fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     hint = "; TF_CPP_MIN_LOG_LEVEL=0 shows why" if NVIDIA_DRIVER.exists() else ""
     no_gpu = "" if visible_gpus() else f" (TensorFlow sees no GPU{hint})"
@@ -93,21 +93,22 @@ def has_bfloat16():
 
 
 def compute_type(mixed_precision):
-    """Return the type that a network computes in. Variables, batch norm's statistics, gates and the
-    loss are always float32. Gradients need no scaling, since bfloat16 has the range of float32."""
+    """Return the dtype of a network's feature maps, tf.bfloat16 or tf.float32. Variables, batch
+    norm's statistics, gates and the loss are always float32. Gradients need no scaling, since
+    bfloat16 has the range of float32."""
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
 def describe_precision(mixed_precision):
-    """Return a description of the precision in use, for the start-up lines."""
+    """Return a description of the precision in use, str, for the start-up lines."""
     if compute_type(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
     return "float32" + " (no bfloat16 support)" * mixed_precision
 
 
 def has_grouped_convolution():
-    """Return whether `tf.nn.conv2d` can train with grouped filters on the devices: GPUs can with
-    cuDNN, x86 CPUs with oneDNN."""
+    """Return whether the devices can compute the gradients of a grouped `tf.nn.conv2d`: GPUs can
+    with cuDNN, x86 CPUs with oneDNN."""
     return bool(chosen_gpus()) or _cpu_has_grouped_convolution()
 
 

@@ -12,8 +12,8 @@ class OneLineError(Exception):
 
 
 class HyperparameterError(OneLineError, ValueError):
-    """A value that a hyperparameter does not allow; the message gives the name, the value and the
-    allowed values."""
+    """A hyperparameter with a value that is not allowed; the message gives the name, the value and
+    the allowed values."""
 
 
 class Failure(OneLineError):
@@ -23,7 +23,7 @@ class Failure(OneLineError):
 def first_line(error):
     """Return the message of an exception as one line of at most 300 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    # TensorFlow first says where the graph was built.
+    # Drop TensorFlow's preamble about where the graph was built.
     text = re.sub(r"^Graph execution error:.*?\nNode: [^\n]*\n", "", text, flags=re.DOTALL)
     lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:300] if lines else type(error).__name__
@@ -37,8 +37,8 @@ def printable(text):
 
 
 def shortened(names, count=5, width=60):
-    """Return the first `count` names, separated by commas, and the number of the others: "a, b, c,
-    d, e and 2,995 more". Names are cut after `width` characters."""
+    """Return the first `count` names, separated by commas, and the number of further ones: "a, b,
+    c, d, e and 2,995 more". Names are truncated after `width` characters."""
     names = [name if len(name) <= width else f"{name[:width]}..." for name in map(printable, names)]
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -10,8 +10,8 @@ from senet.losses import cross_entropy
 
 
 def batch_sums(losses, logits, labels):
-    """Return the sums over a batch of cross-entropy, correct predictions and images, float64 [3].
-    `losses` and `labels` are [batch], `logits` is [batch, classes]."""
+    """Return float64 [3] for a batch: its summed cross-entropy, its number of correct predictions
+    and its number of images. `losses` and `labels` are [batch], `logits` is [batch, classes]."""
     with tf.name_scope("batch_sums"):
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
         parts = losses, correct, tf.ones_like(labels)
@@ -41,9 +41,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_outputs(logits, labels):
-    """Return the tensors that `evaluate` fetches for a batch, as a dict. `logits` is [batch,
-    classes], `labels` int32 [batch]. Call it in the name scope of the network, from which it takes
-    the gates."""
+    """Return the dict of tensors that `evaluate` fetches for a batch. `logits` is [batch, classes],
+    `labels` is int32 [batch]. Call this in the network's name scope: it collects the gates there.
+    """
     classes = logits.shape[-1].value
     scope = tf.get_default_graph().get_name_scope()
     gates = tf.get_collection(GATES, scope)
@@ -60,8 +60,8 @@ def evaluation_outputs(logits, labels):
 
 
 def evaluate(session, outputs, inputs, batches):
-    """Return the Evaluation of `batches`; `outputs` are the `evaluation_outputs` for the Inputs
-    `inputs`."""
+    """Run the network on `batches`, an iterable of Splits, and return the Evaluation. `outputs` are
+    the network's `evaluation_outputs`, `inputs` are its Inputs."""
     results, labels = [], []
     for batch in batches:
         results.append(session.run(outputs, inputs.feed(batch)))

@@ -1,4 +1,4 @@
-"""Read regular files of limited size only, and replace files atomically."""
+"""Read only regular files of limited size, and replace files atomically."""
 
 import contextlib
 import errno
@@ -34,8 +34,8 @@ def open_regular(path, largest=None):
 
 
 def read_regular(path, largest):
-    """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does, and if
-    more than `largest` bytes can be read."""
+    """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does, and also
+    if the file grows beyond `largest` bytes while it is read."""
     with open_regular(path, largest) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
@@ -54,7 +54,7 @@ def replacing(path):
 
 
 def _check_regular(status):
-    """Return the size in an `os.stat_result`. Raises OSError unless it is of a regular file."""
+    """Return the size in an `os.stat_result`. Raises OSError unless it is a regular file's."""
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise OSError(errno.EINVAL, f"not a regular file but a {kind}")

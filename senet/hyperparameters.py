@@ -39,7 +39,7 @@ def _are_devices(text):
     if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
         return False
     numbers = sorted(map(int, re.findall("[0-9]+", text)))
-    if "cpu" in text:  # made by splitting the cores, so numbered from 0 without gaps
+    if "cpu" in text:  # CPU devices split the cores, so they are numbered from 0 without gaps
         return numbers == list(range(len(numbers)))
     return len(set(numbers)) == len(numbers)
 
@@ -50,7 +50,7 @@ def _is_utf8(text):
 
 LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
 NOT_EMPTY = Rule("not be empty", bool)
-# TensorFlow would read the checkpoints of all folders that match, or of none.
+# Given a pattern, TensorFlow reads the checkpoints of all matching folders, or of none.
 NOT_A_PATTERN = Rule(
     "not contain *, ?, [ or \\, which TensorFlow reads as a pattern",
     lambda path: not re.search(r"[*?\[\\]", path),
@@ -88,10 +88,10 @@ LIMITS = {
 
 
 class Resume(enum.Enum):
-    """Markers of fields that may differ when a run is resumed; all other fields must not."""
+    """Markers for fields that may change when a run is resumed; the others must stay the same."""
 
     MAY_CHANGE = enum.auto()
-    MAY_GROW = enum.auto()
+    MAY_GROW = enum.auto()  # may only increase
 
 
 MAY_CHANGE, MAY_GROW = Resume
@@ -105,20 +105,21 @@ class RunHyperparameters:
     Raises HyperparameterError for the first field whose value is not allowed."""
 
     # run
-    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, and the cache of images
+    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, image cache
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
-    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to start from
+    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to load weights from
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # minutes between checkpoints
-    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels, for image folders
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels; image folders only
 
     # devices
     devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
-    SMALLEST_PIECE: ClassVar[int] = 1  # minimum images per device and micro-batch
+    SMALLEST_PIECE: ClassVar[int] = 1  # minimum number of images per micro-batch
 
     def __init_subclass__(cls):
-        # @dataclass ignores a default without an annotation: add the inherited one, or raise.
+        # @dataclass ignores a default without an annotation: add the inherited annotation, or raise
+        # an error if there is none.
         annotations = inspect.get_annotations(cls)
         for name, value in list(vars(cls).items()):
             if name.startswith("_") or name in annotations or not isinstance(value, tuple(TYPES)):
@@ -127,7 +128,10 @@ class RunHyperparameters:
             found = [hints[name] for hints in inherited if name in hints]
             if not found:
                 kind = type(value).__name__
-                raise TypeError(f"{cls.__name__}.{name} needs a type: {name}: {kind} = {value!r}")
+                raise TypeError(
+                    f"{cls.__name__}.{name} must have a type annotation, such as "
+                    f"{name}: {kind} = {value!r}"
+                )
             cls.__annotations__[name] = found[0]
 
     def __post_init__(self):
@@ -146,7 +150,9 @@ def _declared(Hyperparameters):
             continue
         where = f"{Hyperparameters.__name__}.{name}"
         if name not in names:
-            raise TypeError(f"{where} is not a field: decorate the class @dataclass(frozen=True)")
+            raise TypeError(
+                f"{where} is not a field; decorate the class with @dataclass(frozen=True)"
+            )
         kind = getattr(hint, "__origin__", hint)
         if kind not in TYPES:
             raise TypeError(f"{where} must be int, float, bool or str, got {hint}")
@@ -172,8 +178,8 @@ def shown(value):
 
 
 def check_field(Hyperparameters, name, value, prefix="--"):
-    """Raise HyperparameterError, with `prefix` before the name, if a field does not allow a
-    value."""
+    """Raise HyperparameterError if the field `name` does not allow `value`. The message has
+    `prefix` before the name."""
     kind, metadata = _declared(Hyperparameters)[name]
     must = []
     if type(value) is not kind and not (kind is float and type(value) is int):
@@ -191,16 +197,16 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 
 
 def check_path(name, path):
-    """Raise HyperparameterError, with the `name` of the argument, unless TensorFlow can write a
-    checkpoint to `path` and read it back."""
+    """Raise HyperparameterError unless TensorFlow can write a checkpoint to `path` and read it
+    back. The message has the `name` of the argument."""
     for rule in (*EVERY[str], NOT_A_PATTERN):
         if not rule.is_met(path):
             raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
 
 
 def parse_field(Hyperparameters, name, text):
-    """Return the value of `--name=text`. Raises HyperparameterError if the field does not allow
-    it."""
+    """Return `text` converted to the type of the field `name`. Raises HyperparameterError if the
+    field does not allow the value."""
     kind, _ = _declared(Hyperparameters)[name]
     try:
         value = {"True": True, "False": False}[text] if kind is bool else kind(text)
@@ -217,16 +223,16 @@ def _marked(Hyperparameters, marker):
     }
 
 
-def computing_fields(hyperparameters):
-    """Return {name: value} of the fields that affect the result: all but MAY_CHANGE."""
+def fields_affecting_result(hyperparameters):
+    """Return {name: value} of the fields that affect the result: all that are not MAY_CHANGE."""
     may_change = _marked(type(hyperparameters), MAY_CHANGE)
     fields = dataclasses.asdict(hyperparameters)
     return {name: value for name, value in fields.items() if name not in may_change}
 
 
 def portable_fields(hyperparameters):
-    """Return {name: value} for use on another machine: without settings such as data_dir, and with
-    the portable part of each path."""
+    """Return {name: value} of the fields, for use on another machine: without settings of this
+    machine such as data_dir, and with the portable part of each path."""
     machine_settings = _marked(RunHyperparameters, MAY_CHANGE)
     return {
         name: portable_path(value) if isinstance(value, str) else value
@@ -236,7 +242,7 @@ def portable_fields(hyperparameters):
 
 
 def portable_path(text):
-    """Return a path below the current folder unchanged, and the last part of any other path."""
+    """Return a path below the current folder unchanged; of any other path, return the last part."""
     path = pathlib.PurePath(text)
     return path.name if path.is_absolute() or ".." in path.parts else text
 
@@ -245,7 +251,7 @@ def check_fields(Hyperparameters, fields):
     """Raise HyperparameterError unless `fields`, read from a file, is a dict of declared fields and
     allowed values. Fields may be missing."""
     if not isinstance(fields, dict):
-        raise HyperparameterError(f"hyperparameters must be a JSON object, got {shown(fields)}")
+        raise HyperparameterError(f"the file must contain a JSON object, got {shown(fields)}")
     for name, value in fields.items():
         if name not in _declared(Hyperparameters):
             raise HyperparameterError(f"the script has no hyperparameter {shown(name)}")
@@ -253,30 +259,31 @@ def check_fields(Hyperparameters, fields):
 
 
 def load_fields(path, Hyperparameters):
-    """Return the dict in the hyperparameters.json at `path`, without fields that were added to the
-    script since. Raises Failure if the file cannot be read or does not fit the script."""
+    """Return the dict in the hyperparameters.json at `path`. Fields that were added to the script
+    later are missing from it. Raises Failure if the file cannot be read or does not match the
+    script."""
     try:
         fields = json.loads(read_regular(path, LARGEST_FILE).decode())
         check_fields(Hyperparameters, fields)
     except HyperparameterError as error:
-        raise Failure(f"{path} does not fit this script: {error}; fix it") from None
+        raise Failure(f"{path} does not match this script: {error}; fix the file") from None
     except RecursionError:
-        raise Failure(f"{path} cannot be read: too deeply nested; fix it") from None
+        raise Failure(f"{path} cannot be read: it is too deeply nested; fix the file") from None
     except (OSError, ValueError) as error:
-        raise Failure(f"{path} cannot be read: {first_line(error)}; fix it") from None
+        raise Failure(f"{path} cannot be read: {first_line(error)}; fix the file") from None
     return fields
 
 
 def changed_fields(hyperparameters, before):
-    """Return [(name, before, now)] of the changed fields that must not change when a run with the
-    fields `before`, a dict, is resumed. A missing field had its default.
+    """Return [(name, before, now)] of the changes that prevent resuming a run whose fields were
+    `before`, a dict. Fields missing from it had their defaults.
 
     Raises HyperparameterError for an unknown field or a value that is not allowed."""
     check_fields(type(hyperparameters), before)
     defaults = {field.name: field.default for field in dataclasses.fields(hyperparameters)}
     may_grow = _marked(type(hyperparameters), MAY_GROW)
     changes = []
-    for name, now in computing_fields(hyperparameters).items():
+    for name, now in fields_affecting_result(hyperparameters).items():
         was = before.get(name, defaults[name])
         if was != now and not (name in may_grow and now > was):
             changes.append((name, was, now))

@@ -26,7 +26,7 @@ class Gate(NamedTuple):
     """The gates of an SE layer."""
 
     layer: str  # its variable scope
-    name: str  # of its operation; tf.get_collection filters by it
+    name: str  # the operation's name, by which tf.get_collection selects a scope
     values: Any  # float32 [batch, channels]
 
 
@@ -37,8 +37,8 @@ def layer_seed():
 
 
 def he_weights(shape, fan_in, gain=2.0):
-    """Return the variable `weights` of the current scope, with He initialisation: Gaussian with
-    variance gain / fan_in (arXiv 1502.01852, section 2.2, has a gain of 2)."""
+    """Return the variable `weights` of the current scope, with He initialisation: normally
+    distributed with variance gain / fan_in (arXiv 1502.01852, section 2.2, where the gain is 2)."""
     seed = [layer_seed(), 0]
 
     def initializer(shape, dtype, partition_info=None):
@@ -58,10 +58,11 @@ def conv_layer(
     scale=1.0,
     layer_name="conv",
 ):
-    """Return a 2-D convolution; `kernel` is a side or a pair [height, width]. With `groups`, each
-    group of output channels depends on one group of input channels only (ResNeXt, arXiv 1611.05431,
-    figure 3c). There is no bias by default, since batch norm follows and has its own. `scale`
-    multiplies the output; applying it to weights and bias is cheapest."""
+    """Return the 2-D convolution of `input_x`, [batch, height, width, filters]. `kernel` is a side
+    or a pair [height, width]. With `groups`, each group of output channels depends on only one
+    group of input channels (ResNeXt, arXiv 1611.05431, figure 3c). There is no bias by default,
+    since batch norm usually follows and has its own. The output is multiplied by `scale`, which is
+    applied to weights and bias, since they are smaller."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     group_channels = input_x.shape[-1].value // groups
     with tf.variable_scope(layer_name):
@@ -79,10 +80,10 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
     """Normalise `x` over all axes but the last (batch normalisation, arXiv 1502.03167, algorithms 1
     and 2).
 
-    In training, use the statistics of the batch and add the next values of the moving averages to
-    `moving_averages`: `momentum * moving + (1 - momentum) * batch`, with the unbiased variance.
-    Otherwise, use the moving averages. `training` is a Python bool, `offset` is the initial value
-    of beta.
+    In training, use the statistics of the batch and register the next values of the moving
+    averages for `moving_averages()`: `momentum * moving + (1 - momentum) * batch`, with the
+    unbiased variance. Otherwise, use the moving averages. `training` is a Python bool, `offset` is
+    the initial value of beta.
     """
     channels = [x.shape[-1].value]
     with tf.variable_scope(scope):
@@ -109,15 +110,15 @@ def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e
 
 
 def moving_averages():
-    """Return the next values of `tf.moving_average_variables()`, in their order, from the network
-    that was last built for training. The training step must assign them. Raises Failure if the
-    network was not built for training."""
+    """Return the next values of `tf.moving_average_variables()`, in the same order, as computed by
+    the network that was last built with training=True. The training step must assign them. Raises
+    Failure if a moving average has no next value."""
     values = dict(tf.get_collection(MOVING_AVERAGES))
     missing = {variable.op.name for variable in tf.moving_average_variables()} - values.keys()
     if missing:
         raise Failure(
-            f"the loss does not update {shortened(sorted(missing))}; build the network in "
-            f"loss() with training=True"
+            f"loss() does not update the moving averages {shortened(sorted(missing))}; build the "
+            f"network in loss() with training=True"
         )
     return [values[variable.op.name] for variable in tf.moving_average_variables()]
 
@@ -135,9 +136,9 @@ def conv_bn(
     pool=1,
     layer_name="conv",
 ):
-    """Return `conv_layer` followed by `Batch_Normalization`, in the scope `layer_name`. If `pool`
-    is above 1, a max-pooling of that kernel and stride comes between them; after batch norm, it
-    would cost more."""
+    """Return the output of `conv_layer` followed by `Batch_Normalization`, in the scope
+    `layer_name`. If `pool` is greater than 1, max pooling with that kernel size and stride is
+    applied between them; after batch norm, it would cost more."""
     with tf.variable_scope(layer_name):
         x = conv_layer(input_x, filters, kernel, stride, padding, groups)
         if pool > 1:
@@ -146,8 +147,9 @@ def conv_bn(
 
 
 def chain(input_x, *rows, training):
-    """Return a sequence of convolutions, each followed by batch norm and ReLU; a row is (filters,
-    kernel) or (filters, kernel, stride, padding). The variable scopes are `branch`, `branch_1`, ...
+    """Return the output of a sequence of convolutions, each followed by batch norm and ReLU. Each
+    of `rows` is (filters, kernel) or (filters, kernel, stride, padding). The variable scopes are
+    `branch`, `branch_1`, ...
 
     The offset of batch norm starts at 1, so that ReLU passes most values. In the backward pass, the
     gradient then grows by 6 % per layer; with an offset of 0, it would grow by 21 %
@@ -177,12 +179,12 @@ def Concatenation(layers):
 
 
 def Max_pooling(x, kernel=3, stride=2, padding="VALID"):
-    """Return the maximum of each window."""
+    """Return the maximum of each window, [batch, height, width, channels]."""
     return tf.nn.max_pool2d(x, kernel, stride, padding)
 
 
 def Avg_pooling(x, kernel=3, stride=1, padding="SAME"):
-    """Return the mean of each window, excluding padding."""
+    """Return the mean of each window, excluding padding, [batch, height, width, channels]."""
     return tf.nn.avg_pool2d(x, kernel, stride, padding)
 
 
@@ -193,7 +195,8 @@ def Global_Average_Pooling(x):
 
 
 def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
-    """Map [batch, features] to [batch, units], with a bias; `gain` is passed to `he_weights`."""
+    """Return `x`, [batch, features], mapped linearly to [batch, units], with a bias. `gain` is
+    passed to `he_weights`."""
     features = x.shape[-1].value
     with tf.variable_scope(layer_name):
         weights = he_weights([features, units], fan_in=features, gain=gain)
@@ -202,7 +205,7 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 
 
 def Dropout(x, rate, training, layer_name="dropout"):
-    """Set a fraction `rate` of the values to zero and divide the others by 1 - rate in training
+    """In training, set each value to zero with probability `rate` and divide the others by 1 - rate
     (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
     global step and the number of the current piece of the batch."""
     if not training:

@@ -1,4 +1,4 @@
-"""The available memory, and a lower bound on the memory that a network needs."""
+"""Compare the available memory with a lower bound on the memory that a network needs."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,8 @@ PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linu
 
 
 def available_memory():
-    """Return how many more bytes this process can allocate before the machine swaps or a limit is
-    reached: `ulimit -v`, or that of a container's control group."""
+    """Return how many more bytes this process can allocate before the machine swaps or the process
+    reaches a limit, either of `ulimit -v` or of its control group (such as a container's)."""
     page = os.sysconf("SC_PAGE_SIZE")
     available = [page * os.sysconf("SC_PHYS_PAGES")]
     virtual = resident = files = 0
@@ -51,10 +51,10 @@ def _cgroup_limits():
 
 def check_training_memory(data, hyperparameters):
     """Raise HyperparameterError if training on the Dataset `data` needs more memory than is
-    available. Call it after building the network once and before building the
-    training graph, so that it fails early.
+    available. Call it after building the network once and before building the training graph, so
+    that it fails early.
 
-    GPUs are not checked: TensorFlow reports "out of memory" there."""
+    GPUs are not checked, since TensorFlow reports an error when their memory is exhausted."""
     hp, strategy = hyperparameters, tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     share = -(-min(hp.batch_size, len(data.train.labels)) // replicas)
@@ -103,5 +103,6 @@ def _check(hyperparameters, subject, weights, maps, images):
     raise HyperparameterError(
         f"{subject} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
         f"({weights} for weights and gradients, {maps} for the feature maps of {images:,} images), "
-        f"but {available} is available; use a smaller network, image or --micro_batch_size"
+        f"but {available} is available; use a smaller network, smaller images or a smaller "
+        f"--micro_batch_size (0 means the whole batch)"
     )

@@ -1,5 +1,5 @@
-"""Split a batch into pieces: each device processes its part of the batch in micro-batches, so that
-it needs memory for one of them only."""
+"""Split a batch into pieces: each device processes its part of the batch in micro-batches, and
+needs memory for only one of them at a time."""
 
 import contextlib
 
@@ -10,11 +10,12 @@ PIECE = "piece"  # graph collection: the number of the piece whose tower is bein
 
 
 def sum_over_micro_batches(tower, images, labels, size, shaped_like):
-    """Return the sum of `tower(images, labels)` over this replica's part of the batch, computed one
-    micro-batch of at most `size` images after the other, or all at once if `size` is 0.
+    """Return the sum of `tower(images, labels)` over the micro-batches of this replica's part of
+    the batch. They have at most `size` images and are processed one after the other; if `size` is
+    0, the part is processed at once.
 
     `tower` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes and
-    types. All variables must already exist, since a loop cannot create any."""
+    types. All variables of the tower must already exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = pieces_of_replica(batch, replicas, size)
@@ -46,9 +47,8 @@ def pieces_of_replica(batch, replicas, size):
 
 
 def check_pieces(images, steps, hyperparameters):
-    """Raise HyperparameterError if a device or a micro-batch would get fewer images than the
-    network needs, `hyperparameters.SMALLEST_PIECE`. An epoch has `images` images in `steps` steps.
-    """
+    """Raise HyperparameterError if a micro-batch on a device would have fewer images than
+    `hyperparameters.SMALLEST_PIECE`. An epoch has `images` images in `steps` steps."""
     hp = hyperparameters
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     # The batch sizes of an epoch, and that of the batch fed at its end.
@@ -59,7 +59,7 @@ def check_pieces(images, steps, hyperparameters):
                 f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
                 f"split a batch of {batch} images into {pieces} pieces, but batch norm needs at "
                 f"least {hp.SMALLEST_PIECE} images in each; use a larger --micro_batch_size or "
-                f"--batch_size"
+                f"--batch_size, or fewer devices"
             )
 
 

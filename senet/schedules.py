@@ -1,8 +1,8 @@
 """Learning-rate schedules.
 
-A schedule returns the learning rate of `step`, an int64 scalar that counts from 0, as a float32.
-To add one, write a function with the same arguments and append it to SCHEDULES; every script then
-accepts its name as --schedule.
+A schedule returns the learning rate of `step`, float32; `step` is an int64 scalar that counts from
+0, the other arguments are Python numbers. To add one, write a function with the same arguments and
+append it to SCHEDULES; every script then accepts its name as --schedule.
 """
 
 import math
@@ -11,7 +11,7 @@ from senet.compat import tf
 
 
 def learning_rate(step, epoch_steps, hyperparameters):
-    """Return the learning rate of `step` in the schedule that the hyperparameters name."""
+    """Return the learning rate of `step`, float32, in the schedule `hyperparameters.schedule`."""
     hp = hyperparameters
     total_steps = hp.total_epochs * epoch_steps
     with tf.name_scope("learning_rate"):
@@ -19,7 +19,7 @@ def learning_rate(step, epoch_steps, hyperparameters):
 
 
 def steps(step, total_steps, epoch_steps, peak):
-    """Divide the peak rate by 10 at 30, 60 and 90 % of the steps, after a warm-up."""
+    """Warm up to the peak rate, then divide it by 10 at 30, 60 and 90 % of the steps."""
     rates = [peak / 10**drops for drops in range(4)]
     last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
     rate = tf.train.piecewise_constant(step, last_steps, rates)
@@ -27,8 +27,8 @@ def steps(step, total_steps, epoch_steps, peak):
 
 
 def cosine(step, total_steps, epoch_steps, peak):
-    """Follow half a cosine from the peak rate to 0 (SGDR, arXiv 1608.03983, equation 5, without
-    restarts), after a warm-up."""
+    """Warm up to the peak rate, then follow half a cosine down to 0 (SGDR, arXiv 1608.03983,
+    equation 5, without restarts)."""
     rate = peak * 0.5 * (1 + tf.cos(math.pi * tf.cast(step, tf.float32) / total_steps))
     return _warm_up(step, total_steps, epoch_steps) * rate
 

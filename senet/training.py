@@ -15,8 +15,8 @@ def current_step():
 
 
 def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparameters):
-    """Return two dicts to fetch: fetching the first performs a training step; the second has the
-    scalars for TensorBoard at the end of an epoch, by tag.
+    """Return two dicts of tensors. Fetching the first performs a training step and gives the loss
+    and the accuracy; the second has the scalars for TensorBoard at the end of an epoch, by tag.
 
     A step minimises the mean of `loss` over the batch, plus `weight_decay` times half the sum of
     squares of the variables `decayed`. The returned loss (plain cross-entropy, without smoothing or
@@ -34,7 +34,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     names = {variable.op.name for variable in trainable}
     if untrained := [v.op.name for v in decayed if v.op.name not in names]:
         raise Failure(
-            f"decayed_variables() must return trainable variables only, got {shortened(untrained)}"
+            f"decayed_variables() must return only trainable variables, got {shortened(untrained)}"
         )
     sums_so_far = tf.get_variable(
         "epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False
@@ -94,7 +94,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
 
 
 def check_gradients(gradients, variables):
-    """Raise Failure if a gradient is None, naming the variables."""
+    """Raise Failure, with the names of the variables, if a gradient is None."""
     pairs = zip(gradients, variables, strict=True)
     if missing := [v.op.name for gradient, v in pairs if gradient is None]:
         raise Failure(

@@ -11,16 +11,16 @@ from senet.compat import tf
 from senet.convolution import convolution
 
 IMAGES = 5000  # approximate number used to compute the filters
-SHRINKAGE = 1e-2  # added to the variances, so that noise is not scaled up to 1
+SHRINKAGE = 1e-2  # added to the variances, so that noise is not amplified to unit variance
 
 
 def whitening_filters(images, mean, std, filters, side):
     """Return float32 filters [side, side, 3, filters] that whiten the patches of `images`, uint8
     [N, height, width, 3], normalised by `mean` and `std`, [3].
 
-    A filter is an eigenvector of the patches' covariance, divided by the square root of its
-    eigenvalue: those of the filters / 2 largest eigenvalues, largest first, and then the same with
-    the opposite sign, since a ReLU follows.
+    Each filter is an eigenvector of the patches' covariance matrix, divided by the square root of
+    its eigenvalue. The first half belong to the largest eigenvalues, in descending order; the
+    second half are the same with the opposite sign, since a ReLU follows.
     """
     # Evenly spaced, since the images of a folder are sorted by class.
     pixels = (images[:: max(1, len(images) // IMAGES)].astype(np.float32) - mean) / std
@@ -38,9 +38,9 @@ def whitening_filters(images, mean, std, filters, side):
 
 def whitening_layer(input_x, filters, side, stride, initial_weights, layer_name):
     """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
-    `weights`, [side, side, 3, filters], which starts with the values `initial_weights`.
+    `weights`, [side, side, 3, filters], whose initial value is `initial_weights`.
 
-    They may be None if the values come from a checkpoint, as in evaluate and predict."""
+    `initial_weights` may be None if a checkpoint supplies the value, as in evaluate and predict."""
     with tf.variable_scope(layer_name):
         # NaN makes training without the filters fail; zeros would let it run on empty feature maps.
         initial = tf.constant_initializer(np.nan if initial_weights is None else initial_weights)

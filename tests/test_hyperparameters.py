@@ -16,7 +16,7 @@ from senet.hyperparameters import (
     NOT_EMPTY,
     RunHyperparameters,
     changed_fields,
-    computing_fields,
+    fields_affecting_result,
     load_fields,
     one_of,
     parse_field,
@@ -131,7 +131,7 @@ class TestDeclarations:
             Settings(run_dir="")
 
     def test_a_new_field_without_a_type_is_an_error(self):
-        with pytest.raises(TypeError, match="dropout needs a type: dropout: float = 0.5"):
+        with pytest.raises(TypeError, match="must have a type .* as dropout: float = 0.5"):
 
             class _(Settings):
                 dropout = 0.5
@@ -191,8 +191,8 @@ class TestChangedFields:
             changed_fields(Settings(), before)
 
 
-def test_computing_fields_exclude_those_that_may_change():
-    assert set(computing_fields(Settings())) == {
+def test_fields_affecting_result_exclude_those_that_may_change():
+    assert set(fields_affecting_result(Settings())) == {
         *("width", "even", "rate", "kind", "name", "epochs", "fast"),
         *("image_size", "initial_checkpoint"),
     }

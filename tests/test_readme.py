@@ -17,7 +17,7 @@ from assests.examples import EXAMPLES, draw_example
 from senet.cli.command_line import COMMANDS, parse
 from senet.compat import tf
 from senet.data.shapes import load_shapes
-from senet.hyperparameters import computing_fields
+from senet.hyperparameters import fields_affecting_result
 
 HYPERPARAMETERS = {script.name: script.module.Hyperparameters for script in SCRIPTS}
 PAGES = {
@@ -109,7 +109,7 @@ def test_different_runs_have_different_folders():
         name, fields, _ = parse(arguments, HYPERPARAMETERS[script])
         if name == "train":
             hyperparameters = HYPERPARAMETERS[script](**fields)
-            computed = script, computing_fields(hyperparameters)
+            computed = script, fields_affecting_result(hyperparameters)
             assert trained.setdefault(hyperparameters.run_dir, computed) == computed
     assert len(trained) >= 6
 

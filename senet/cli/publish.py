@@ -15,7 +15,7 @@ from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure, HyperparameterError, printable, shortened
 from senet.hyperparameters import (
-    computing_fields,
+    fields_affecting_result,
     load_fields,
     portable_fields,
     portable_path,
@@ -132,8 +132,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
 
 def _check_unchanged(hyperparameters, recorded):
     """Raise HyperparameterError if the command line changes what the run computed."""
-    trained_with = computing_fields(recorded)
-    for name, value in computing_fields(hyperparameters).items():
+    trained_with = fields_affecting_result(recorded)
+    for name, value in fields_affecting_result(hyperparameters).items():
         if trained_with[name] != value:
             raise HyperparameterError(
                 f"--{name}={value} differs from the run, which was trained with "

@@ -16,7 +16,7 @@ from senet.compat import tf
 from senet.data.datasets import batches, epoch_order, steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure
-from senet.hyperparameters import computing_fields
+from senet.hyperparameters import fields_affecting_result
 from senet.run.checkpoints import Checkpoints
 from senet.run.cluster import Cluster
 from senet.run.console import long_run_note, progress_bar, say, start_lines
@@ -67,7 +67,7 @@ class Run:
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
         self.cluster.check_same(
-            hyperparameters=json.dumps(computing_fields(self.hyperparameters)),
+            hyperparameters=json.dumps(fields_affecting_result(self.hyperparameters)),
             code=_source_code(self.network),
             images=repr(data.checksums()),
         )
