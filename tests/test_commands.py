@@ -191,7 +191,7 @@ def test_export_on_a_full_disk_gives_one_line_and_leaves_nothing(trained, tmp_pa
     output, errors = capfd.readouterr()
     assert (status, output) == (1, "")
     assert errors.startswith(f"error: cannot write {tmp_path}/model: ")
-    assert errors.endswith("File too large\n")
+    assert errors.endswith("File too large; fix that, or use another folder\n")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, traine
             1,
             "does not match SE_ResNeXt with these hyperparameters: ",
         ),
-        (["evaluate", "--dataset=shapes"], 1, "was trained on class 0, class 1, class 2"),
+        (["evaluate", "--dataset=shapes"], 1, "was trained on the classes class 0, class 1"),
         (["evaluate", "--devices=1"], 1, "--devices=1 names a GPU that TensorFlow does not see"),
         (["evaluate", "more"], 2, "more"),
         (["predict"], 2, "IMAGE"),

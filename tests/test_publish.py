@@ -102,9 +102,9 @@ def test_a_given_checkpoint_is_published_with_its_rows(trained, call, tmp_path):
 @pytest.mark.parametrize(
     "options, status, message",
     [
-        (["--seed=3"], 2, "--seed=3 differs from the run, which was trained with 0"),
-        (["--total_epochs=9"], 2, "--total_epochs=9 differs from the run"),
-        (["--dataset=shapes"], 1, "{run}/model/model.ckpt-20 was trained on class 0"),
+        (["--seed=3"], 2, "--seed must be 0, the value that the run was trained with, got 3"),
+        (["--total_epochs=9"], 2, "--total_epochs must be 2, the value that"),
+        (["--dataset=shapes"], 1, "{run}/model/model.ckpt-20 was trained on the classes class 0"),
         (["--checkpoint=model.ckpt-7"], 1, "--checkpoint=model.ckpt-7: "),
     ],
 )

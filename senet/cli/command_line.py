@@ -56,25 +56,25 @@ COMMANDS = {
     ),
     "publish": (
         publish,
-        "write the network without its training state into a new folder, with a model card",
+        "write the network, without the optimizer's state, and a model card into a new folder",
         ("FOLDER", "folder", {"metavar": "FOLDER"}),
         CHECKPOINT,
         NOTE,
     ),
     "excitation": (
         commands.excitation,
-        "draw the mean gate of each SE block's channels for each class",
+        "draw the mean gate of every channel of the SE blocks for each class",
         CHECKPOINT,
     ),
 }
 
 
 def run_command(train, network, Hyperparameters, argv=None):
-    """Run the command line `argv` of a script and return the exit status: 0 done, 1 failed at run
-    time, 2 wrong command line, 128 + number stopped by a signal.
+    """Run the command line `argv` of a script and return the exit status: 0 for success, 1 for a
+    failure, 2 for an invalid command line, 128 + N if signal N stopped the command.
 
-    `train` is called with a Hyperparameters, `network` is the script's class. The other commands
-    use the hyperparameters of the run in `run_dir`, except for those on the command line."""
+    `train` is called with a Hyperparameters; `network` is the script's class. The other commands
+    use the hyperparameters of the run in `run_dir`, unless the command line overrides them."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # class names in a terminal without UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -113,7 +113,7 @@ def _run(train, network, Hyperparameters, argv):
         train(Hyperparameters(**fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
-    # The folder and the devices in the file may be those of another machine.
+    # The run_dir and the devices in the file may be those of another machine.
     trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
     trained.pop("devices", None)
     fields = trained | fields
@@ -157,8 +157,8 @@ def parse(argv, Hyperparameters):
     """Return (command, fields, arguments): the command's name, the hyperparameters in `argv`,
     {name: value}, and the command's other arguments, {name: value}.
 
-    Prints the help and raises SystemExit for --help. Raises HyperparameterError if `argv` is
-    wrong."""
+    Prints the help and raises SystemExit for --help. Raises HyperparameterError if `argv` is not
+    valid."""
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
     arguments = {name: settings for _, _, *rest in COMMANDS.values() for _, name, settings in rest}
@@ -176,14 +176,16 @@ def parse(argv, Hyperparameters):
 
 
 def _before_dashes(argv):
-    """Return the words before `--`; those after it are not options, as in `predict -- --xla`."""
+    """Return the words before `--`. Those after it are never options: `predict -- --xla` reads the
+    file --xla."""
     return list(itertools.takewhile(lambda word: word != "--", argv))
 
 
 def _sorted_words(words, flags, valueless):
-    """Return the command in a list ([] if there is none), the options as --name=value, and the
-    other words, which argparse needs next to each other: `predict a.png --json b.png`. The value of
-    the options `flags` may be omitted; the options `valueless` have none."""
+    """Return three lists: the command (empty if there is none), the options, as --name=value, and
+    the other words. They are separated because argparse rejects other words that are not next to
+    each other, as in `predict a.png --json b.png`. Options in `flags` may omit their value; those
+    in `valueless` have none."""
     options, others = [], []
     rest = collections.deque(words)
     while rest:
@@ -203,7 +205,7 @@ def _sorted_words(words, flags, valueless):
 
 
 def _check_names(argv, known):
-    """Raise HyperparameterError for an unknown --name; argparse would report the wrong word."""
+    """Raise HyperparameterError for an unknown --name. (argparse would report the wrong word.)"""
     for word in _before_dashes(argv):
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
@@ -256,9 +258,9 @@ def _parser(Hyperparameters):
 
 
 def _comments(Hyperparameters):
-    """Return {field: (heading, comment)}, the script's own fields first. The comment follows the
-    field's declaration, the heading is the comment line above its group. Without source code, they
-    are "hyperparameters" and ""."""
+    """Return {field: (heading, comment)}, the script's own fields first. The comment is the one
+    after the field's declaration, the heading is the nearest comment line above it. Without source
+    code, they are "" and "hyperparameters"."""
     fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
     found = {}
     for cls in Hyperparameters.__mro__[:-1]:

@@ -30,22 +30,24 @@ PREDICT_BATCH = 64  # images
 
 
 def evaluation(trained):
-    """Return the Evaluation of the test set by a TrainedNetwork, and the Dataset."""
+    """Evaluate a TrainedNetwork on the test set; return the Evaluation and the Dataset. Raises
+    Failure if the classes of the data set are not those that the network was trained on."""
     hp = trained.hyperparameters
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     if data.label_names != trained.label_names:
         raise Failure(
-            f"{trained.checkpoint} was trained on {shortened(trained.label_names)}, but "
-            f"{hp.dataset} has {shortened(data.label_names)}; use the --dataset it was trained on"
+            f"{trained.checkpoint} was trained on the classes {shortened(trained.label_names)}, "
+            f"but {hp.dataset} has {shortened(data.label_names)}; use the training run's --dataset"
         )
-    # The same batches as during training: the results are identical, bit for bit, on the same CPU
-    # with the same number of cores.
+    # Use the same batches as the test during training: the results are then identical, bit for bit,
+    # on the same CPU with the same number of cores.
     test_batches = batches(data.test, hp.micro_batch_size or hp.batch_size)
     return evaluate_batches(trained.session, trained.outputs, trained.inputs, test_batches), data
 
 
 def evaluate(network, hyperparameters, checkpoint=""):
-    """Print loss, accuracy, accuracy of each class and the confusion matrix of the test set."""
+    """Print the loss, the accuracy, the accuracy of each class and the confusion matrix of the test
+    set, and draw the matrix to run_dir/confusion_matrix.png."""
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         tested, data = evaluation(trained)
         matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
@@ -61,14 +63,14 @@ def evaluate(network, hyperparameters, checkpoint=""):
 
 
 def result_line(tested):
-    """Return loss and accuracy of an Evaluation, with the digits of a row in logs.txt."""
+    """Return the loss and the accuracy of an Evaluation, formatted as in a row of logs.txt."""
     return f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}"
 
 
 def class_table(matrix, names):
-    """Yield the lines of a table with the accuracy, the number of images and the row of the
-    confusion matrix of each class; if that exceeds 100 columns, with the class that it was most
-    often mistaken for instead of the row."""
+    """Yield the lines of a table with the accuracy of each class, its number of images and its row
+    of the confusion matrix. If that exceeds 100 columns, the row is replaced by the class that it
+    was most often mistaken for."""
     digits = len(str(len(names) - 1))
     width = min(20, max(4, *map(len, names)))
     cell = max(4, len(str(matrix.max())) + 1)
@@ -88,8 +90,9 @@ def class_table(matrix, names):
 
 
 def predict(network, hyperparameters, images, checkpoint="", json=False):
-    """Print the three most probable classes of each image file, with `json` as one object per line.
-    `images` is a list of paths. Return 1 if a file could not be read, 0 otherwise."""
+    """Print the three most probable classes of each image file, one file per line; with `json`, as
+    a JSON object. `images` is a list of paths. Return 1 if a file could not be read, 0 otherwise.
+    """
     status = 0
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         for first in range(0, len(images), PREDICT_BATCH):
@@ -123,7 +126,8 @@ def _prediction(path, probabilities, names, as_json):
 
 
 def new_folder(text):
-    """Return the path of the new folder `text`, a FOLDER. Raises Failure if it exists."""
+    """Return the path of the new folder that the argument FOLDER, `text`, names. Raises
+    HyperparameterError if the path is not allowed, Failure if it exists."""
     check_path("FOLDER", text)
     folder = pathlib.Path(text)
     if os.path.lexists(folder):
@@ -133,9 +137,9 @@ def new_folder(text):
 
 @contextlib.contextmanager
 def temporary_folder(folder):
-    """Yield the path for a temporary folder and rename it to `folder` at the end of the block, so
-    that other processes, such as a server, see only a complete one. Raises Failure if it cannot be
-    written."""
+    """Yield a path at which to create a folder, and rename that folder to `folder` at the end of
+    the block: other processes, such as a server, never see an incomplete one. Raises Failure if it
+    cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -146,13 +150,15 @@ def temporary_folder(folder):
             yield temporary
             temporary.rename(folder)
     except (tf.errors.OpError, OSError) as error:
-        raise Failure(f"cannot write {folder}: {first_line(error)}") from None
+        raise Failure(
+            f"cannot write {folder}: {first_line(error)}; fix that, or use another folder"
+        ) from None
 
 
 def export(network, hyperparameters, folder, checkpoint=""):
     """Write a SavedModel into a new `folder`. It maps `images`, uint8 [batch, side, side, 3], to
-    the classes of each image, most probable first: `labels`, strings [batch, classes], and
-    `probabilities`, float32 of the same shape."""
+    all classes, the most probable first: `labels`, string [batch, classes], and `probabilities`,
+    float32 [batch, classes]."""
     folder = new_folder(folder)
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         names = trained.label_names
@@ -175,16 +181,17 @@ def export(network, hyperparameters, folder, checkpoint=""):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"checkpoint: {trained.checkpoint}")
         print(
-            f"exported: {folder} ({size / 1e6:.1f} MB), {len(names)} classes, images of "
-            f"{hyperparameters.image_size}x{hyperparameters.image_size}"
+            f"exported: {folder} ({size / 1e6:.1f} MB), which classifies images of "
+            f"{hyperparameters.image_size}x{hyperparameters.image_size} pixels into {len(names)} "
+            f"classes"
         )
         print(f"next: saved_model_cli show --all --dir {folder}")
 
 
 def excitation(network, hyperparameters, checkpoint=""):
-    """Draw the mean gate of each channel of every SE block for each class of the test set into
-    run_dir/excitation.png, and print how much they differ (SENet, arXiv 1709.01507, the section on
-    the role of excitation)."""
+    """Draw the mean gate of each channel of every SE block for each class of the test set to
+    run_dir/excitation.png, and print the standard deviations over channels and over classes (SENet,
+    arXiv 1709.01507, the section on the role of excitation)."""
     # Imported here because only this command needs Matplotlib.
     from senet.cli.excitation import save_excitation
 
@@ -197,12 +204,12 @@ def excitation(network, hyperparameters, checkpoint=""):
         tested, data = evaluation(trained)
         print(f"checkpoint: {trained.checkpoint}")
         width = max(map(len, tested.gates))
-        print(f"{'SE block':{width}}  channels  mean gate  std of channels  std of classes")
+        print(f"{'SE block':{width}}  channels  mean gate  std over channels  std over classes")
         for block, gates in tested.gates.items():
-            between_classes = gates.std(axis=0).mean()
+            over_classes = gates.std(axis=0).mean()
             print(
                 f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
-                f"{gates.mean(axis=0).std():>17.4f}{between_classes:>16.4f}"
+                f"{gates.mean(axis=0).std():>19.4f}{over_classes:>18.4f}"
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
         with replacing(figure) as temporary:

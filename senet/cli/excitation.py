@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def save_excitation(path, gates, label_names):
-    """Write the figure of `draw_excitation` to a PNG file."""
+    """Write the figure of `draw_excitation` to the PNG file `path`."""
     with warnings.catch_warnings():
         # The font draws a box for a missing character, such as a Chinese one.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
@@ -17,8 +17,8 @@ def save_excitation(path, gates, label_names):
 
 
 def draw_excitation(gates, label_names):
-    """Return the Matplotlib figure of `gates`, {SE block: mean gate, [classes, channels]}: a panel
-    for each block with a line for each class, over the channels sorted by their mean gate."""
+    """Return a Matplotlib figure of `gates`, {SE block: mean gates, [classes, channels]}. It has a
+    panel for each block with a line for each class; the channels are sorted by their mean gate."""
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")

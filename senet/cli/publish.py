@@ -1,4 +1,4 @@
-"""The command `publish`: a trained network as a small folder with a model card."""
+"""The command `publish`: write a trained network and its model card into a small folder."""
 
 import dataclasses
 import hashlib
@@ -30,9 +30,9 @@ TEMPLATE = """\
 
 An image classifier: the network `{network}` of `{script}`, with {parameters:,} trainable
 parameters, trained {start} to the end of epoch {epochs:,} (step {step:,}).
-`python {script} publish` wrote this folder from the run, without the optimizer's state.
+`python {script} publish` wrote this folder, which does not contain the optimizer's state.
 
-## Use
+## Usage
 
 In a clone of the repository:
 
@@ -41,13 +41,13 @@ python {script} predict photo.jpg --run_dir={folder}
 python {script} evaluate --run_dir={folder}
 ```
 
-To fine-tune it, train a network with the same hyperparameters and
+To fine-tune the network, train with the same architecture hyperparameters and
 `--initial_checkpoint={folder}`.
 
-**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates other images per EXIF,
-centre-crops them and resizes them. **Normalisation**, inside the graph: (value - mean) / std per
-channel, with mean {mean} and std {std} in pixel values,
-computed from the training images.
+**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images per EXIF,
+centre-crops them to a square and resizes them. **Normalisation** is part of the graph:
+(value - mean) / std per channel, with mean {mean}
+and std {std} in pixel values, computed from the training images.
 
 **Classes** ({count:,}): {classes}.
 
@@ -55,7 +55,8 @@ computed from the training images.
 
 Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
 
-The command, with seed {seed} and all other hyperparameters as in `hyperparameters.json`:
+The network was trained by this command, with seed {seed} and all other hyperparameters as in
+`hyperparameters.json`:
 
 ```bash
 {command}
@@ -69,8 +70,8 @@ The last row of `logs.txt`:
 {row}
 ```
 
-The output of `evaluate` when this folder was written; the rows of the table are true classes, the
-columns predicted ones:
+The output of `evaluate` when this folder was written. Each row of the table is a true class; the
+numbered columns count the predictions of each class:
 
 ```
 {result}
@@ -78,31 +79,33 @@ columns predicted ones:
 {table}
 ```
 
-## Limits
+## Limitations
 
-* It predicts one of its {count:,} classes, whatever the image shows.
-* It sees {side}x{side} pixels: small objects and those far from the centre of a photo are lost.
-* Its accuracy was measured on the test set above only, and its probabilities are not calibrated.
+* The network predicts one of its {count:,} classes, whatever the image shows.
+* It sees {side}x{side} pixels: small objects, and objects far from the centre of a photo, are lost.
+* Its accuracy was measured only on the test set above. Its probabilities are not calibrated.
 
 ## License
 
-MIT, as for the whole repository (`LICENSE`).
+MIT, like the rest of the repository (see `LICENSE` there).
 
 ## Files
 
-SHA-256, for `sha256sum --check README.md`:
+SHA-256 checksums, which `sha256sum --check README.md` verifies in this folder:
 
 ```
 """
 
 
 def publish(network, hyperparameters, folder, checkpoint="", note=""):
-    """Write a run without its training state, and a model card, into a new `folder`. It works as a
-    `run_dir` for the other commands and as an `initial_checkpoint` for training. `note` is added to
-    the card's paragraph on the training data.
+    """Write a trained network, without the optimizer's state, and a model card into a new `folder`.
+    The folder works as a `run_dir` for the other commands and as an `initial_checkpoint` for
+    training; it contains no absolute path of this machine. `note` is added to the card's paragraph
+    on the training data.
 
-    The folder contains no absolute path of this machine. Raises Failure if the data set differs
-    from the one that the network was trained on, or if logs.txt has no row for the checkpoint."""
+    Raises Failure if the data set differs from the one that the network was trained on, or if
+    logs.txt has no row for the checkpoint; HyperparameterError if a hyperparameter that affects the
+    result differs from the run's."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
     _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
@@ -110,8 +113,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
         tested, data = evaluation(trained)
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
             raise Failure(
-                f"the training images of {data.name} differ from those {trained.checkpoint} was "
-                f"trained on; restore them, or use the --dataset and --data_dir of the training run"
+                f"the training images of {data.name} differ from those that {trained.checkpoint} "
+                f"was trained on; restore them, or use the training run's --dataset and --data_dir"
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
         fields = portable_fields(hp)
@@ -126,18 +129,18 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"checkpoint: {trained.checkpoint}")
     print(result_line(tested))
-    print(f"published: {target} ({size / 1e6:.1f} MB), with a model card in {target / CARD}")
+    print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
     print(f"next: python {_script(network)} predict IMAGE... --run_dir={target}")
 
 
 def _check_unchanged(hyperparameters, recorded):
-    """Raise HyperparameterError if the command line changes what the run computed."""
+    """Raise HyperparameterError if a field that affects the result differs from the run's."""
     trained_with = fields_affecting_result(recorded)
     for name, value in fields_affecting_result(hyperparameters).items():
         if trained_with[name] != value:
             raise HyperparameterError(
-                f"--{name}={value} differs from the run, which was trained with "
-                f"{trained_with[name]}; remove it from the command"
+                f"--{name} must be {trained_with[name]}, the value that the run was trained with, "
+                f"got {value}; remove the option"
             )
 
 
@@ -147,7 +150,7 @@ def _rows(run, trained, epoch_steps):
     if beyond or epoch not in rows:
         raise Failure(
             f"{run.row_file} has no row for {trained.checkpoint}: step {trained.step:,} is not the "
-            f"end of a tested epoch of {epoch_steps:,} steps; use another --checkpoint"
+            f"end of an epoch ({epoch_steps:,} steps) that was tested; use another --checkpoint"
         )
     return [row for number, row in sorted(rows.items()) if number <= epoch]
 

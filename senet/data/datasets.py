@@ -13,8 +13,8 @@ from senet.data.shapes import load_shapes
 from senet.data.summaries import Summary, summarise
 from senet.errors import HyperparameterError, shortened
 
-# Each takes data_dir and returns (train images, train labels, test images, test labels, label
-# names). The images have SIDE pixels a side.
+# Each function takes data_dir and returns (train images, train labels, test images, test labels,
+# label names). The images have SIDE pixels a side.
 LOADERS = {
     "cifar10": functools.partial(load_cifar, CIFAR10),
     "cifar100": functools.partial(load_cifar, CIFAR100),
@@ -53,7 +53,8 @@ class Dataset(NamedTuple):
         return self.train.summarised().channel_statistics(self.train.images[..., 0].size)
 
     def checksums(self):
-        """Return CRC-32 of train and test images and labels."""
+        """Return (CRC-32 of the images, CRC-32 of the labels) of the training and of the test set,
+        in a list."""
         return [
             (split.summarised().checksum, zlib.crc32(split.labels.data))
             for split in (self.train, self.test)
@@ -76,8 +77,8 @@ def load_dataset(name, data_dir, image_size=SIDE):
         *arrays, label_names, summaries = load_folder(name, data_dir, image_size)
     elif image_size != SIDE:
         raise HyperparameterError(
-            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}; it resizes only "
-            f"image folders, so enlarge the images with --padding instead"
+            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}; only images in a "
+            f"folder are resized, so use --padding to enlarge the network's input"
         )
     else:
         *arrays, label_names = LOADERS[name](data_dir)
@@ -96,15 +97,15 @@ def _has_splits(folder):
 
 
 def steps_per_epoch(split, batch_size):
-    """Return the number of batches in which every image of `split` occurs once."""
+    """Return the number of batches in an epoch, which uses every image of `split` once."""
     return -(-len(split.labels) // batch_size)
 
 
 def batches(split, batch_size, order=None, first=0):
     """Yield the batches of `split` in `order` (as stored if None), starting with batch number
-    `first`; each batch is a Split of at most `batch_size` images.
+    `first`, which counts from 0. Each batch is a Split of at most `batch_size` images.
 
-    Batch sizes differ by at most one, so that the last batch is not a small one.
+    Batch sizes differ by at most one, so that no batch is much smaller than the others.
     """
     order = np.arange(len(split.labels)) if order is None else order
     for part in np.array_split(order, steps_per_epoch(split, batch_size))[first:]:
@@ -112,5 +113,6 @@ def batches(split, batch_size, order=None, first=0):
 
 
 def epoch_order(split, seed, epoch):
-    """Return the order of `split` in an epoch: a permutation that depends only on (seed, epoch)."""
+    """Return the order of the images of `split` in an epoch, int64 [N]: a permutation that depends
+    only on (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(len(split.labels))

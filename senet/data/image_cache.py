@@ -5,7 +5,7 @@ home/FILES-SIDE/images.npy       uint8 [N, side, side, 3]
 home/FILES-SIDE/summaries.json   their Summaries, one for each split
 home/new/                        a cache that is being written
 
-A cache is renamed into place when it is complete, so that no process sees part of one.
+A cache is renamed into place when it is complete, so that no process sees an incomplete one.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ REMEDY = "fix that, or use another --data_dir"
 
 
 def cached_images(home, files, shape, splits, decode):
-    """Return (images, summaries) from a cache in the folder `home`: uint8 of `shape`, and a Summary
-    for each of `splits`, a list of slices.
+    """Return (images, summaries) from a cache in the folder `home`: the images, uint8 of `shape`,
+    and a list with the Summary of each of `splits`, a list of slices.
 
-    If there is no complete cache, write it first: `decode()` yields the images in their order.
-    `files` is a string that identifies the image files; caches of other files in `home` are
-    removed. Raises Failure if the disk cannot be read or written, HyperparameterError if the images
-    would not fit on it."""
+    If there is no complete cache, write it first: `decode()` yields the images in order. `files` is
+    a string that identifies the image files; caches of other files in `home` are removed. Raises
+    Failure if the disk cannot be read or written, HyperparameterError if the images would not fit
+    on it."""
     cache = home / f"{files}-{shape[1]}"
     if found := _open(cache, shape):
         return found
@@ -48,7 +48,7 @@ def cached_images(home, files, shape, splits, decode):
         raise Failure(f"cannot write {home}: {first_line(error)}; {REMEDY}") from None
     if found := _open(cache, shape):
         return found
-    raise Failure(f"{cache} was removed or damaged by another process; restart")
+    raise Failure(f"{cache} was removed or damaged by another process; rerun the command")
 
 
 def _open(cache, shape):
@@ -93,7 +93,8 @@ def _write(cache, shape, splits, decode):
     temporary = cache.with_name("new")
     temporary.mkdir()
     try:
-        # Written, not mapped: a full disk raises an error instead of killing the process.
+        # Write the file instead of mapping it: then a full disk raises an error; writing to a
+        # mapping would kill the process.
         with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -1,4 +1,4 @@
-"""Read image files of any format with Pillow, and folders of them."""
+"""Read image files, in any format that Pillow reads, and folders of them."""
 
 import collections
 import concurrent.futures
@@ -27,13 +27,13 @@ class ImageError(OneLineError):
 
 
 def read_image(path, side):
-    """Return the image in a file as uint8 [side, side, 3]: rotated per EXIF, drawn on white,
+    """Return the image in a file as uint8 [side, side, 3]: rotated per EXIF, composited onto white,
     centre-cropped to a square and resized. For an animation, return the first frame.
 
     Raises ImageError if Pillow cannot read it, or if its values do not have 8 or 16 bits."""
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            # JPEG is decoded at a fraction of its size if that is still large enough.
+            # Decode a JPEG at a fraction of its size if that is still large enough.
             image.draft("", (2 * side, 2 * side))
             image = ImageOps.exif_transpose(_as_rgb(image))
             image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
@@ -61,12 +61,13 @@ def load_folder(folder, data_dir, side):
     """Return (train images, train labels, test images, test labels, label names, summaries) of the
     images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
-    Images are uint8 [N, side, side, 3], labels int32 [N]; the names, those of the folders, are in
-    alphabetical order; summaries are those of the train and the test images. Hidden files are
-    ignored. The images are decoded once, into a cache below `data_dir` that is mapped into memory.
+    Images are uint8 [N, side, side, 3], labels int32 [N]. The label names are those of the class
+    folders, in alphabetical order; summaries has two items, for the train and the test images.
+    Hidden files are ignored. The images are decoded once, into a cache below `data_dir` that is
+    mapped into memory.
 
-    Raises Failure for anything in the folder that is missing, empty or not an image, or if the
-    cache cannot be written; HyperparameterError if the images would not fit on its disk."""
+    Raises Failure if a class is missing or empty, if a file is not an image, or if the cache cannot
+    be written; HyperparameterError if the images would not fit on its disk."""
     folder = pathlib.Path(folder)
     train, test = folder / "train", folder / "test"
     try:
@@ -114,13 +115,13 @@ def _label_name(folder):
 
 
 def _decoder():
-    """Return a SHA-256 of the decoding code: this file and the version of Pillow."""
+    """Return a SHA-256 of what determines the decoded images: this file and Pillow's version."""
     return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
 
 
 def _files(folder, digest):
-    """Return the paths of the files in `folder`, sorted by name. Add the folder's name and the
-    names, sizes and times of the files to `digest`, a SHA-256."""
+    """Return the paths of the files in `folder`, sorted by name. Update `digest`, a SHA-256, with
+    the folder's name and with the name, size and modification time of each file."""
     files = []
     with os.scandir(folder) as entries:
         for entry in filter(_visible, entries):
@@ -141,8 +142,8 @@ def _labels(files):
 
 
 def _decode(folder, paths, side):
-    """Yield the images in the files `paths`, in their order. Raises Failure at the end if some
-    could not be read."""
+    """Yield the images in the files `paths`, uint8 [side, side, 3], in order. Raises Failure at the
+    end if some could not be read."""
     errors = []
 
     def read(path):
@@ -163,7 +164,7 @@ def _decode(folder, paths, side):
     # Threads are enough, since Pillow releases Python's lock while it decodes.
     with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         futures = (pool.submit(read, path) for path in paths)
-        # Hold only as many images in memory as it takes to keep the threads busy.
+        # Hold only as many images in memory as are needed to keep the threads busy.
         waiting = collections.deque(itertools.islice(futures, 8 * threads))
         while waiting:
             image = waiting.popleft().result()

@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
         return {self.images: batch.images, self.labels: batch.labels}
 
     def to_uint8(self, normalised):
-        """Return normalised images as uint8 images."""
+        """Return normalised images, float32, converted back to uint8."""
         with tf.name_scope("to_uint8"):
             values = tf.round(normalised * self.statistics.std + self.statistics.mean)
             return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
@@ -40,7 +40,8 @@ STATISTICS = frozenset(f"{SCOPE}/{name}" for name in Statistics._fields)  # thei
 
 
 def image_inputs(data):
-    """Return the Inputs for a Dataset; images are normalised with its training set's statistics."""
+    """Return the Inputs for a Dataset. Images are normalised with the statistics of its training
+    set."""
     return inputs_with(data.train.images.shape[1], statistics_of(data))
 
 
@@ -69,11 +70,11 @@ def inputs_with(image_size, statistics):
 
 
 def json_to_numbers(value):
-    """Return the bytes of a value's JSON as int64 [length]. GPUs and collectives between hosts
-    accept neither strings nor bytes."""
+    """Return the bytes of a value's JSON as int64 [length], since GPUs and collective operations
+    between hosts support neither strings nor uint8."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int64)
 
 
 def numbers_to_json(numbers):
-    """Return the value that `json_to_numbers` encoded."""
+    """Return the value that `json_to_numbers` encoded as `numbers`, int64 [length]."""
     return json.loads(numbers.astype(np.uint8).tobytes())

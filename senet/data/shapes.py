@@ -1,9 +1,9 @@
 """The data set `shapes`: ten classes of coloured 32x32 shapes on noisy backgrounds.
 
-Drawn with NumPy from a fixed seed in well under a second: a first run, a demo or a test needs no
-download. Position, size, rotation, colours, the gradient of the background, its noise and a
-distracting bar differ from image to image and are independent of the class: only the outline
-depends on it.
+They are drawn with NumPy from a fixed seed in well under a second, so that a first run, a demo or a
+test needs no download. Position, size, rotation, colours, the gradient of the background, its noise
+and a distracting bar differ from image to image and are independent of the class. Only the outline
+depends on the class.
 """
 
 import numpy as np

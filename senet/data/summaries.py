@@ -9,7 +9,7 @@ CHUNK = 2**22  # bytes of images that are summed at a time
 
 
 class Summary(NamedTuple):
-    """Sums and checksum of images uint8 [N, height, width, 3]; they depend on values and order."""
+    """Sums over images uint8 [N, height, width, 3], and a checksum that depends on their order."""
 
     sums: list  # of 3 ints: the sum of each channel's values
     squares: list  # of 3 ints: the sum of their squares
