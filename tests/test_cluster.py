@@ -73,7 +73,7 @@ def finish(processes, notes=False):
     for process in processes:
         output, errors = process.communicate(timeout=600)
         if not notes:
-            errors = re.sub(r"(?m)^waiting for \d+ s: .*\n", "", errors)
+            errors = re.sub(r"(?m)^still waiting after \d+ s: .*\n", "", errors)
         results.append((process.returncode, output, errors))
     return results
 
@@ -180,7 +180,7 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_host
     status, _, errors = results[1 - victim]
     assert status == 1
     assert errors == (
-        f"error: worker {victim} at {addresses[victim]} does not answer; "
+        f"error: worker {victim} at {addresses[victim]} does not respond; "
         f"restart all workers to resume from the last checkpoint\n"
     )
     processes, _ = start_workers(command(folder, name), command(folder, name))
@@ -214,7 +214,7 @@ def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, what
         assert status == 1
         assert errors == (
             f"error: worker 1 at {addresses[1]} differs from the chief in its {what}; "
-            f"all workers need the same\n"
+            f"use the same {what} on all workers\n"
         )
 
 
@@ -248,7 +248,7 @@ def test_a_worker_without_the_chiefs_checkpoint_is_rejected(folder, one):
         assert status == 1
         assert errors == (
             f"error: worker 1 at {addresses[1]} differs from the chief in its checkpoint; "
-            f"all workers need the same\n"
+            f"use the same checkpoint on all workers\n"
         )
 
 
@@ -295,7 +295,7 @@ def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_pa
         assert status == 1
         assert errors.splitlines()[-1] == (  # after notes of waiting, on a loaded machine
             f"error: worker 1 at {addresses[1]} differs from the chief in its initial checkpoint; "
-            f"all workers need the same"
+            f"use the same initial checkpoint on all workers"
         )
 
 
@@ -356,9 +356,9 @@ def test_a_worker_that_never_starts_is_named(folder):
     ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1
-    missing = f"worker 1 at {addresses[1]} does not answer"
+    missing = f"worker 1 at {addresses[1]} does not respond"
     assert notes
-    assert all(re.fullmatch(rf"waiting for \d+ s: {missing}", note) for note in notes)
+    assert all(re.fullmatch(rf"still waiting after \d+ s: {missing}", note) for note in notes)
     assert last.startswith(f"error: after 0 minutes, {missing}; restart all workers")
 
 
@@ -366,7 +366,7 @@ def test_a_worker_that_never_starts_is_named(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_that_waits_ends_on_a_signal(folder, number):
     process = start_impatient(folder, "signal", free_addresses(2), 0)
-    while not process.stderr.readline().startswith("waiting for"):
+    while not process.stderr.readline().startswith("still waiting"):
         assert process.poll() is None
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -378,7 +378,7 @@ def test_a_worker_that_waits_ends_on_a_signal(folder, number):
 def test_workers_wait_for_one_that_starts_late(folder):
     addresses = free_addresses(2)
     first = start_impatient(folder, "late", addresses, 0, "--total_epochs=1")
-    while not first.stderr.readline().startswith("waiting for"):
+    while not first.stderr.readline().startswith("still waiting"):
         assert first.poll() is None
     results = finish([first, start_impatient(folder, "late", addresses, 1, "--total_epochs=1")])
     assert [status for status, *_ in results] == [0, 0]
@@ -397,7 +397,7 @@ def test_a_frozen_worker_is_found(folder):
     workers[1].communicate()
     assert status == 1
     assert errors.endswith(
-        f"error: worker 1 at {addresses[1]} does not answer; restart all workers to resume from "
+        f"error: worker 1 at {addresses[1]} does not respond; restart all workers to resume from "
         f"the last checkpoint\n"
     )
 

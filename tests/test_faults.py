@@ -253,7 +253,7 @@ class TestSettings:
         before = content(two / "model")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: the training images differ from those {two} was trained on")
+        one_line(errors, f"error: the training images differ from those that {two} was trained")
         assert content(two / "model") == before
 
     def test_a_finished_run_says_how_to_continue(self, two, capfd):
@@ -284,7 +284,7 @@ class TestProcesses:
         _, errors = process.communicate()
         assert process.returncode == 128 + number
         *notes, last = errors.splitlines(keepends=True)
-        finishing = "finishing this step, then saving; Ctrl-C again quits without saving\n"
+        finishing = "finishing this step, then saving; press Ctrl-C again to quit without saving\n"
         assert notes == ([finishing] if number == signal.SIGINT else [])
         one_line(last, f"stopped by {number.name} and saved after step ")
         assert "run the same command to resume" in errors

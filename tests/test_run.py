@@ -97,7 +97,7 @@ def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
     lines = [process.stdout.readline() for _ in range(7)]
     process.kill()
     process.communicate()
-    assert re.fullmatch(r"note: without a GPU, this takes about [\d,]+ days; .*:\n", lines[5])
+    assert re.fullmatch(r"note: without a GPU, this run takes about [\d,]+ days; .*:\n", lines[5])
     assert lines[6] == (
         "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
         f"--data_dir={tmp_path}/data --run_dir=runs/small\n"

@@ -117,7 +117,9 @@ def test_a_network_without_matching_variables_is_rejected(saved, shapes):
     assert str(caught.value).startswith(
         f"{saved} does not match the network: it has classifier/bias, "
     )
-    assert str(caught.value).endswith("of the same script with the same numbers of channels")
+    assert str(caught.value).endswith(
+        "of the same script with the same architecture hyperparameters"
+    )
 
 
 def test_other_classes_need_a_classifier_to_start_from_scratch(saved):

@@ -1,4 +1,5 @@
-"""Write checkpoints atomically, verify them on reading, and never save values that are not finite.
+"""Write checkpoints atomically, verify them when reading, and never save values that are not
+finite.
 
 A checkpoint consists of two files that `tf.train.Saver` writes, `model.ckpt-STEP.data-...` and
 `model.ckpt-STEP.index`, with all variables of the graph. The variable NETWORK lists those of the
@@ -26,8 +27,8 @@ UNREADABLE = (
 
 
 class Checkpoints:
-    """The checkpoints in `folder` of the variables in the default graph. `outputs` are the
-    output tensors of the network."""
+    """The checkpoints, in `folder`, of the variables of the default graph. `outputs` are the output
+    tensors of the network."""
 
     def __init__(self, folder, outputs):
         self.folder = folder
@@ -39,8 +40,8 @@ class Checkpoints:
         self.writer = tf.train.Saver(max_to_keep=0)
         floats = [v for v in restored if v.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
-        self.current = None  # step of the checkpoint with the session's values
-        self.damaged = []  # newer ones that cannot be read, as (files, reason)
+        self.current = None  # step of the checkpoint that has the session's values
+        self.damaged = []  # newer checkpoints that cannot be read, as (files, reason)
 
     def restore(self, session):
         """Load the newest readable checkpoint into the session and return whether there is one.
@@ -49,7 +50,8 @@ class Checkpoints:
         if the newest does not match the network."""
         path, damaged = newest_readable(self.folder)
         if path is None:
-            # Files without an index are left over from a first save that was killed.
+            # Files without an index are left over from a first save during which the process was
+            # killed.
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
                     f"{damaged[0][1]}; no other checkpoint in {self.folder} can be read either; "
@@ -74,7 +76,7 @@ class Checkpoints:
                 file.rename(file.with_name(file.name + ".damaged"))
 
     def _difference(self, path):
-        """Return how the variables in a checkpoint differ from the graph's, "" if they do not."""
+        """Return how the variables in a checkpoint differ from the graph's; "" if they do not."""
         shapes = tf.train.NewCheckpointReader(str(path)).get_variable_to_shape_map()
         shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
         return describe_difference(shapes, self.shapes)
@@ -88,8 +90,8 @@ class Checkpoints:
 
     def load_chief_checkpoint(self, session, step):
         """Load the checkpoint of `step`, unless it is already loaded, as on the chief. Return a
-        string that identifies it: its index, which has a checksum of each value, or the error if it
-        cannot be read."""
+        string that identifies it: the contents of its index file, which include a checksum of each
+        value, or the error if it cannot be read."""
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
             try:
@@ -165,8 +167,8 @@ def network_variables(reader):
 
 
 def is_published(folder):
-    """Return whether the newest checkpoint in `folder` is one that `publish` wrote: without the
-    training state, so that no run can resume from it."""
+    """Return whether `publish` wrote the newest checkpoint in `folder`. It has no optimizer state,
+    so that training cannot resume from it."""
     found = checkpoint_files(folder) if folder.is_dir() else {}
     if not found:
         return False
@@ -180,7 +182,8 @@ def is_published(folder):
 
 
 def describe_difference(saved, wanted):
-    """Return how the {name: shape} of a checkpoint differs from that of a graph, "" if not."""
+    """Return how the variables of a checkpoint differ from those of a network, both {name: shape},
+    as a str; "" if they do not."""
     parts = []
     if missing := sorted(wanted.keys() - saved.keys()):
         parts.append(f"missing from the checkpoint: {shortened(missing)}")
@@ -201,7 +204,7 @@ def step_of(path):
 
 def checkpoint_files(folder):
     """Return {step: files} of complete and incomplete checkpoints, sorted by step. The index is the
-    first file: without it, the checkpoint does not exist."""
+    first of the files; a checkpoint without it is incomplete."""
     found = {}
     for path in folder.iterdir():
         if name := re.fullmatch(r"model\.ckpt-(\d{1,18})\.(index|data-\d+-of-\d+)", path.name):
@@ -210,8 +213,8 @@ def checkpoint_files(folder):
 
 
 def newest_readable(folder):
-    """Return the path of the newest readable checkpoint in `folder`, or None, and the newer ones
-    that cannot be read, as a list of (files, reason)."""
+    """Return the path of the newest readable checkpoint in `folder`, or None, and a list of (files,
+    reason) for the newer ones that cannot be read."""
     damaged, found = [], checkpoint_files(folder)
     for step in reversed(found):
         path = folder / f"model.ckpt-{step}"
@@ -227,8 +230,8 @@ def newest_readable(folder):
 
 
 def verified_reader(path):
-    """Return TensorFlow's reader of a checkpoint, after reading every tensor, which verifies the
-    checksums. Raises one of UNREADABLE."""
+    """Return TensorFlow's reader of a checkpoint after verifying its checksums by reading every
+    tensor. Raises one of UNREADABLE if the checkpoint is damaged."""
     reader = tf.train.NewCheckpointReader(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
@@ -237,7 +240,7 @@ def verified_reader(path):
 
 @contextlib.contextmanager
 def readable(checkpoint, option):
-    """Turn errors in reading a checkpoint into a Failure that suggests another `option`."""
+    """Convert errors in reading a checkpoint to a Failure that suggests another `option`."""
     try:
         yield
     except Failure as failure:

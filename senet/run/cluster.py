@@ -24,7 +24,7 @@ RESTART = "restart all workers to resume from the last checkpoint"
 CHECK_SECONDS = 5  # between checks of the other workers
 NOTE_SECONDS = 30  # between notes on missing workers
 START_SECONDS = 600  # for all workers to start
-FROZEN_SECONDS = 60  # without an answer on an open connection
+FROZEN_SECONDS = 60  # without a response on an open connection
 # The first bytes of any HTTP/2 client: a gRPC server replies at once, a frozen one does not.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -32,9 +32,10 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 class Cluster:
     """The devices and hosts of a run; use it in a `with` statement around the graph.
 
-    `strategy` is the tf.distribute.Strategy, `number` is the index of this worker in `addresses`,
-    those of all hosts (0 and [] without TF_CONFIG). Raises Failure or HyperparameterError if a
-    device does not exist or the batch cannot be divided evenly."""
+    `strategy` is the tf.distribute.Strategy, `addresses` are those of all workers, and `number` is
+    the index of this worker in them ([] and 0 without TF_CONFIG). Raises Failure or
+    HyperparameterError if a device does not exist, if TF_CONFIG is not valid, or if the batch size
+    is not a multiple of the number of devices."""
 
     def __init__(self, hyperparameters, signals):
         self.hyperparameters, self.signals = hyperparameters, signals
@@ -82,8 +83,8 @@ class Cluster:
             )
         except tf.errors.OpError:
             raise Failure(
-                f"worker {self.number} cannot listen at {self.addresses[self.number]}: another "
-                f"process uses the port, or the address is not this host's; fix TF_CONFIG"
+                f"worker {self.number} cannot listen on {self.addresses[self.number]}: another "
+                f"process uses the port, or the address is not one of this host; fix TF_CONFIG"
             ) from None
         self.target = self.server.target
         return strategy
@@ -99,14 +100,14 @@ class Cluster:
         self.finished.set()
         self._open.close()
         if len(self.addresses) > 1 and isinstance(error, tf.errors.OpError):
-            silent = _described(_silent_workers(self.addresses))
-            raise Failure(f"{silent or 'a worker stopped: ' + first_line(error)}; {RESTART}")
+            unresponsive = _described(_unresponsive_workers(self.addresses))
+            raise Failure(f"{unresponsive or 'a worker stopped: ' + first_line(error)}; {RESTART}")
 
     def _watch(self):
         """End this process if another worker stops, if one does not start in time, or if a signal
-        arrives before all are connected: TensorFlow would wait forever."""
+        arrives before all workers are connected. In each case, TensorFlow would wait forever."""
         started = checked = noted = time.monotonic()
-        silent_since, seen = {}, set()
+        unresponsive_since, seen = {}, set()
         while not self.finished.wait(0.1):
             now = time.monotonic()
             if self.signals.received and not self.connected.is_set():
@@ -115,29 +116,29 @@ class Cluster:
             if now - checked < CHECK_SECONDS:
                 continue
             checked = now
-            silent = _silent_workers(self.addresses)
-            seen |= set(range(len(self.addresses))) - silent.keys()
-            expected = silent.keys() if self.connected.is_set() else silent.keys() & seen
-            silent_since = {n: silent_since.get(n, now) for n in expected}
+            missing = _unresponsive_workers(self.addresses)
+            seen |= set(range(len(self.addresses))) - missing.keys()
+            expected = missing.keys() if self.connected.is_set() else missing.keys() & seen
+            unresponsive_since = {n: unresponsive_since.get(n, now) for n in expected}
             gone = {
-                number: silent[number]
-                for number, since in silent_since.items()
-                if now - since >= (FROZEN_SECONDS if silent[number].frozen else CHECK_SECONDS)
+                number: missing[number]
+                for number, since in unresponsive_since.items()
+                if now - since >= (FROZEN_SECONDS if missing[number].frozen else CHECK_SECONDS)
             }
             if gone and not self.finished.is_set():
                 self._end(1, f"error: {_described(gone)}; {RESTART}")
             if self.connected.is_set():
                 continue
-            missing = _described(silent) or (
-                "all workers answer, but one is still starting, or has a TF_CONFIG that differs in "
-                "more than the index"
+            reason = _described(missing) or (
+                "all workers respond, but one is still starting, or its TF_CONFIG differs from the "
+                "others in more than the index"
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60
-                self._end(1, f"error: after {minutes} minutes, {missing}; {RESTART}")
+                self._end(1, f"error: after {minutes} minutes, {reason}; {RESTART}")
             if now - noted > NOTE_SECONDS:
                 noted = now
-                print_error(f"waiting for {now - started:.0f} s: {missing}")
+                print_error(f"still waiting after {now - started:.0f} s: {reason}")
 
     def _end(self, status, line):
         print_error(line)
@@ -149,7 +150,7 @@ class Cluster:
 
     def gather(self, values):
         """Return the integers `values` of every worker, int64 [workers, values]. Every worker must
-        call this, and waits for the others."""
+        call this; the call waits for all of them."""
         if len(self.addresses) < 2:
             return np.array([values])
         if len(values) not in self.gathering:
@@ -186,16 +187,17 @@ class Cluster:
         return bool(self.gather([bool(flag)]).any())
 
     def check_same(self, **strings):
-        """Raise Failure unless every worker has the chief's `strings`; the message lists the
-        names of those that differ."""
+        """Raise Failure unless every worker passes the same `strings` as the chief. The message
+        lists the names of those that differ."""
         rows = self.gather([zlib.crc32(string.encode()) for string in strings.values()])
         names = [name.replace("_", " ") for name in strings]
         for number, row in enumerate(rows):
             different = [n for n, equal in zip(names, row == rows[0], strict=True) if not equal]
             if different:
+                listed = " and ".join(different)
                 raise Failure(
                     f"worker {number} at {self.addresses[number]} differs from the chief in its "
-                    f"{' and '.join(different)}; all workers need the same"
+                    f"{listed}; use the same {listed} on all workers"
                 )
 
     def check_same_precision(self):
@@ -212,31 +214,31 @@ class Cluster:
             )
 
 
-class Silence(str):
-    """The reason why a worker does not answer; `frozen` if it accepts connections."""
+class Unresponsive(str):
+    """A description of a worker that does not respond; it is `frozen` if it accepts connections."""
 
     frozen = False
 
 
-def _silent_workers(addresses):
-    """Return {number: Silence} of the workers that do not answer."""
-    silent = {}
+def _unresponsive_workers(addresses):
+    """Return {number: Unresponsive} of the workers that do not respond."""
+    unresponsive = {}
     for number, address in enumerate(addresses):
         host, _, port = address.rpartition(":")
-        reason = Silence(f"worker {number} at {address} does not answer")
+        description = Unresponsive(f"worker {number} at {address} does not respond")
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
-                reason.frozen = True
+                description.frozen = True
                 connection.sendall(GREETING)
                 if not connection.recv(1):
                     raise OSError
         except (OSError, OverflowError):
-            silent[number] = reason
-    return silent
+            unresponsive[number] = description
+    return unresponsive
 
 
-def _described(silent):
-    return ", ".join(silent.values())
+def _described(unresponsive):
+    return ", ".join(unresponsive.values())
 
 
 def _hosts():
@@ -262,5 +264,7 @@ def _hosts():
             '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
         )
     if duplicates := sorted({a for a in addresses if addresses.count(a) > 1}):
-        raise Failure(f"TF_CONFIG names {duplicates[0]} twice; give each worker its own address")
+        raise Failure(
+            f"TF_CONFIG lists the worker {duplicates[0]} twice; give each worker its own address"
+        )
     return addresses, index

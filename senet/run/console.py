@@ -18,7 +18,7 @@ def say(text):
 
 
 def start_lines(network, data, strategy, hyperparameters, state):
-    """Return the start-up lines; `state` says whether the run is new or resumes."""
+    """Return the start-up lines, one str. `state` says whether the run is new or resumes."""
     parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
     return (
         f"network: {network.__name__}, {parameters:,} trainable parameters\n"
@@ -31,9 +31,9 @@ def start_lines(network, data, strategy, hyperparameters, state):
     )
 
 
-def long_run_note(test, data, epochs, smaller, strategy):
-    """Return a note if `epochs` epochs take more than a day without a GPU, "" otherwise. `test`
-    evaluates a batch, `smaller` is the command of a shorter run."""
+def long_run_note(test, data, epochs, shorter, strategy):
+    """Return a note if `epochs` epochs would take more than a day without a GPU, "" otherwise.
+    `test` is a function that evaluates a batch; `shorter` is the command of a shorter run."""
     if chosen_gpus() or strategy.num_replicas_in_sync > 1:
         return ""
     batch = data.train.first(32)
@@ -46,7 +46,7 @@ def long_run_note(test, data, epochs, smaller, strategy):
     if days <= 1:
         return ""
     duration = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
-    return f"note: without a GPU, this takes {duration}; a shorter run to start with:\n  {smaller}"
+    return f"note: without a GPU, this run takes {duration}; start with a shorter one:\n  {shorter}"
 
 
 def progress_bar(text, images, done, visible):

@@ -27,8 +27,9 @@ CHARTS = {
 
 
 class EventFile:
-    """An event file for TensorBoard in `folder`. `tf.summary.FileWriter` writes later, in a
-    thread of its own; here, `write` returns when the event is written, or raises Failure."""
+    """An event file for TensorBoard in `folder`. Unlike `tf.summary.FileWriter`, which writes in
+    the background, `write` returns only once the event is in the file, and raises Failure if it
+    cannot be written."""
 
     def __init__(self, folder):
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"
@@ -44,7 +45,7 @@ class EventFile:
         self.write(file_version="brain.Event:2")
 
     def write(self, **event):
-        """Append a `tf.Event` with these fields."""
+        """Append a `tf.Event` with these fields. If the file was deleted, start a new one."""
         with writing(self.path):
             if not self.path.exists():
                 print(f"warning: {self.path} was deleted; starting a new one", file=sys.stderr)
@@ -59,7 +60,7 @@ class EventFile:
 
 
 def chart_layout():
-    """Return the tf.Summary that arranges the scalars by CHARTS."""
+    """Return the tf.Summary that lays out TensorBoard's page "Custom Scalars" as CHARTS says."""
     categories = [
         layout_pb2.Category(
             title=group,
@@ -116,7 +117,7 @@ def epoch_summary(scalars, images, tested, data):
 
 
 def _png(image):
-    """Return an image, uint8 [height, width, 3], as PNG."""
+    """Return an image, uint8 [height, width, 3], as a tf.Summary.Image in PNG format."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     height, width, _ = image.shape
@@ -126,7 +127,7 @@ def _png(image):
 
 
 def _histogram(values):
-    """Return the distribution of an array of numbers from 0 to 1, in fifty bins."""
+    """Return the tf.HistogramProto of an array of numbers from 0 to 1, with 50 bins."""
     counts, edges = np.histogram(values, bins=50, range=(0, 1))
     return tf.HistogramProto(
         min=values.min(),

@@ -30,7 +30,7 @@ ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
 
 
 class RunFolder:
-    """The files of a run, except for the contents of its checkpoints; use it in a `with` statement,
+    """The files of a run, except for the contents of its checkpoints. Use it in a `with` statement,
     which locks the run.
 
     Raises Failure if another process is training the run, if its checkpoints were made with
@@ -54,7 +54,7 @@ class RunFolder:
         elif self.rows:
             raise Failure(
                 f"{self.row_file} has {len(self.rows):,} epochs, but {self.model} has no "
-                f"checkpoint; restore it to resume, or use another --run_dir to start from scratch"
+                f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
             )
         return self
 
@@ -107,7 +107,7 @@ class RunFolder:
             )
 
     def write_hyperparameters(self):
-        """Write the hyperparameters of this start."""
+        """Write the hyperparameters of this start to hyperparameters.json."""
         fields = dataclasses.asdict(self.hyperparameters)
         _replace_text(self.settings, json.dumps(fields, indent=2) + "\n")
 
@@ -117,8 +117,8 @@ class RunFolder:
         self._write_rows()
 
     def add_row(self, epoch, values):
-        """Write the row of an epoch from a dict with its losses and accuracies; return it. Raises
-        Failure if another process has locked the run."""
+        """Write the row of an epoch, whose losses and accuracies are in the dict `values`, and
+        return it. Raises Failure if another process has locked the run."""
         self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
         self.rows[epoch] = ROW.format(epoch=epoch, total_epochs=total_epochs, **values)
@@ -126,7 +126,7 @@ class RunFolder:
         return self.rows[epoch]
 
     def _write_rows(self):
-        # All rows, in case the file was deleted meanwhile.
+        # Write all rows, in case the file was deleted in the meantime.
         _replace_text(self.row_file, "".join(f"{row}\n" for row in self.rows.values()))
 
     def best_epoch(self):
@@ -138,7 +138,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def writing(path):
-    """Turn errors in writing the file `path` of a run into a Failure."""
+    """Convert errors in writing the file `path` of a run to a Failure."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
@@ -151,7 +151,8 @@ def writing(path):
 
 
 def read_rows(path):
-    """Return the complete rows of logs.txt, {epoch: row}."""
+    """Return the complete rows of the logs.txt at `path`, {epoch: row}, or {} if it does not exist.
+    Raises Failure if it cannot be read."""
     try:
         text = read_regular(path, LARGEST_ROWS).decode(errors="replace")
     except FileNotFoundError:

@@ -11,14 +11,15 @@ BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
 
 
 def contact_sheet(images, columns=8):
-    """Return images, uint8 [N, side, side, 3], in rows of `columns`; small ones are enlarged to 96
-    pixels."""
+    """Return a page of `images`, uint8 [N, side, side, 3], in rows of `columns`. Small images are
+    enlarged, to at most 96 pixels a side."""
     return _sheet(images, columns, max(1, 96 // images.shape[1]), caption_height=0)[0]
 
 
 def mistakes_page(images, true, predicted, probability, label_names, columns=6):
-    """Return images, each above its true class, its predicted class and the latter's probability;
-    all four lists have the same length."""
+    """Return a page of `images`, uint8 [N, side, side, 3]. The caption of each gives its true
+    class, its predicted class and the probability of the latter: the items of `true`, `predicted`
+    and `probability`, [N]."""
     if not len(images):
         return _note("no test image is misclassified")
     # Enlarge the images to at least 120 pixels, the width of a caption.
@@ -36,8 +37,8 @@ def mistakes_page(images, true, predicted, probability, label_names, columns=6):
 
 def confusion_page(matrix, label_names):
     """Return a drawing of a confusion matrix, int [classes, classes], whose rows are the true
-    classes. Cells are as dark as their fraction of the row: blue on the diagonal, red elsewhere.
-    More than 60 classes are drawn without names, more than 250 are replaced by a note."""
+    classes. The larger a cell's fraction of its row, the darker the cell: blue on the diagonal, red
+    elsewhere. Above 60 classes, their names are omitted; above 250, a note replaces the drawing."""
     classes = len(matrix)
     if classes > 250:
         return _note(f"a confusion matrix of {classes} classes is too large to draw")

@@ -27,12 +27,12 @@ from senet.run.weights import load_weights
 
 
 class Run:
-    """A run in its `run_dir`, new or resumed; use it in a `with` statement, and build the graph
-    inside. `network` is the class that a script trains. With several hosts, only the chief writes
-    and prints.
+    """A new or resumed run in `run_dir`; use it in a `with` statement, and build the graph inside.
+    `network` is the class that a script trains. With several hosts, only the chief writes files and
+    prints.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
-    the run, or if it was made with incompatible hyperparameters."""
+    the run, or if its checkpoints were made with incompatible hyperparameters."""
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters, self.network = hyperparameters, network
@@ -55,13 +55,13 @@ class Run:
         return self._open.__exit__(*error)
 
     def start(self, data, inputs, test_batch):
-        """Return a session with the values of the newest checkpoint or, in a new run, of
-        `initial_checkpoint` or the initializers, and print the start-up lines. `data` is the
-        Dataset, `inputs` are its Inputs, `test_batch` the `evaluation_outputs` for them."""
+        """Return a session whose variables have the values of the newest checkpoint or, in a new
+        run, of `initial_checkpoint` or the initializers. Print the start-up lines. `data` is the
+        Dataset, `inputs` are its Inputs, `test_batch` are their `evaluation_outputs`."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
-        # Before the operations that save and restore are added: they connect to every variable and
-        # would dominate TensorBoard's graph page.
+        # Copy the graph before the operations that save and restore are added: they connect to
+        # every variable and would dominate TensorBoard's graph page.
         graph = tf.get_default_graph().as_graph_def(add_shapes=True)
         self.checkpoints = Checkpoints(self.folder.model, test_batch)
         self.session = self._open.enter_context(self.cluster.session())
@@ -88,7 +88,8 @@ class Run:
         return self.session
 
     def _restore(self, inputs):
-        """Restore the newest checkpoint; return whether there is one, and the epochs done."""
+        """Restore the newest checkpoint. Return whether there is one, and the number of completed
+        epochs."""
         resumed = self.checkpoints.restore(self.session)
         if resumed:
             self._compare_images(inputs)
@@ -103,15 +104,15 @@ class Run:
         saved = self.session.run(inputs.statistics)
         if not all(map(np.array_equal, saved, statistics_of(self.data))):
             raise Failure(
-                f"the training images differ from those {self.folder.path} was trained on; restore "
-                f"them to resume, or use another --run_dir to start from scratch"
+                f"the training images differ from those that {self.folder.path} was trained on; "
+                f"restore them to resume, or use another --run_dir to start from scratch"
             )
 
     def _open_logs(self, graph, resumed):
         self.folder.write_hyperparameters()
         self.folder.keep_rows(self.epochs_done)
         self.events = self._open.enter_context(EventFile(self.folder.logs))
-        # Makes TensorBoard discard earlier events from this epoch on.
+        # Make TensorBoard discard the earlier events of this and later epochs.
         self.events.write(
             step=self.epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
         )
@@ -121,7 +122,7 @@ class Run:
             self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
 
     def _load_weights(self, test_batch):
-        """Load the matching variables of `initial_checkpoint`; return a line about them."""
+        """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
         path, failure = self.hyperparameters.initial_checkpoint, None
         try:
             line, loaded = load_weights(self.session, path, test_batch, self.data.label_names)
@@ -172,8 +173,8 @@ class Run:
         return range(self.epochs_done + 1, self.hyperparameters.total_epochs + 1)
 
     def train_batches(self, epoch):
-        """Yield the remaining batches of an epoch, in its order. Between them, save if it is due
-        and stop on a signal."""
+        """Yield the remaining batches of an epoch, in its order. Between batches, save a checkpoint
+        if one is due, and stop on a signal."""
         hp, data = self.hyperparameters, self.data.train
         # A resumed epoch starts after the steps that are done.
         first = self._step() - (epoch - 1) * self.epoch_steps
@@ -192,8 +193,8 @@ class Run:
                 self.images_per_second = seen / (time.perf_counter() - started)
 
     def test_batches(self):
-        """Yield the batches of the test set. Between them, save if it is due and stop on a
-        signal."""
+        """Yield the batches of the test set. Between batches, save a checkpoint if one is due, and
+        stop on a signal."""
         hp, data = self.hyperparameters, self.data.test
         all_batches = batches(data, hp.micro_batch_size or hp.batch_size)
         return self._watched(all_batches, len(data.labels), "testing")
@@ -220,8 +221,8 @@ class Run:
             )
 
     def show(self, result):
-        """Show a step's result, a dict of scalars, in the progress bar; that of the last step of an
-        epoch goes to TensorBoard. Raises Failure if the loss is not finite."""
+        """Show a step's result, a dict of scalars, in the progress bar. The result of an epoch's
+        last step also goes to TensorBoard. Raises Failure if the loss is not finite."""
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate "
@@ -233,9 +234,9 @@ class Run:
         self.bar.set_postfix_str(text, refresh=False)
 
     def end_epoch(self, epoch, values, tested):
-        """Write the row of an epoch and its summary for TensorBoard, save a checkpoint, then print
-        the row. `values` is a dict of scalars and `images` to show, `tested` is the Evaluation of
-        the test set."""
+        """Write an epoch's row and its summary for TensorBoard, save a checkpoint, then print the
+        row. `values` is a dict of scalars and of the `images` to show, uint8 [N, side, side, 3];
+        `tested` is the Evaluation of the test set."""
         if not self.cluster.chief:
             return
         values = values | {"test_loss": tested.loss, "test_accuracy": tested.accuracy}
@@ -247,7 +248,7 @@ class Run:
         say(row)
 
     def _last_step_scalars(self):
-        """Return the scalars of the epoch's last step; none if a resumed epoch had no step left."""
+        """Return the scalars of the epoch's last step, {} if a resumed epoch had no step left."""
         scalars = {tag: v for tag, v in self.result.items() if tag not in ("loss", "accuracy")}
         if self.images_per_second is not None:
             scalars["images_per_second"] = self.images_per_second
@@ -261,7 +262,7 @@ class Run:
             self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
 
     def finish(self):
-        """Wait for all workers, then print where the results are."""
+        """Wait for all workers, then print the location of the results and the next command."""
         self.cluster.wait_for_all()
         if not self.cluster.chief:
             return

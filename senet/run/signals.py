@@ -41,12 +41,12 @@ def signals_as_exceptions():
 
 
 class StopSignals:
-    """A handler of signals for a `with` statement: stores the first signal in `received` and ends
-    the process on the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
+    """Handle signals inside a `with` statement: store the first signal in `received`, and end the
+    process on the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
     ignored.
 
-    A Python signal handler has to wait until the main thread returns from TensorFlow, which may
-    take a whole training step. The wakeup socket does not: a thread listens at its other end.
+    A Python signal handler runs only when the main thread returns from TensorFlow, which may take a
+    whole training step. The wakeup socket has no such delay: a thread reads its other end.
     """
 
     received = None
@@ -83,7 +83,9 @@ class StopSignals:
             os._exit(128 + number)
         self.received = number
         if number == signal.SIGHUP:
-            # Writing to a closed terminal would be an error.
+            # Writing to a closed terminal would raise an error.
             discard_output(*self._terminals)
         if number == signal.SIGINT:
-            print_error("finishing this step, then saving; Ctrl-C again quits without saving")
+            print_error(
+                "finishing this step, then saving; press Ctrl-C again to quit without saving"
+            )

@@ -27,10 +27,10 @@ class TrainedNetwork:
     """A network restored from a checkpoint, in its own graph and session; use it in a `with`
     statement. It writes nothing, and training may continue at the same time.
 
-    `network` is the class. `checkpoint` is a path, or a name in the run's folder such as
-    model.ckpt-189; "" means the newest one. `label_names` are the classes that it was trained on,
-    `step` is its number of training steps. Raises Failure if there is no such checkpoint, or if it
-    does not match the network."""
+    `network` is the class of the network. `checkpoint` is a path, or a name in the run's folder
+    such as model.ckpt-189; "" means the newest checkpoint. The attribute `label_names` lists the
+    classes that the network was trained on, `step` is the number of training steps. Raises Failure
+    if there is no such checkpoint, or if it does not match the network."""
 
     def __init__(self, network, hyperparameters, checkpoint=""):
         self.network, self.hyperparameters = network, hyperparameters
@@ -66,15 +66,16 @@ class TrainedNetwork:
         if difference := describe_difference(self.variables, variables_used_by(self.outputs)):
             raise Failure(
                 f"{self.checkpoint} does not match {self.network.__name__} with these "
-                f"hyperparameters: {difference}; use the --run_dir and the hyperparameters it was "
-                f"trained with"
+                f"hyperparameters: {difference}; use the --run_dir and the hyperparameters that it "
+                f"was trained with"
             )
-        # A training process may have replaced it meanwhile.
+        # A training process may have replaced or deleted it in the meantime.
         with readable(self.checkpoint, "--checkpoint"), without_chatter():
             tf.train.Saver().restore(self.session, str(self.checkpoint))
 
     def probabilities(self, images):
-        """Return float32 [batch, classes] for images, uint8 [batch, side, side, 3]."""
+        """Return the probability of each class, float32 [batch, classes], for `images`, uint8
+        [batch, side, side, 3]."""
         size = self.hyperparameters.micro_batch_size or len(images)
         pieces = np.array_split(images, -(-len(images) // size))
         run, placeholder = self.session.run, self.inputs.images

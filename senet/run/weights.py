@@ -1,4 +1,4 @@
-"""Start from the weights of another network: the hyperparameter `initial_checkpoint`."""
+"""Load the weights of another run at the start: the hyperparameter `initial_checkpoint`."""
 
 import pathlib
 
@@ -18,13 +18,14 @@ OPTION = "--initial_checkpoint"
 
 
 def load_weights(session, initial_checkpoint, outputs, label_names):
-    """Load the variables of a checkpoint that match the network with the outputs `outputs` in name
-    and shape, the moving averages of batch norm included. The classifier keeps its initial values
-    unless all of it matches and `label_names`, a list, equal those of the checkpoint.
+    """Load those variables of a checkpoint, moving averages of batch norm included, whose names and
+    shapes match those of the network that computes `outputs`. The classifier keeps its initial
+    values unless all its variables match and `label_names`, a list, equals that of the checkpoint.
 
     `initial_checkpoint` is the folder of a run, for its newest checkpoint, or the path of a
-    checkpoint. Return a line that says what was loaded and what was not, and the checkpoint's
-    index, which has a checksum of each value. Raises Failure if nothing matches."""
+    checkpoint. Return a line that says what was loaded and what was not, and the contents of the
+    checkpoint's index file in hexadecimal, which include a checksum of each value. Raises Failure
+    if nothing matches or the checkpoint cannot be read."""
     path = _find(initial_checkpoint)
     with readable(path, OPTION):
         reader = verified_reader(path)
@@ -48,7 +49,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         raise Failure(
             f"{path} does not match the network: it has {shortened(sorted(saved))}, the network "
             f"has {shortened(sorted(wanted))}; use an {OPTION} of the same script with the "
-            f"same numbers of channels"
+            f"same architecture hyperparameters"
         )
     variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
     with readable(path, OPTION), without_chatter():
@@ -67,7 +68,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
 
 
 def _find(initial_checkpoint):
-    """Return the path of the checkpoint."""
+    """Return the path of the checkpoint that `initial_checkpoint` names, without a suffix."""
     folder = pathlib.Path(initial_checkpoint)
     if (folder / "model").is_dir():
         path, damaged = newest_readable(folder / "model")
