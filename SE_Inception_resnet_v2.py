@@ -95,6 +95,7 @@ class SE_Inception_resnet_v2:
         self.model = self.Build_SEnet(x, classes)
 
     def Build_SEnet(self, x, classes):
+        """Return the logits for `x`, float32 [batch, classes]."""
         padding = [self.hyperparameters.padding] * 2
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])

@@ -105,6 +105,7 @@ class SE_ResNeXt:
         self.model = self.Build_SEnet(x, classes)
 
     def Build_SEnet(self, x, classes):
+        """Return the logits for `x`, float32 [batch, classes]."""
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])

@@ -12,7 +12,7 @@ SIDE = 32  # pixels
 
 
 def _polygon(x, y, corners, rotation=0.0):
-    """Return the distance to the outline of a regular polygon with an inradius of 0.8."""
+    """Return the signed distance to a regular polygon with an inradius of 0.8."""
     angles = rotation + 2 * np.pi * np.arange(corners) / corners
     return np.max([x * np.cos(a) + y * np.sin(a) for a in angles], axis=0) - 0.8
 
@@ -23,7 +23,7 @@ def _plus(x, y):
 
 
 def _rotated(x, y):
-    """Return the coordinates rotated by 45 degrees."""
+    """Return the coordinates (x, y) rotated by 45 degrees."""
     return (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
 
 

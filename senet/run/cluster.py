@@ -201,7 +201,8 @@ class Cluster:
                 )
 
     def check_same_precision(self):
-        """Raise Failure if only some of the workers compute in bfloat16."""
+        """Raise Failure if only some of the workers compute in bfloat16. The message lists the
+        addresses of those that do not."""
         with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
         has = self.gather([with_bfloat16])[:, 0].tolist()
         if len(set(has)) > 1:

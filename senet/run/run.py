@@ -154,7 +154,7 @@ class Run:
             say(note)
 
     def _data_options(self):
-        """Return the options of a shorter run with the same data."""
+        """Return the options that give a shorter run the same data, in a folder of its own."""
         fields = dataclasses.fields(self.hyperparameters)
         given = [f for f in fields if f.name in ("dataset", "data_dir", "image_size")]
         values = {f.name: getattr(self.hyperparameters, f.name) for f in given}
