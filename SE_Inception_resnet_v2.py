@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
@@ -60,7 +60,7 @@ class Hyperparameters(RunHyperparameters):
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    micro_batch_size: Annotated[int, Ge(0), Le(2**20), MAY_CHANGE] = 0  # images; 0: whole batch
+    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # images; 0: all
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval
 
 from senet.augmentation import shift_and_flip
 from senet.cli.command_line import run_command
@@ -36,8 +36,6 @@ from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
 
-DOWNSAMPLING = one_of("stride", "max_pool")
-
 
 @dataclass(frozen=True)
 class Hyperparameters(RunHyperparameters):
@@ -48,7 +46,7 @@ class Hyperparameters(RunHyperparameters):
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
-    downsampling: Annotated[str, DOWNSAMPLING] = "stride"  # stride (stages 2, 3) or max_pool (all)
+    downsampling: Annotated[str, one_of("stride", "max_pool")] = "stride"  # or max_pool, all stages
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -64,7 +62,7 @@ class Hyperparameters(RunHyperparameters):
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    micro_batch_size: Annotated[int, Ge(0), Le(2**20), MAY_CHANGE] = 8  # images; 0: whole batch
+    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # images; 0: all
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
