@@ -16,6 +16,16 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if config.args_source is config.ArgsSource.ARGS else 3
 
 
+# The files that take longest; starting with them keeps all worker processes busy until the end.
+LONGEST = ["test_cluster.py", "test_faults.py", "test_run.py", "test_scripts.py", "test_style.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Move the tests of the LONGEST files to the front."""
+    first = dict(zip(LONGEST, range(-len(LONGEST), 0), strict=True))
+    items.sort(key=lambda item: first.get(item.path.name, 0))
+
+
 # TensorFlow is imported in the fixtures: the process that distributes the tests does not need it.
 
 

@@ -106,7 +106,8 @@ def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
 
 @pytest.mark.slow
 def test_xla_gives_the_same_result(tmp_path):
-    options = ["--total_epochs=1", "--mixed_precision=False"]
+    # At the default rate, ten steps would amplify rounding errors.
+    options = ["--total_epochs=1", "--mixed_precision=False", "--init_learning_rate=0.01"]
     train(tmp_path, "without", *options)
     # By default, TensorFlow uses XLA on GPUs only; this flag enables it on the CPU.
     flag = {"TF_XLA_FLAGS": "--tf_xla_cpu_global_jit"}
@@ -116,8 +117,8 @@ def test_xla_gives_the_same_result(tmp_path):
         [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
         for path in (tmp_path / "with", tmp_path / "without")
     )
-    # Ten steps at the full learning rate amplify rounding errors. Compare the losses only.
-    np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.02)
+    # The accuracies of 40 images may differ by one image: compare only the losses.
+    np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.001)
 
 
 def test_xla_is_used_only_if_asked_for():
