@@ -47,14 +47,23 @@ def main():
     add("--images", nargs="+", type=int, default=[20, 100], help="training images per class")
     add("--most", type=int, help="images per class in all other sets; default: all")
     add("--seeds", type=int, default=3)
-    add("--epochs", type=int, default=50, help="on the small sets")
+    add("--epochs", type=int, default=20, help="on the small sets")
     add(
         "--network",
-        default="--padding=0 --depth=8 --cardinality=2 --blocks=1 --micro_batch_size=0",
+        default="--padding=0 --depth=16 --cardinality=2 --blocks=1 --stem=whitening "
+        "--micro_batch_size=0 --schedule=linear",
         help="options of every run",
     )
-    add("--eight", default="--total_epochs=15", help="options of the run on `eight`")
-    add("--scratch", default="--batch_size=20", help="options of the runs from scratch")
+    add(
+        "--eight",
+        default="--init_learning_rate=0.2 --total_epochs=5",
+        help="options of the run on `eight`",
+    )
+    add(
+        "--scratch",
+        default="--batch_size=20 --init_learning_rate=0.05",
+        help="options of the runs from scratch",
+    )
     add(
         "--tuned",
         action="append",
