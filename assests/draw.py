@@ -5,12 +5,12 @@
 The inputs are the paper's tables below, the data set `shapes` and the measured runs. To add a run,
 copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/results/runs.json:
 
-    command, parameters, seconds_per_epoch, machine    of the run
+    command, parameters, seconds_per_epoch, machine    describe the run
     results: [row, ...]    rows of the table "results" that include it
     tables: ["ratio"], ["precision"]    other tables that include it
-    headline: true    the command at the top of README.md; its row gives the learning curves
+    headline: true    marks the run at the top of README.md; its row gives the learning curves
 
-The screenshots of TensorBoard are the only images not drawn here.
+Only the screenshots of TensorBoard are not drawn here.
 """
 
 import ast
@@ -33,7 +33,7 @@ ROOT = FOLDER.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from assests.examples import EXAMPLES, draw_example  # noqa: E402 (needs the line above)
+from assests.examples import EXAMPLES, draw_example  # noqa: E402 (needs sys.path)
 from senet.cli.excitation import draw_excitation  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
 
@@ -91,7 +91,7 @@ def canvas(height):
 
 
 def draw_se_block():
-    """Draw the block from left to right: the feature map above, the gates below."""
+    """Draw the block from left to right, with the feature map above and the gates below."""
     figure, axes = canvas(2.2)
     box(axes, 0.75, 1.8, "feature map\nH × W × C", width=1.4, height=0.7)
     layers = [
@@ -137,7 +137,7 @@ def gated_module(axes, x, title, networks, text, width):
 
 
 def draw_se_modules():
-    """Draw the position of the block in an Inception module and in a residual module."""
+    """Draw where the block is placed in an Inception module and in a residual module."""
     figure, axes = canvas(5.1)
     networks = "SE-Inception-v4; Reduction modules of SE-Inception-ResNet-v2"
     text = "Inception branches, concatenated"
@@ -171,7 +171,7 @@ STATE_OF_THE_ART = {"SENet-154": 18.68, "SE-Inception-ResNet-v2": 19.80, "SE-Res
 STATE_OF_THE_ART |= {"SE-ResNet-152": 21.57}
 
 
-def pairs_of_bars(axes, table, title):
+def draw_bar_pairs(axes, table, title):
     """Draw the error of each network in `table` without and with SE."""
     places = np.arange(len(table))
     for number, (label, colour) in enumerate((("without SE", PLAIN), ("with SE", SE))):
@@ -188,8 +188,8 @@ def draw_paper():
     """Draw the paper's tables: depth, other architectures, reduction ratio, state of the art."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     (depth, incorporation), (ratio, best) = figure.subplots(2, 2)
-    pairs_of_bars(depth, DEPTH, "Depth: top-1 error, %")
-    pairs_of_bars(incorporation, INCORPORATION, "Other architectures: top-1 error, %")
+    draw_bar_pairs(depth, DEPTH, "Depth: top-1 error, %")
+    draw_bar_pairs(incorporation, INCORPORATION, "Other architectures: top-1 error, %")
     depth.legend(loc="lower right", fontsize=8)
     for name, (error, parameters) in RATIO.items():
         colour = PLAIN if name == "none" else SE
@@ -198,7 +198,7 @@ def draw_paper():
         ratio.annotate(
             text,
             (parameters, error),
-            (5, -12 if name == "16" else 5),  # not over its neighbour's label
+            (5, -12 if name == "16" else 5),  # clear of the next label
             textcoords="offset points",
             color=INK,
             fontsize=8,
@@ -220,11 +220,11 @@ def draw_paper():
 
 
 class Result(NamedTuple):
-    """A measured run: its entry in runs.json and its rows."""
+    """A measured run: its entry in runs.json and the rows of its log."""
 
     name: str
     entry: dict
-    options: dict  # of its command, {name: text}
+    options: dict  # of the command, {name: text}
     rows: np.ndarray  # [epochs, 4]: train_loss, train_acc, test_loss, test_acc
 
     @property
@@ -234,7 +234,7 @@ class Result(NamedTuple):
 
     @property
     def minutes(self):
-        """Return the training time: epochs times the time of one on an idle machine."""
+        """Return the training time in minutes: epochs times the time of one on an idle machine."""
         return len(self.rows) * self.entry["seconds_per_epoch"] / 60
 
     @property
@@ -266,23 +266,23 @@ def results():
 
 
 def results_in(table):
-    """Return the results that belong to `table`, by seed."""
+    """Return the results that belong to `table`, sorted by seed."""
     chosen = [result for result in results() if table in result.entry.get("tables", [])]
     return sorted(chosen, key=lambda result: result.seed)
 
 
 def rows_with_and_without():
-    """Return {row of the table "results": (results with SE, results without)}, the row with the
-    best accuracy first."""
+    """Return {row of the table "results": (results with SE, results without)}, sorted by accuracy,
+    best first. The two lists of a row are called its arms."""
     rows = {}
     for result in results():
         for row in result.entry.get("results", []):
             rows.setdefault(row, ([], []))[result.ratio == 0].append(result)
-    return dict(sorted(rows.items(), key=lambda row: -best(row[1])))
+    return dict(sorted(rows.items(), key=lambda row: -best_mean(row[1])))
 
 
-def best(arms):
-    """Return the best mean accuracy of the non-empty lists of results in `arms`."""
+def best_mean(arms):
+    """Return the better mean accuracy of the two arms of a row, ignoring an empty one."""
     return max(statistics.mean(r.accuracy for r in arm) for arm in arms if arm)
 
 
@@ -293,8 +293,8 @@ def headline_result():
 
 
 def draw_learning_curves():
-    """Draw the test accuracy and the losses of the headline's network with and without SE: the mean
-    and the range over the seeds."""
+    """Draw the test accuracy and the losses of the headline's network with and without SE, as the
+    mean and the range over the seeds."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     with_se, without = rows_with_and_without()[headline_result().entry["results"][0]]
@@ -323,7 +323,7 @@ def draw_learning_curves():
 
 
 def draw_accuracy_by_minutes():
-    """Draw every run of the table "results": accuracy against training time."""
+    """Draw the accuracy of every run in the table "results" against its training time."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots()
     labels = {}  # one per position, since rows may share runs
@@ -347,7 +347,7 @@ def draw_accuracy_by_minutes():
 
 
 def draw_gates():
-    """Draw the mean gates of the narrow SE-ResNeXt with seed 0, as `excitation` does."""
+    """Draw the mean gates of the narrow SE-ResNeXt with seed 0, like the command `excitation`."""
     stored = json.loads((RESULTS / "narrow_r16_s0_gates.json").read_text())
     gates = {block: np.array(values) for block, values in stored["gates"].items()}
     figure = draw_excitation(gates, stored["label_names"])
@@ -365,8 +365,8 @@ def table(head, lines):
 
 
 def mean_and_deviation(arm):
-    """Return the mean accuracy of some results, and the standard deviation of several; "not
-    measured" without any."""
+    """Return the mean accuracy of the results in `arm`, with the standard deviation if there are
+    several, or "not measured" if there are none."""
     if not arm:
         return "not measured"
     values = [result.accuracy for result in arm]
@@ -374,21 +374,22 @@ def mean_and_deviation(arm):
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def each(arms, show):
-    """Return `show(result)` of the first result of each arm, without repetition."""
+def distinct_values(arms, show):
+    """Return `show(result)` for the first result of each arm, separated by slashes, without
+    repetition."""
     return " / ".join(dict.fromkeys(show(arm[0]) for arm in arms if arm))
 
 
 def results_table():
-    """Return the table of all networks with and without SE blocks."""
+    """Return the table that compares all networks with and without SE blocks."""
     lines = []
     for row, arms in rows_with_and_without().items():
         lines.append(
             [
                 row,
                 f"{(arms[0] or arms[1])[0].entry['parameters']:,}",
-                each(arms, lambda r: f"{len(r.rows)}"),
-                each(arms, lambda r: f"{r.minutes:.1f}"),
+                distinct_values(arms, lambda r: f"{len(r.rows)}"),
+                distinct_values(arms, lambda r: f"{r.minutes:.1f}"),
                 max(map(len, arms)),
                 *map(mean_and_deviation, arms),
             ]
@@ -398,7 +399,7 @@ def results_table():
 
 
 def ratio_table():
-    """Return the table of reduction ratios next to the paper's."""
+    """Return the table of reduction ratios, with the paper's results next to ours."""
     by_ratio = {}
     for result in results_in("ratio"):
         by_ratio.setdefault(result.ratio, []).append(result)
@@ -414,7 +415,7 @@ def ratio_table():
 
 
 def precision_table():
-    """Return the table of float32 next to mixed precision, for the same steps."""
+    """Return the table that compares float32 with mixed precision over the same steps."""
     by_seed = {}
     for result in results_in("precision"):
         by_seed.setdefault(result.seed, {})[result.float32] = result
@@ -461,7 +462,7 @@ def headline():
 
 
 def wrapped(command, width=88):
-    """Return a command in lines of at most `width` characters where possible."""
+    """Return a command wrapped to lines of at most `width` characters where possible."""
     lines = [""]
     for word in command.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -472,7 +473,7 @@ def wrapped(command, width=88):
 
 
 def se_layer():
-    """Return the SE layer's source."""
+    """Return the source of the SE layer, as a fenced block."""
     source = (ROOT / "senet" / "layers.py").read_text()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == "Squeeze_excitation_layer":
@@ -515,9 +516,9 @@ def as_svg(draw):
     with rc_context(STYLE):
         draw().savefig(file, format="svg", transparent=True, metadata={"Date": None})
     rules = "".join(
-        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        f'[style*="{name}: {light}"]{{{name}:{dark}!important}}'
         for light, dark in ON_DARK.items()
-        for what in ("fill", "stroke")
+        for name in ("fill", "stroke")
     )
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
     svg = re.sub(r"[ \t]+\n", "\n", file.getvalue().decode())
@@ -525,8 +526,8 @@ def as_svg(draw):
 
 
 def regenerated(page):
-    """Return the text of a page with its generated parts updated: those between `<!-- table: NAME
-    -->` (or code, or text) and `<!-- end of NAME -->`, with a NAME in PARTS."""
+    """Return the text of a page with its generated parts updated. A part is between
+    `<!-- table: NAME -->` (or code, or text) and `<!-- end of NAME -->`, and NAME is in PARTS."""
     begin, end = "<!-- (?:table|code|text): {} -->\n", "<!-- end of {} -->\n"
     page_text = text = page.read_text()
     for name in re.findall(begin.format(r"(\w+)"), page_text):

@@ -1,4 +1,4 @@
-"""Draw three CIFAR-10 classes for the README's prediction, as flat shapes of 512x512 pixels."""
+"""Draw three CIFAR-10 classes from flat shapes, for the prediction in README.md."""
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -62,5 +62,5 @@ EXAMPLES = {draw.__name__: draw for draw in (airplane, ship, truck)}
 
 
 def draw_example(name):
-    """Return the drawing of a class, 128x128, slightly blurred, like a photo."""
+    """Return the drawing of a class, 128x128 pixels, slightly blurred like a photo."""
     return EXAMPLES[name]().filter(ImageFilter.GaussianBlur(1.2)).resize((SIDE // 4, SIDE // 4))

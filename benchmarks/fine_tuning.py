@@ -2,14 +2,15 @@
 
     python benchmarks/fine_tuning.py FOLDER --data_dir=data
 
-Writes image folders into FOLDER/data: `eight`, CIFAR-10 without two classes; small sets of these
-two classes and of `shapes`, with 20 and 100 training images per class. Trains a network on `eight`,
-or uses the one given by --start. Then trains on each small set, from scratch and from the weights
-of that network, with three seeds, and prints a table of the test accuracy after the last epoch.
+Write image folders into FOLDER/data: `eight`, which is CIFAR-10 without two classes, and small sets
+of these two classes and of `shapes`, with 20 and 100 training images per class. Train a network on
+`eight`, or use the one given by --start. Then train on each small set, from scratch and from the
+weights of that network, with three seeds, and print a table of the test accuracy after the last
+epoch.
 
 Options for the training runs are strings: --tuned="--init_learning_rate=0.01 --total_epochs=20".
-Each --tuned adds a column. The same command resumes: complete data sets and runs are reused. A
-quick test of everything:
+Each --tuned adds a column. To resume, run the same command again: complete data sets and finished
+runs are reused. For a quick test of everything:
 
     python benchmarks/fine_tuning.py runs/try --most=4 --images 2 --seeds=1 --epochs=1 \\
         --network="--padding=0 --cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2" \\
@@ -42,17 +43,17 @@ def main():
     add = parser.add_argument
     add("folder", type=pathlib.Path, metavar="FOLDER")
     add("--data_dir", default="data", help="folder with CIFAR-10")
-    add("--start", help="a run or published network of the eight classes; default: train one")
-    add("--unseen", nargs=2, default=["cat", "dog"], help="the two classes left out of `eight`")
+    add("--start", help="run or published network trained on `eight`; default: train one")
+    add("--unseen", nargs=2, default=["cat", "dog"], help="the two classes missing from `eight`")
     add("--images", nargs="+", type=int, default=[20, 100], help="training images per class")
-    add("--most", type=int, help="images per class in all other sets; default: all")
-    add("--seeds", type=int, default=3)
-    add("--epochs", type=int, default=20, help="on the small sets")
+    add("--most", type=int, help="images per class in `eight` and in every test set; default: all")
+    add("--seeds", type=int, default=3, help="number of seeds")
+    add("--epochs", type=int, default=20, help="epochs on the small sets")
     add(
         "--network",
         default="--padding=0 --depth=16 --cardinality=2 --blocks=1 --stem=whitening "
         "--micro_batch_size=0 --schedule=linear",
-        help="options of every run",
+        help="options of all runs",
     )
     add(
         "--eight",
@@ -84,7 +85,8 @@ def main():
     columns |= {f"tuned{number}": options for number, options in enumerate(tuned)}
     epochs = f"--total_epochs={arguments.epochs}"
     accuracy = {}
-    for seed in range(arguments.seeds):  # the outer loop, to print a table after each seed
+    # Seeds are the outer loop, so that a table is printed after each of them.
+    for seed in range(arguments.seeds):
         for name in small:
             for column, options in columns.items():
                 options = [*network, epochs, *shlex.split(options), f"--seed={seed}"]
@@ -105,7 +107,7 @@ def write_data_sets(folder, arguments):
     small = [f"{'_'.join(arguments.unseen)}_{count}" for count in arguments.images]
     for name, count in zip(small, arguments.images, strict=True):
         write_folder(folder / name, splits, names, arguments.unseen, count, arguments.most)
-    *splits, names = load_shapes()  # with 200 training images of each class
+    *splits, names = load_shapes()  # 200 training images per class
     for count in arguments.images:
         small.append(f"shapes_{count}")
         write_folder(folder / small[-1], splits, names, names, count, arguments.most)
@@ -113,7 +115,8 @@ def write_data_sets(folder, arguments):
 
 
 def write_folder(folder, splits, names, classes, train_count, test_count):
-    """Write the first images of each of `classes` in both splits as PNG files; None means all."""
+    """Write the first `train_count` and `test_count` images of each of `classes`, None for all, as
+    PNG files, unless the folder exists."""
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}")
@@ -124,15 +127,15 @@ def write_folder(folder, splits, names, classes, train_count, test_count):
         ("test", test_images, test_labels, test_count),
     ):
         for name in classes:
-            place = temporary / split / name
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = temporary / split / name
+            class_folder.mkdir(parents=True, exist_ok=True)
             for number in np.flatnonzero(labels == names.index(name))[:count]:
-                Image.fromarray(images[number]).save(place / f"{number:05}.png")
+                Image.fromarray(images[number]).save(class_folder / f"{number:05}.png")
     temporary.rename(folder)
 
 
 def train(dataset, run_dir, options):
-    """Train to the last epoch, or resume, and return the test accuracy."""
+    """Train or resume to the last epoch; return the test accuracy."""
     options = [f"--dataset={dataset}", f"--run_dir={run_dir}", *options]
     print(f"$ python SE_ResNeXt.py {shlex.join(options)}", file=sys.stderr, flush=True)
     command = [sys.executable, ROOT / "SE_ResNeXt.py", *options]
@@ -142,7 +145,7 @@ def train(dataset, run_dir, options):
 
 
 def print_table(data_sets, columns, accuracy):
-    """Print the mean and the standard deviation over the seeds, in %."""
+    """Print the mean and the standard deviation of the test accuracy over the seeds, in %."""
     heads = [f"{column}: `{options}`" for column, options in columns.items()]
     print("\n| data set | " + " | ".join(heads) + " |\n|" + "---|" * (1 + len(heads)))
     for name in data_sets:

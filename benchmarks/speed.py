@@ -1,14 +1,14 @@
-"""Compare the training step of the three scripts with the same networks in PyTorch.
+"""Compare the training steps of the three scripts with those of the same networks in PyTorch.
 
     python benchmarks/speed.py                    images/s of each, on random images
-    python benchmarks/speed.py --steps=1          the same with few steps
-    python benchmarks/speed.py --networks recipe  one of them
+    python benchmarks/speed.py --steps=1          the same, with one step per turn
+    python benchmarks/speed.py --networks recipe  only one of them
     python benchmarks/speed.py growth             time and memory by batch and image size, ours only
-    python benchmarks/speed.py input              the input path only, augmentation included
+    python benchmarks/speed.py input              the input path only, including augmentation
 
-Each candidate runs in its own process. They take turns of a few steps, so that other load affects
-all of them; the medians over all steps are compared. The first step, which includes building and
-compiling, is timed separately.
+Each candidate runs in its own process. The candidates take turns of a few steps, so that other load
+on the machine affects all of them, and are compared by their median over all steps. The first step,
+which includes building and compiling, is timed separately.
 """
 
 import argparse
@@ -23,8 +23,9 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# (script, hyperparameters that differ from its defaults); SE_ResNeXt gets 32x32 images and a whole
-# batch that fits into PyTorch's memory. "recipe" is the network of the first command in README.md.
+# (script, hyperparameters that differ from its defaults). SE_ResNeXt has 32x32 images and a batch
+# that PyTorch can hold in memory as a whole. "recipe" is the network of the first command in
+# README.md.
 SETTINGS = {
     "SE_ResNeXt": ("SE_ResNeXt", {"padding": 0, "batch_size": 32, "micro_batch_size": 0}),
     "SE_Inception_v4": ("SE_Inception_v4", {}),
@@ -50,13 +51,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="?", choices=["compare", "growth", "input"], default="compare"
+        "mode", nargs="?", choices=["compare", "growth", "input"], default="compare"
     )
     parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=3, help="steps per turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="turns of each candidate")
     arguments = parser.parse_args()
-    if arguments.what == "input":
+    if arguments.mode == "input":
         input_path()
         arguments.networks = []
     if arguments.networks:
@@ -64,7 +65,7 @@ def main():
         print(f"matrix products reach {peak['flop_per_second'] / 1e12:.2f} TFLOP/s here")
     for network in arguments.networks:
         script, settings = SETTINGS[network]
-        if arguments.what == "compare":
+        if arguments.mode == "compare":
             print(f"\n{network}", flush=True)
             compare(script, settings, arguments.steps, arguments.turns)
         else:
@@ -72,7 +73,7 @@ def main():
 
 
 def compare(network, settings, steps, turns):
-    """Print a table of all candidates on one network, and the share of convolutions in our step."""
+    """Print a table of all candidates for a network, and the share of convolutions in our step."""
     workers = [Worker(network, candidate, settings) for candidate in CANDIDATES]
     for _ in range(turns):
         for worker in workers:
@@ -106,7 +107,7 @@ def compare(network, settings, steps, turns):
 
 
 def growth(network, steps):
-    """Print how time and memory grow with the batch and the image size."""
+    """Print a table of speed and memory for growing batches and images."""
     smallest = 0 if network == "SE_ResNeXt" else 24
     print(f"\n{network}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
@@ -124,8 +125,8 @@ def growth(network, steps):
 
 
 def input_path(images=50_000, batch_size=128, epochs=5):
-    """Print the images/s of the input path: order, batches, feeding, normalisation and
-    augmentation of random images; the median over some epochs."""
+    """Print the images/s of the input path (order, batches, feeding, normalisation, augmentation)
+    on random images, as the median over `epochs` epochs."""
     sys.path[:0] = [str(ROOT)]
     from senet.augmentation import shift_and_flip
     from senet.compat import tf
@@ -154,7 +155,7 @@ class Worker:
     def __init__(self, network, candidate, settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
-            # PyTorch's first step includes compiling: use no cache of an earlier run.
+            # PyTorch's first step includes compiling, so do not use the cache of an earlier run.
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -164,14 +165,14 @@ class Worker:
         self.seconds = []
 
     def answer(self):
-        """Return the next line of JSON that the process prints, decoded."""
+        """Return the next line that the process prints, decoded from JSON."""
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"error: a candidate failed: {self.process.args[-1]}; see the error above")
         return json.loads(line)
 
     def run(self, steps):
-        """Run and time some steps."""
+        """Run and time `steps` steps."""
         print(steps, file=self.process.stdin, flush=True)
         self.seconds += self.answer()
 
@@ -189,7 +190,8 @@ class Worker:
 
 
 def work(network, candidate, settings):
-    """Set up a candidate, then run the number of steps on each line of standard input."""
+    """Set up a candidate. For each number on standard input, run that many steps and print their
+    times in seconds."""
     sys.path[:0] = [str(ROOT)]
     script = importlib.import_module(network)
     settings = settings | {"mixed_precision": candidate != "ours, float32"}
@@ -230,7 +232,7 @@ def noise(count):
 
 
 def prepare_ours(script, hyperparameters, candidate):
-    """Return the script's training step, with augmentation and epoch means, and its number of
+    """Return the script's training step, including augmentation and epoch means, and the number of
     parameters."""
     from senet.compat import tf
     from senet.devices import session_config
@@ -247,8 +249,8 @@ def prepare_ours(script, hyperparameters, candidate):
 
 
 def prepare_torch(script, hyperparameters, candidate):
-    """Return the same step in PyTorch (channels_last, autocast to bfloat16 if the CPU has it), and
-    its number of parameters."""
+    """Return the same step in PyTorch (channels_last, autocast to bfloat16 if the CPU supports it)
+    and the number of parameters."""
     import torch
     import torch_networks
 
@@ -284,8 +286,8 @@ def prepare_torch(script, hyperparameters, candidate):
 
 
 def matrix_peak(hyperparameters, side=4096):
-    """Return the floating-point operations per second of a product of two large matrices, in the
-    type that the networks compute in: the fastest of ten."""
+    """Return the floating-point operations per second of the fastest of ten products of two large
+    matrices, in the type in which the networks compute."""
     from senet.compat import tf
     from senet.devices import compute_type
 
@@ -303,16 +305,16 @@ def matrix_peak(hyperparameters, side=4096):
 
 
 def convolution_limit(script, hyperparameters):
-    """Return the seconds of all convolutions of a step, forward and both gradients, each timed
-    alone in the faster of its plain form and ours; and the floating-point operations of a step. A
-    frozen stem, which has no gradients, is not included."""
+    """Return the seconds that all convolutions of a step take, forward and both gradients, each
+    timed alone in the faster of TensorFlow's implementation and ours, and the floating-point
+    operations of a step. A frozen stem is not included, since it has no gradients."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
 
     calls = {}
 
-    def note(x, weights, *arguments):
+    def record(x, weights, *arguments):
         key = (*x.shape[1:].as_list(), x.dtype, tuple(weights.shape.as_list()), *arguments)
         calls[key] = calls.get(key, 0) + 1
         return convolution(x, weights, *arguments)
@@ -320,7 +322,7 @@ def convolution_limit(script, hyperparameters):
     def plain(x, weights, stride, padding, groups):
         return tf.nn.conv2d(x, weights, stride, padding)
 
-    layers.convolution = note
+    layers.convolution = record
     batch = hyperparameters.micro_batch_size or hyperparameters.batch_size
     with tf.Graph().as_default():
         x = tf.placeholder(tf.float32, [batch, 32, 32, 3])
@@ -342,8 +344,9 @@ def convolution_limit(script, hyperparameters):
 
 
 def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
-    """Return the seconds of a convolution, its input gradient and its filter gradient, each alone:
-    the median of 9 runs after 3 warm-up runs."""
+    """Return the seconds of a convolution, its input gradient and its filter gradient, each timed
+    alone: the median of 9 runs after 3 warm-up runs. Append the operations of the convolution to
+    `flops`."""
     from senet.compat import tf
 
     def variable(name, shape):

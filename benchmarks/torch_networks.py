@@ -1,5 +1,5 @@
 """The three networks in PyTorch, for comparison, with the same layers and parameters as in the
-scripts. Images are [batch, 3, height, width] in channels_last memory."""
+scripts. Images are [batch, 3, height, width] in the channels_last memory format."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from SE_ResNeXt import WHITENING
 
 
 class ConvBn(nn.Sequential):
-    """Convolution, max-pooling if `pool` is above 1, and batch norm. Padding "SAME" assumes odd
-    kernels, as all below are."""
+    """Convolution, max pooling if `pool` is greater than 1, and batch norm. Padding "SAME" requires
+    odd kernels, and all kernels below are odd."""
 
     def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1, pool=1):
         kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
@@ -58,7 +58,7 @@ class Branches(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
-def average(channels, filters):
+def average_pool_branch(channels, filters):
     """Return the branch of an Inception-v4 module that starts with average pooling."""
     return nn.Sequential(
         nn.AvgPool2d(3, 1, 1, count_include_pad=False), Chain(channels, (filters, 1))
@@ -66,7 +66,7 @@ def average(channels, filters):
 
 
 def max_pool():
-    """Return the max pooling that halves a feature map."""
+    """Return the max pooling that halves the height and width."""
     return nn.MaxPool2d(3, 2)
 
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 def se_resnext(hp, classes=10):
     """Return the network of SE_ResNeXt.py for its Hyperparameters."""
-    max_pool = hp.downsampling == "max_pool"
+    by_pooling = hp.downsampling == "max_pool"
     if hp.stem == "whitening":
         channels, kernel, stride = WHITENING[hp.downsampling]
         convolution = nn.Conv2d(3, channels, kernel, stride, 1, bias=False).requires_grad_(False)
@@ -101,15 +101,17 @@ def se_resnext(hp, classes=10):
     layers = [convolution, nn.ReLU(inplace=True)]
     for stage in range(3):
         for number in range(hp.blocks):
-            depth, halved = hp.depth << stage, (stage or max_pool) and not number
-            stride, pool = (1, 1) if not halved else (1, 2) if max_pool else (2, 1)
+            depth, halved = hp.depth << stage, (stage or by_pooling) and not number
+            stride, pool = (1, 1) if not halved else (1, 2) if by_pooling else (2, 1)
             layers.append(Block(channels, depth, stride, pool, hp.cardinality, hp.reduction_ratio))
             channels = 4 * depth
-    return nn.Sequential(nn.ZeroPad2d(hp.padding), *layers, Pool(), nn.Linear(channels, classes))
+    return nn.Sequential(
+        nn.ZeroPad2d(hp.padding), *layers, GlobalAveragePool(), nn.Linear(channels, classes)
+    )
 
 
-class Pool(nn.Module):
-    """The mean of each channel."""
+class GlobalAveragePool(nn.Module):
+    """The mean of each channel over height and width."""
 
     def forward(self, x):
         return x.mean((2, 3))
@@ -129,11 +131,11 @@ def stem():
 
 
 class InceptionC(nn.Module):
-    """The Inception-C module: figure 6. Two of its branches split at the end."""
+    """The Inception-C module, figure 6. Two of its branches split at the end."""
 
     def __init__(self, channels):
         super().__init__()
-        self.pooled = average(channels, 256)
+        self.pooled = average_pool_branch(channels, 256)
         self.plain = Chain(channels, (256, 1))
         self.short = Chain(channels, (384, 1))
         self.long = Chain(channels, (384, 1), (448, (1, 3)), (512, (3, 1)))
@@ -156,7 +158,7 @@ def se_inception_v4(hp, classes=10):
     for _ in range(4):
         layers += gated(
             Branches(
-                average(384, 96),
+                average_pool_branch(384, 96),
                 Chain(384, (96, 1)),
                 Chain(384, (64, 1), (96, 3)),
                 Chain(384, (64, 1), (96, 3), (96, 3)),
@@ -174,7 +176,7 @@ def se_inception_v4(hp, classes=10):
     for _ in range(7):
         layers += gated(
             Branches(
-                average(1024, 128),
+                average_pool_branch(1024, 128),
                 Chain(1024, (384, 1)),
                 Chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
                 Chain(1024, (192, 1), (192, (1, 7)), (224, (7, 1)), (224, (1, 7)), (256, (7, 1))),
@@ -191,7 +193,7 @@ def se_inception_v4(hp, classes=10):
     )
     for _ in range(3):
         layers += gated(InceptionC(1536), 1536)
-    return nn.Sequential(*layers, Pool(), nn.Dropout(0.2), nn.Linear(1536, classes))
+    return nn.Sequential(*layers, GlobalAveragePool(), nn.Dropout(0.2), nn.Linear(1536, classes))
 
 
 class Residual(nn.Module):
@@ -212,17 +214,17 @@ def se_inception_resnet_v2(hp, classes=10):
     """Return the network of SE_Inception_resnet_v2.py for its Hyperparameters."""
     ratio = hp.reduction_ratio
 
-    def a(channels):
+    def branches_a(channels):
         return (
             Chain(channels, (32, 1)),
             Chain(channels, (32, 1), (32, 3)),
             Chain(channels, (32, 1), (48, 3), (64, 3)),
         )
 
-    def b(channels):
+    def branches_b(channels):
         return Chain(channels, (192, 1)), Chain(channels, (128, 1), (160, (1, 7)), (192, (7, 1)))
 
-    def c(channels):
+    def branches_c(channels):
         return Chain(channels, (192, 1)), Chain(channels, (192, 1), (224, (1, 3)), (256, (3, 1)))
 
     reduction_a = Branches(
@@ -240,14 +242,14 @@ def se_inception_resnet_v2(hp, classes=10):
     return nn.Sequential(
         nn.ZeroPad2d(hp.padding),
         stem(),
-        *(Residual(384, ratio, *a(384)) for _ in range(5)),
+        *(Residual(384, ratio, *branches_a(384)) for _ in range(5)),
         reduction_a,
         *gates[0],
-        *(Residual(1152, ratio, *b(1152)) for _ in range(10)),
+        *(Residual(1152, ratio, *branches_b(1152)) for _ in range(10)),
         reduction_b,
         *gates[1],
-        *(Residual(2144, ratio, *c(2144)) for _ in range(5)),
-        Pool(),
+        *(Residual(2144, ratio, *branches_c(2144)) for _ in range(5)),
+        GlobalAveragePool(),
         nn.Dropout(0.2),
         nn.Linear(2144, classes),
     )

@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Return the number of worker processes: three for the whole suite, since many tests wait, and
-    none for tests named on the command line, which then start at once and can be debugged."""
+    """Return the number of worker processes: three for the whole suite, because many tests mostly
+    wait, and none if tests are named on the command line: they then start at once and can be
+    debugged."""
     return 0 if config.args_source is config.ArgsSource.ARGS else 3
 
 
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: first.get(item.path.name, 0))
 
 
-# TensorFlow is imported in the fixtures: the process that distributes the tests does not need it.
+# The fixtures import TensorFlow, not this module: the process that distributes the tests does not
+# need it.
 
 
 @pytest.fixture
@@ -44,15 +46,17 @@ def rng():
     return np.random.default_rng(0)
 
 
-def default_signals():
-    """Restore the signals that `nohup python -m pytest &` ignores: runs would inherit that."""
+def restore_default_signals():
+    """Restore the default signal handlers. Under `nohup python -m pytest &`, a child process would
+    inherit ignored signals."""
     for number in signal.SIGINT, signal.SIGHUP:
         signal.signal(number, signal.SIG_DFL)
 
 
 def start_python(*arguments, cwd=ROOT, **environment):
-    """Start `python arguments...` in the folder `cwd`, with pipes for its output and errors."""
-    # senet.compat has set this variable here; the new process sets it itself.
+    """Start `python arguments...` in the folder `cwd`, with pipes for its standard output
+    and standard error."""
+    # senet.compat set this variable in this process; the new process must set it itself.
     inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -61,12 +65,12 @@ def start_python(*arguments, cwd=ROOT, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=default_signals,
+        preexec_fn=restore_default_signals,
     )
 
 
 def run_python(*arguments, cwd=ROOT, **environment):
-    """Return (exit status, standard output, standard error) of `python arguments...`."""
+    """Run `python arguments...`; return (exit status, standard output, standard error)."""
     process = start_python(*arguments, cwd=cwd, **environment)
     output, errors = process.communicate()
     return process.returncode, output, errors
@@ -74,7 +78,8 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Return the folder of a run of two epochs, with an SE block in each of three stages."""
+    """Return the folder of a finished run of two epochs. Its network has three stages with one SE
+    block each."""
     from tiny_run import arguments
 
     from SE_ResNeXt import main

@@ -14,7 +14,7 @@ CLASSES = {CIFAR10: 10, CIFAR100: 100}
 
 
 class Python2Pickler(pickle._Pickler):
-    """A pickler that writes bytes like the strings of Python 2, as in the official files."""
+    """A pickler that writes bytes as Python 2 strings, like those in the official files."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -31,7 +31,7 @@ def python2_pickle(content):
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-class Mark:
+class Exploit:
     """An object whose pickle creates a folder when a standard unpickler loads it."""
 
     def __init__(self, path):
@@ -57,7 +57,7 @@ def make_batch(count, seed, record=CIFAR10):
 
 
 def make_files(count=20, record=CIFAR10):
-    """Return {file name: content} of a whole data set with `count` images per batch."""
+    """Return a complete data set, with `count` images per batch file, as {file name: content}."""
     files = {
         name: python2_pickle(make_batch(count, seed, record))
         for seed, name in enumerate((*record.train_files, record.test_file))
@@ -76,7 +76,8 @@ def write_folder(data_dir, files, record=CIFAR10):
 
 
 def make_archive(files, *extra_members, compression="gz", record=CIFAR10):
-    """Return the bytes of a .tar.gz with `files` in their folder and `extra_members` (TarInfo)."""
+    """Return the bytes of an archive with `files`, in the folder of the data set, and
+    `extra_members` (TarInfo). It is a .tar.gz, or a .tar if `compression` is empty."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
         folder = tarfile.TarInfo(record.folder)

@@ -1,5 +1,5 @@
-"""Run SE_ResNeXt.py in processes forked from one that has imported it: importing TensorFlow takes
-longer than a tiny training."""
+"""Run SE_ResNeXt.py in processes forked from one that has already imported it, because importing
+TensorFlow takes longer than a tiny training run."""
 
 import concurrent.futures
 import multiprocessing
@@ -8,21 +8,23 @@ import subprocess
 import sys
 import unittest.mock
 
-from conftest import ROOT, default_signals
+from conftest import ROOT, restore_default_signals
 
 import SE_ResNeXt
 from senet import compat
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["SE_ResNeXt"])
-# As senet.compat sets it for a worker. TensorFlow reads it only once, so errors of its C++ code are
-# hidden on a single host too; test_scripts.py checks the output of processes of their own.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["SE_ResNeXt"])
+# The value that senet.compat sets for a worker. TensorFlow reads it only once, so errors from its
+# C++ code are hidden in runs on a single host too. test_scripts.py checks the output of separate
+# processes.
 LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _run(arguments, prepare, cwd, environment, output, errors):
-    """Do in the new process what `python SE_ResNeXt.py arguments...` does, after `prepare`."""
-    default_signals()
+    """Call `prepare` in the new process, then run the script as `python SE_ResNeXt.py arguments...`
+    would."""
+    restore_default_signals()
     os.chdir(cwd)
     os.environ.update(environment)
     for pipe, descriptors in (output, [1]), (errors, [2, compat.STANDARD_ERROR]):
@@ -37,17 +39,18 @@ def _run(arguments, prepare, cwd, environment, output, errors):
 
 
 class ForkedScript:
-    """A process that runs the script, with attributes and methods of `subprocess.Popen`."""
+    """A process that runs the script, with the attributes and methods of `subprocess.Popen` that
+    the tests use."""
 
     def __init__(self, arguments, prepare, cwd, environment):
-        pipes = [processes.Pipe(duplex=False) for _ in range(2)]
+        pipes = [context.Pipe(duplex=False) for _ in range(2)]
         self.stdout, self.stderr = (os.fdopen(os.dup(reader.fileno())) for reader, _ in pipes)
         writers = [writer for _, writer in pipes]
-        self._process = processes.Process(
+        self._process = context.Process(
             target=_run, args=(arguments, prepare, cwd, environment, *writers), daemon=True
         )
         with unittest.mock.patch.dict(os.environ, LOG_LEVEL):
-            self._process.start()  # the first one starts the fork server
+            self._process.start()  # the first process also starts the fork server
         self.pid = self._process.pid
         for pipe in pipes:
             for connection in pipe:
@@ -74,14 +77,14 @@ class ForkedScript:
         self._process.kill()
 
     def communicate(self, timeout=None):
-        """Wait for the process to end; return what is left of (standard output, standard error).
-        Kill it and raise TimeoutExpired after `timeout` seconds."""
+        """Wait for the process to end; return the rest of (standard output, standard error). Kill
+        it and raise TimeoutExpired after `timeout` seconds."""
         with concurrent.futures.ThreadPoolExecutor() as readers:
             contents = [readers.submit(stream.read) for stream in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)
             except subprocess.TimeoutExpired:
-                self.kill()  # the readers wait for the end of its output
+                self.kill()  # so that the readers reach the end of its output
                 raise
         self.stdout.close()
         self.stderr.close()
@@ -89,14 +92,14 @@ class ForkedScript:
 
 
 def start_script(script, *arguments, prepare=(), cwd=ROOT, **environment):
-    """Start `python SE_ResNeXt.py arguments...` in the folder `cwd`, after the call
-    `prepare = (function, *values)` if there is one."""
+    """Start `python SE_ResNeXt.py arguments...` in the folder `cwd`. If
+    `prepare = (function, *values)` is given, the new process makes this call first."""
     assert script == "SE_ResNeXt.py"
     return ForkedScript(list(map(str, arguments)), prepare, cwd, environment)
 
 
 def run_script(*command, **options):
-    """Return (exit status, standard output, standard error) of `start_script`."""
+    """Call `start_script` and wait; return (exit status, standard output, standard error)."""
     process = start_script(*command, **options)
     output, errors = process.communicate()
     return process.returncode, output, errors

@@ -1,4 +1,4 @@
-"""Artificial images, and folders of them."""
+"""Write artificial images, and folders of them."""
 
 from PIL import Image
 
@@ -13,8 +13,9 @@ def plain(mode, colour, size=(40, 40)):
     return Image.new(mode, size, colour)
 
 
-def write_classes(folder, names, train=3, test=2, size=(32, 32)):
-    """Write a folder of images, with one shade of grey per class."""
+def write_image_folder(folder, names, train=3, test=2, size=(32, 32)):
+    """Write images into `folder`/train and `folder`/test, in one shade of grey per class; return
+    `folder`."""
     for number, name in enumerate(names):
         for split, count in ("train", train), ("test", test):
             for image in range(count):

@@ -3,8 +3,8 @@
     python tests/kill_and_resume.py FOLDER --kills=100
 
 The processes receive SIGKILL, SIGTERM and SIGHUP in turn; every second signal is sent during a
-save. A run that finishes must have the same rows in logs.txt and the same bits in every variable;
-then the next run starts. Each step uses micro-batches.
+save. Once a run finishes, the rows of its logs.txt and the bits of all its variables must be those
+of the uninterrupted run; then the next run starts. Each step uses micro-batches.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 
 def finish(folder, name):
-    """Run `name` to its end."""
+    """Train the run `name` to its last epoch."""
     status, _, errors = run_script(*command(folder, name, *OPTIONS))
     assert status == 0, errors
 
@@ -44,15 +44,16 @@ def result(run_dir):
     return (run_dir / "logs.txt").read_text(), values
 
 
-def start_and_stop(folder, name, randomness, number, inside_save):
-    """Start the run `name` and send it the signal `number`. Return whether the signal stopped it,
-    and whether it was saving."""
+def start_and_stop(folder, name, rng, number, during_save):
+    """Start the run `name` and send it the signal `number` at a random moment or, if `during_save`,
+    in the next save after it. Return whether the signal stopped the run, and whether the run was
+    saving."""
     process = start_script(*command(folder, name, *OPTIONS))
     while not process.stdout.readline().startswith("run: "):
         assert process.poll() is None, process.communicate()
-    time.sleep(randomness.uniform(0, 1.5))
+    time.sleep(rng.uniform(0, 1.5))
     aside = folder / name / "model" / "aside"
-    while inside_save and process.poll() is None and not aside.exists():
+    while during_save and process.poll() is None and not aside.exists():
         time.sleep(0.0005)
     process.send_signal(number)
     saving = aside.exists()
@@ -65,28 +66,30 @@ def start_and_stop(folder, name, randomness, number, inside_save):
 
 
 def kill_and_resume(folder, kills, seed=0, report=print):
-    """Stop `kills` processes in total. Raises AssertionError at the first difference."""
+    """Stop `kills` processes; return how many each signal stopped, {name: count}, and how many of
+    them were saving. Raise AssertionError at the first difference."""
     finish(folder, "uninterrupted")
     expected = result(folder / "uninterrupted")
-    randomness = random.Random(seed)
-    stopped, inside, runs = collections.Counter(), 0, 0
+    rng = random.Random(seed)
+    stopped, while_saving, runs = collections.Counter(), 0, 0
     while stopped.total() < kills:
         runs += 1
         name, starts, finished = f"run{runs}", 0, False
         while not finished and stopped.total() < kills:
             number = SIGNALS[stopped.total() % len(SIGNALS)]
-            was_stopped, saving = start_and_stop(
-                folder, name, randomness, number, inside_save=stopped.total() % 2 == 0
+            was_stopped, was_saving = start_and_stop(
+                folder, name, rng, number, during_save=stopped.total() % 2 == 0
             )
             starts += 1
             stopped[number.name] += was_stopped
-            inside += was_stopped and saving
+            while_saving += was_stopped and was_saving
             finished = not was_stopped
         if not finished:
             finish(folder, name)
         assert result(folder / name) == expected, name
-        report(f"{name}: identical after {starts} starts; {dict(stopped)}, {inside} during a save")
-    return stopped, inside
+        counts = f"{dict(stopped)}, {while_saving} during a save"
+        report(f"{name}: identical after {starts} starts; {counts}")
+    return stopped, while_saving
 
 
 if __name__ == "__main__":

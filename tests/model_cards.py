@@ -1,4 +1,4 @@
-"""Check a published network and its card, from its files alone."""
+"""Check a published network and its card, using only its files."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ def card_numbers(card):
 
 
 def check_published(folder):
-    """Assert that the card's numbers match the files, which contain no machine-specific path."""
+    """Assert that the numbers on the card match the files, which contain no absolute paths."""
     card = (folder / "README.md").read_text("utf-8")
     listed, parameters, table = card_numbers(card)
 
-    # evaluate and excitation may have drawn figures since.
+    # evaluate and excitation may have added figures since.
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
     assert {str(path.relative_to(folder)) for path in files} == {*listed, "README.md"}
     for name, digest in listed.items():
@@ -44,12 +44,12 @@ def check_published(folder):
     assert shapes.keys() == network.keys() | others
     fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
     frozen = {"stem/weights"} if fields.get("stem") == "whitening" else set()
-    trained = [
+    sizes = [
         math.prod(shape)
         for name, shape in network.items()
         if not name.startswith("input/") and "/moving_" not in name and name not in frozen
     ]
-    assert parameters == sum(trained)
+    assert parameters == sum(sizes)
     for name in "mean", "std":
         digits = ", ".join(f"{value:.4f}" for value in reader.get_tensor(f"input/{name}"))
         assert f"{name} {digits} " in " ".join(card.split())
@@ -59,7 +59,7 @@ def check_published(folder):
     rows = (folder / "logs.txt").read_text("utf-8").splitlines()
     assert re.findall(r"^epoch: .*", card, re.M) == rows[-1:]
     accuracy = re.search(r"^test_loss: \d+\.\d{4}, test_acc: (\d\.\d{4})$", card, re.M)[1]
-    if len(names) <= 12:  # a table has no room for more
+    if len(names) <= 12:  # with more classes, the table may omit the matrix
         cells = [line.replace(" .", " 0").split()[-len(names) :] for line in table if line]
         matrix = np.array(cells, int)
         assert matrix.shape == (len(names), len(names))

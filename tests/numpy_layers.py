@@ -1,4 +1,4 @@
-"""The layers in NumPy, from their definitions; feature maps are [batch, h, w, c]."""
+"""The layers, implemented in NumPy from their definitions. Feature maps are [batch, h, w, c]."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def max_pooling(x, kernel, stride, padding="VALID"):
 
 
 def average_pooling(x, kernel):
-    """Return the mean of each window, with stride 1 and SAME, without the padding."""
+    """Return the mean of each window, not counting padding, with stride 1 and padding "SAME"."""
     return np.nanmean(windows(x, (kernel, kernel), 1, "SAME", np.nan), axis=(-2, -1))
 
 

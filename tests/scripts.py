@@ -1,4 +1,4 @@
-"""The training scripts: one row for each, used by every test that applies to all of them."""
+"""The training scripts, one row each, for tests that apply to all of them."""
 
 import importlib
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import pytest
 
 
 class Script(NamedTuple):
-    """A training script and its properties that tests need."""
+    """A training script, and the properties that tests need."""
 
-    name: str  # of the file, and of the network's class
-    title: str  # in README.md
+    name: str  # of the module, and of the network's class
+    title: str  # as in README.md
     parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
     se_blocks: int
     tiny: dict  # hyperparameters of the smallest network for 32x32 images

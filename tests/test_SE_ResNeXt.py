@@ -7,22 +7,24 @@ from SE_ResNeXt import Hyperparameters, SE_ResNeXt
 from senet.compat import tf
 
 
-def map_sizes(**fields):
-    """Return the shapes of each stage's input and output, without the batch."""
+def stage_shapes(**fields):
+    """Return the (input, output) shapes of each stage, without the batch dimension."""
     sizes = []
 
-    class Recording(SE_ResNeXt):
+    class RecordingNetwork(SE_ResNeXt):
         def stage(self, x, *arguments, **fields):
             output = super().stage(x, *arguments, **fields)
             sizes.append((x.shape.as_list()[1:], output.shape.as_list()[1:]))
             return output
 
-    Recording(tf.placeholder(tf.float32, [None, 32, 32, 3]), False, Hyperparameters(**fields))
+    RecordingNetwork(
+        tf.placeholder(tf.float32, [None, 32, 32, 3]), False, Hyperparameters(**fields)
+    )
     return sizes
 
 
-def test_sizes_of_the_maps(graph):
-    assert map_sizes() == [
+def test_each_stage_after_the_first_halves_the_maps_and_doubles_the_channels(graph):
+    assert stage_shapes() == [
         ([96, 96, 64], [96, 96, 256]),
         ([96, 96, 256], [48, 48, 512]),
         ([48, 48, 512], [24, 24, 1024]),
@@ -37,8 +39,10 @@ def test_sizes_of_the_maps(graph):
         ("whitening", "max_pool", [(32, 24), (16, 8), (8, 16), (4, 32)]),
     ],
 )
-def test_where_the_maps_are_halved(graph, stem, downsampling, expected):
-    inputs, outputs = zip(*map_sizes(**TINY, stem=stem, downsampling=downsampling), strict=True)
+def test_stem_and_downsampling_decide_where_the_maps_are_halved(
+    graph, stem, downsampling, expected
+):
+    inputs, outputs = zip(*stage_shapes(**TINY, stem=stem, downsampling=downsampling), strict=True)
     sizes = [inputs[0], *outputs]
     assert [(height, channels) for height, _, channels in sizes] == expected
     assert all(height == width for height, width, _ in sizes)
@@ -49,7 +53,7 @@ def test_where_the_maps_are_halved(graph, stem, downsampling, expected):
     [(8, 1, "stride"), (8, 2, "stride"), (5, 1, "stride"), (5, 2, "max_pool"), (8, 2, "max_pool")],
 )
 def test_a_block_matches_numpy(graph, rng, channels, stride, downsampling):
-    """Check relu(shortcut + SE(branch)): figure 3 of ResNeXt with figure 3 of SENet."""
+    """Check relu(shortcut + SE(branch)), which is figure 3 of ResNeXt with figure 3 of SENet."""
     hp = Hyperparameters(**TINY, downsampling=downsampling)
     network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, hp)
     x = rng.normal(size=(2, 6, 6, channels)).astype(np.float32)

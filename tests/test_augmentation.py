@@ -15,9 +15,9 @@ class Augmentation:
         return self.session.run(self.output, {self.step: step})
 
 
-def draws(images, output):
-    """Return the (shift down, shift right, flipped) that maps each of `images` to `output`, found
-    by trying all; None where none matches."""
+def find_transformations(images, output):
+    """Try all transformations of each image; return the (shift down, shift right, flipped) that
+    gives its output, or None where there is none."""
     padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)])
     height, width = images.shape[1:3]
     found = [None] * len(images)
@@ -32,10 +32,11 @@ def draws(images, output):
 
 def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
     images = rng.normal(size=(2000, 32, 5, 1)).astype(np.float32)
-    found = draws(images, Augmentation(images)(step=3))
+    found = find_transformations(images, Augmentation(images)(step=3))
     assert None not in found
     down, right, flipped = np.array(found).T
-    # 2,000 draws over 9 shifts are 222 each, with a deviation of 14; 1,000 flips, of 22.
+    # Of 2,000 images, 222 have each of the 9 shifts, with a standard deviation of 14, and 1,000 are
+    # flipped, with a standard deviation of 22.
     for shifts in down, right:
         values, counts = np.unique(shifts, return_counts=True)
         assert values.tolist() == list(range(-4, 5))
@@ -45,7 +46,7 @@ def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
     assert abs(np.corrcoef([down, right, flipped]) - np.eye(3)).max() < 5 / np.sqrt(2000)
 
 
-def test_augmentation_depends_on_seed_and_step_alone(graph, rng):
+def test_augmentation_depends_only_on_seed_and_step(graph, rng):
     images = rng.normal(size=(50, 32, 6, 3)).astype(np.float32)
     one, repeated, other_seed = (Augmentation(images, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one(7), repeated(7))
@@ -57,15 +58,16 @@ def test_augmentation_depends_on_seed_and_step_alone(graph, rng):
 def test_shifted_images_are_filled_with_zeros(graph):
     output = Augmentation(np.ones((200, 32, 6, 1), np.float32))(step=0)
     assert set(np.unique(output)) == {0, 1}
-    assert output.sum((1, 2, 3)).min() == 56  # shifted by 4 both ways: 28x2 of 32x6 are left
+    # Shifted by 4 in both directions, 28x2 of 32x6 pixels are left.
+    assert output.sum((1, 2, 3)).min() == 28 * 2
 
 
 def test_images_shift_in_proportion_to_their_size(graph):
     output = Augmentation(np.ones((500, 48, 48, 1), np.float32))(step=0)
-    assert output.sum((1, 2, 3)).min() == 42 * 42  # by 6 of 48 both ways
+    assert output.sum((1, 2, 3)).min() == 42 * 42  # shifted by 6 of 48 in both directions
 
 
-def test_keys_of_different_purposes_differ():
+def test_random_keys_differ_between_seeds_and_purposes():
     keys = {random_key(seed, 5, purpose)[0] for seed in (0, 1, 2**32 - 1) for purpose in "abc"}
     assert len(keys) == 9
     assert max(keys) < 2**63

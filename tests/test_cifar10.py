@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from fake_cifar10 import (
-    Mark,
+    Exploit,
     label_names,
     make_archive,
     make_batch,
@@ -27,14 +27,14 @@ import cifar10
 from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.errors import Failure
 
-both = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
+by_record = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
 
 
-def names(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def member(name, **attributes):
+def tar_member(name, **attributes):
     info = tarfile.TarInfo(name)
     for attribute, value in attributes.items():
         setattr(info, attribute, value)
@@ -57,7 +57,7 @@ def check_loaded(loaded, record=CIFAR10, count=20):
         assert train_images[3 - count, y, x, channel] == row[1024 * channel + 32 * y + x]
 
 
-@both
+@by_record
 def test_reads_the_official_format(tmp_path, record):
     write_folder(tmp_path, make_files(record=record), record)
     check_loaded(load_cifar(record, tmp_path), record)
@@ -71,12 +71,12 @@ def test_reads_pickles_of_python_3(tmp_path, protocol):
     check_loaded(load_cifar(CIFAR10, tmp_path))
 
 
-@both
+@by_record
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, record, algorithm):
-    # The archive of CIFAR-100 has an additional file, an editor's backup.
+    # Like the official CIFAR-100 archive, include an additional file: an editor's backup.
     content = make_archive(
-        make_files(record=record), member(f"{record.folder}/file.txt~"), record=record
+        make_files(record=record), tar_member(f"{record.folder}/file.txt~"), record=record
     )
     (tmp_path / record.archive).write_bytes(content)
     record = dataclasses.replace(
@@ -87,11 +87,11 @@ def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, re
     loaded = load_cifar(record, tmp_path)
     assert (len(loaded[0]), len(loaded[2])) == (20 * len(record.train_files), 20)
     assert capsys.readouterr().out == ""
-    assert names(tmp_path) == sorted([record.folder, record.archive])
-    assert names(tmp_path / record.folder) == sorted(record.files)
+    assert file_names(tmp_path) == sorted([record.folder, record.archive])
+    assert file_names(tmp_path / record.folder) == sorted(record.files)
 
 
-def test_an_archive_with_another_hash_is_read_after_a_note(tmp_path, capsys):
+def test_an_archive_with_a_different_hash_is_read_with_a_note(tmp_path, capsys):
     (tmp_path / CIFAR10.archive).write_bytes(make_archive(make_files()))
     check_loaded(load_cifar(CIFAR10, tmp_path))
     assert "is not the official archive" in capsys.readouterr().out
@@ -109,13 +109,15 @@ def test_an_archive_with_another_hash_is_read_after_a_note(tmp_path, capsys):
     ],
     ids=["CIFAR-10", "CIFAR-100"],
 )
-def test_the_published_hash_and_the_largest_official_file(record, published, largest):
+def test_a_record_has_the_published_hash_and_allows_the_largest_official_file(
+    record, published, largest
+):
     assert record.hash == published
     assert largest < record.largest_file
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """A server that sends `content` and closes the connection after `cut` bytes."""
+    """A handler that sends `content` and closes the connection after `cut` bytes."""
 
     content, cut, status = b"", None, 200
 
@@ -131,7 +133,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """Return a function that serves bytes from localhost and returns their address."""
+    """Return a function that serves bytes on localhost and returns their URL."""
     servers = []
 
     def start(content, **settings):
@@ -147,19 +149,19 @@ def serve():
         server.server_close()
 
 
-def served(record, url, content):
+def with_archive_at(record, url, content):
     """Return `record` with its archive at `url` and the hash of `content`."""
     digest = hashlib.sha256(content).hexdigest()
     return dataclasses.replace(record, url=url, hash=f"sha256:{digest}")
 
 
-@both
-def test_downloads_verifies_and_unpacks(tmp_path, serve, record):
+@by_record
+def test_a_missing_data_set_is_downloaded_verified_and_unpacked(tmp_path, serve, record):
     content = make_archive(make_files(record=record), record=record)
     data_dir = tmp_path / "not" / "there"
-    local = served(record, serve(content), content)
+    local = with_archive_at(record, serve(content), content)
     assert len(load_cifar(local, data_dir)[3]) == 20
-    assert names(data_dir) == sorted([record.folder, record.archive])
+    assert file_names(data_dir) == sorted([record.folder, record.archive])
 
 
 @pytest.mark.parametrize(
@@ -170,39 +172,39 @@ def test_downloads_verifies_and_unpacks(tmp_path, serve, record):
         (make_archive(make_files(count=21)), {}),
         (b"not found", {"status": 404}),
     ],
-    ids=["cut", "html", "other bytes", "not found"],
+    ids=["truncated", "html", "different content", "not found"],
 )
-@both
-def test_a_failed_download_leaves_nothing_and_names_both_remedies(
+@by_record
+def test_a_failed_download_leaves_no_files_and_names_both_remedies(
     tmp_path, serve, content, settings, record
 ):
-    local = served(record, serve(content, **settings), make_archive(make_files()))
+    local = with_archive_at(record, serve(content, **settings), make_archive(make_files()))
     with pytest.raises(Failure) as failure:
         load_cifar(local, tmp_path)
     assert str(failure.value).startswith(f"cannot download {record.title}: ")
     assert f"put {record.archive} into {tmp_path}" in str(failure.value)
     assert "--dataset=shapes" in str(failure.value)
     assert "\n" not in str(failure.value)
-    assert names(tmp_path) == []
+    assert file_names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     "evil",
     [
-        member("../evil", size=4),
-        member(f"{CIFAR10.folder}/../../evil", size=4),
-        member("/evil-of-cifar10-test", size=4),
-        member("evil", size=4),
-        member(f"{CIFAR10.folder}/sub/evil", size=4),
-        member(f"{CIFAR10.folder}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        member(f"{CIFAR10.folder}/evil", type=tarfile.LNKTYPE, linkname="../evil"),
-        member(f"{CIFAR10.folder}/evil", type=tarfile.FIFOTYPE),
-        member(f"{CIFAR10.folder}/evil", type=tarfile.CHRTYPE),
-        member(f"{CIFAR10.folder}/evil", size=65 * 2**20),
+        tar_member("../evil", size=4),
+        tar_member(f"{CIFAR10.folder}/../../evil", size=4),
+        tar_member("/evil-of-cifar10-test", size=4),
+        tar_member("evil", size=4),
+        tar_member(f"{CIFAR10.folder}/sub/evil", size=4),
+        tar_member(f"{CIFAR10.folder}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.LNKTYPE, linkname="../evil"),
+        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.FIFOTYPE),
+        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.CHRTYPE),
+        tar_member(f"{CIFAR10.folder}/evil", size=65 * 2**20),
     ],
     ids=lambda evil: f"{evil.name} {evil.type}",
 )
-def test_an_archive_with_anything_but_plain_files_is_rejected(tmp_path, evil):
+def test_an_archive_with_an_unexpected_member_is_rejected(tmp_path, evil):
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     archive = data_dir / CIFAR10.archive
@@ -210,8 +212,8 @@ def test_an_archive_with_anything_but_plain_files_is_rejected(tmp_path, evil):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, data_dir)
     assert str(failure.value).startswith(f"{archive} contains {evil.name!r}")
-    assert names(tmp_path) == ["data"]
-    assert names(data_dir) == [CIFAR10.archive]
+    assert file_names(tmp_path) == ["data"]
+    assert file_names(data_dir) == [CIFAR10.archive]
     assert not pathlib.Path("/evil-of-cifar10-test").exists()
 
 
@@ -219,8 +221,9 @@ ARCHIVE = make_archive(make_files())
 
 
 def long_names(count):
-    """Return a .tar.gz of headers that each refer to the next one for the name."""
-    header = member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
+    """Return a .tar.gz of `count` long-name headers, each of which applies to the next, so that a
+    reader has to recurse."""
+    header = tar_member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
     return gzip.compress(count * (header + bytes(512)))
 
 
@@ -235,34 +238,34 @@ def long_names(count):
         (long_names(3000), "cannot be unpacked"),
         (make_archive({"data_batch_1": b""}), "data_batch_2 is missing"),
     ],
-    ids=["html", "empty", "cut", "flipped", "cut xz", "long names", "incomplete"],
+    ids=["html", "empty", "truncated", "overwritten", "truncated xz", "long names", "incomplete"],
 )
-def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, content, message):
+def test_a_damaged_archive_is_named_and_leaves_no_files(tmp_path, content, message):
     archive = tmp_path / CIFAR10.archive
     archive.write_bytes(content)
     with pytest.raises(Failure, match=message) as failure:
         load_cifar(CIFAR10, tmp_path)
     assert str(archive) in str(failure.value)
     assert "\n" not in str(failure.value)
-    assert names(tmp_path) == [CIFAR10.archive]
+    assert file_names(tmp_path) == [CIFAR10.archive]
 
 
-def test_a_pickle_that_runs_code_is_rejected_and_not_run(tmp_path):
-    mark = tmp_path / "mark"
-    evil = pickle.dumps({b"data": Mark(mark)}, protocol=2)
+def test_a_pickle_that_runs_code_is_rejected_without_running_it(tmp_path):
+    created = tmp_path / "created"
+    evil = pickle.dumps({b"data": Exploit(created)}, protocol=2)
     pickle.loads(evil)
-    assert mark.exists()  # a standard unpickler runs it
-    mark.rmdir()
+    assert created.exists()  # a standard unpickler runs the code
+    created.rmdir()
     folder = write_folder(tmp_path, {**make_files(), "data_batch_3": evil})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value).startswith(
         f"{folder}/data_batch_3 is not safe to load: it uses posix"
     )
-    assert not mark.exists()
+    assert not created.exists()
 
 
-def batch(**changes):
+def pickled_batch(**changes):
     content = make_batch(20, seed=0)
     content.update({name.encode(): value for name, value in changes.items()})
     return python2_pickle(content)
@@ -271,21 +274,24 @@ def batch(**changes):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (batch()[:-100], "damaged or truncated"),
+        (pickled_batch()[:-100], "damaged or truncated"),
         (b"", "damaged or truncated"),
         (b"<html></html>", "damaged or truncated"),
         (python2_pickle([1, 2]), "is not a CIFAR-10 file"),
-        (batch(data=np.zeros((20, 3071), np.uint8)), "with 3,072 columns, got shape [20, 3071]; "),
-        (batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
-        (batch(data=b"none"), "'data' must be an array of bytes, got b'none'; "),
-        (batch(labels=[0] * 19), "20 images and 19 labels"),
-        (batch(labels=[0] * 19 + [10]), "'labels' must be from 0 to 9, got 0 to 10"),
-        (batch(labels=[-1] * 20), "'labels' must be from 0 to 9, got -1 to -1"),
-        (batch(labels=[b"cat"] * 20), "'labels' must be a list of integers, got [b'cat', "),
-        (batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images and 0 labels"),
+        (
+            pickled_batch(data=np.zeros((20, 3071), np.uint8)),
+            "with 3,072 columns, got shape [20, 3071]; ",
+        ),
+        (pickled_batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
+        (pickled_batch(data=b"none"), "'data' must be an array of bytes, got b'none'; "),
+        (pickled_batch(labels=[0] * 19), "20 images and 19 labels"),
+        (pickled_batch(labels=[0] * 19 + [10]), "'labels' must be from 0 to 9, got 0 to 10"),
+        (pickled_batch(labels=[-1] * 20), "'labels' must be from 0 to 9, got -1 to -1"),
+        (pickled_batch(labels=[b"cat"] * 20), "'labels' must be a list of integers, got [b'cat', "),
+        (pickled_batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images and 0 labels"),
     ],
 )
-def test_a_wrong_batch_file_is_named(tmp_path, content, message):
+def test_an_invalid_batch_file_is_named(tmp_path, content, message):
     folder = write_folder(tmp_path, {**make_files(), "data_batch_2": content})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
@@ -294,7 +300,7 @@ def test_a_wrong_batch_file_is_named(tmp_path, content, message):
     assert "\n" not in str(failure.value)
 
 
-def test_a_disk_that_is_full_does_not_blame_the_archive(tmp_path, monkeypatch):
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -306,7 +312,7 @@ def test_a_disk_that_is_full_does_not_blame_the_archive(tmp_path, monkeypatch):
         f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device; "
         f"fix that, then rerun the command"
     )
-    assert names(tmp_path) == [CIFAR10.archive]
+    assert file_names(tmp_path) == [CIFAR10.archive]
 
 
 @pytest.mark.parametrize("name", [CIFAR10.test_file, "data_batch_5", CIFAR10.names_file])
@@ -318,7 +324,7 @@ def test_a_missing_file_is_named(tmp_path, name):
         load_cifar(CIFAR10, tmp_path)
 
 
-def test_messages_name_the_data_set(tmp_path):
+def test_error_messages_name_the_data_set(tmp_path):
     files = make_files(record=CIFAR100)
     folder = write_folder(tmp_path, {**files, "test": python2_pickle([1, 2])}, CIFAR100)
     with pytest.raises(Failure) as failure:
@@ -332,8 +338,8 @@ def test_messages_name_the_data_set(tmp_path):
         load_cifar(CIFAR100, tmp_path)
 
 
-@both
-def test_a_file_may_be_as_large_as_its_record_says(tmp_path, record):
+@by_record
+def test_a_file_may_be_as_large_as_its_record_allows_but_no_larger(tmp_path, record):
     folder = write_folder(tmp_path, make_files(record=record), record)
     with (folder / record.test_file).open("r+b") as file:
         file.truncate(record.largest_file)  # sparse, and past the end of the pickle
@@ -344,7 +350,7 @@ def test_a_file_may_be_as_large_as_its_record_says(tmp_path, record):
         load_cifar(record, tmp_path)
 
 
-def test_a_label_name_is_one_line(tmp_path):
+def test_label_names_become_single_lines_of_valid_text(tmp_path):
     meta = python2_pickle({b"label_names": [b"a\nb", b"caf\xc3\xa9", b"\xff", *(7 * [b"c"])]})
     write_folder(tmp_path, {**make_files(), "batches.meta": meta})
     assert load_cifar(CIFAR10, tmp_path)[4][:3] == [r"a\nb", "caf\u00e9", "\ufffd"]
@@ -353,12 +359,12 @@ def test_a_label_name_is_one_line(tmp_path):
 def make_socket(path):
     with socket.socket(socket.AF_UNIX) as server:
         here = pathlib.Path.cwd()
-        os.chdir(path.parent)  # since the path of a socket has 107 bytes at most
+        os.chdir(path.parent)  # because the path of a socket may have at most 107 bytes
         server.bind(path.name)
         os.chdir(here)
 
 
-IRREGULAR = pytest.mark.parametrize(
+by_irregular_file = pytest.mark.parametrize(
     "make, kind",
     [
         (os.mkfifo, "FIFO"),
@@ -370,7 +376,7 @@ IRREGULAR = pytest.mark.parametrize(
 )
 
 
-@IRREGULAR
+@by_irregular_file
 @pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
 def test_only_regular_files_are_read(tmp_path, name, make, kind):
     folder = write_folder(tmp_path, make_files())
@@ -385,7 +391,7 @@ def test_only_regular_files_are_read(tmp_path, name, make, kind):
     )
 
 
-@IRREGULAR
+@by_irregular_file
 def test_only_a_regular_archive_is_read(tmp_path, make, kind):
     make(tmp_path / CIFAR10.archive)
     with pytest.raises(Failure) as failure:
@@ -395,10 +401,10 @@ def test_only_a_regular_archive_is_read(tmp_path, make, kind):
         f"remove it and rerun the command to download it again, or replace it with the official "
         f"cifar-10-python.tar.gz"
     )
-    assert names(tmp_path) == [CIFAR10.archive]
+    assert file_names(tmp_path) == [CIFAR10.archive]
 
 
-def test_an_archive_larger_than_all_its_files_is_not_read(tmp_path):
+def test_an_archive_larger_than_the_sum_of_its_file_limits_is_rejected(tmp_path):
     with (tmp_path / CIFAR10.archive).open("wb") as file:
         file.truncate(7 * 64 * 2**20 + 1)
     with pytest.raises(Failure, match="469,762,049 bytes, more than the 469,762,048 allowed"):
@@ -406,7 +412,7 @@ def test_an_archive_larger_than_all_its_files_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\nb", "x" * 300])
-def test_an_odd_data_dir_gives_one_line(tmp_path, name):
+def test_an_unusual_data_dir_gives_a_one_line_error(tmp_path, name):
     with pytest.raises(Failure) as failure:
         load_cifar(dataclasses.replace(CIFAR10, url="http://localhost:9/"), tmp_path / name)
     assert "\n" not in str(failure.value)

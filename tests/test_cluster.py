@@ -1,4 +1,4 @@
-"""One device, two devices and two hosts give the same run. The hosts are local processes."""
+"""Check that one device, two devices and two hosts give the same run. Hosts are local processes."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
 from forked import run_script, start_script
-from tiny_run import TINY
+from tiny_run import TINY_OPTIONS
 
 import SE_ResNeXt
 from senet import devices
@@ -20,8 +20,8 @@ from senet.compat import tf
 from senet.run import cluster
 from senet.run.checkpoints import checkpoint_files
 
-# An epoch is one step on all 50 images, so that the 8 rows describe 8 steps. Every piece of the
-# batch has 25 images on any device, so that batch norm sees the same images.
+# An epoch is one step on all 50 images, so the 8 rows describe 8 steps. Every micro-batch has 25
+# images, on one device or on two, so batch norm sees the same images.
 EPOCHS = 8
 OPTIONS = [
     f"--total_epochs={EPOCHS}",
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def command(folder, name, *options):
     places = [f"--data_dir={folder / 'data'}", f"--run_dir={folder / name}"]
-    return ["SE_ResNeXt.py", *TINY, *OPTIONS, PRECISION, *places, *options]
+    return ["SE_ResNeXt.py", *TINY_OPTIONS, *OPTIONS, PRECISION, *places, *options]
 
 
 def free_addresses(count):
@@ -53,7 +53,7 @@ def free_addresses(count):
 
 
 def start_worker(addresses, index, *command, start=start_script, **options):
-    """Start the worker `index` of those at `addresses`."""
+    """Start worker `index` of the cluster at `addresses`."""
     task = {"type": "worker", "index": index}
     config = json.dumps({"cluster": {"worker": addresses}, "task": task})
     return start(*command, TF_CONFIG=config, **options)
@@ -67,8 +67,8 @@ def start_workers(*commands, start=start_script):
 
 
 def finish(processes, notes=False):
-    """Return [(exit status, standard output, standard error)], without the notes of waiting workers
-    unless `notes` is set."""
+    """Wait for the processes; return [(exit status, standard output, standard error)]. Notes that a
+    worker is waiting are removed unless `notes` is true."""
     results = []
     for process in processes:
         output, errors = process.communicate(timeout=600)
@@ -79,13 +79,13 @@ def finish(processes, notes=False):
 
 
 def numbers(folder, name):
-    """Return the losses and accuracies of logs.txt, [epochs, 4]."""
+    """Return the losses and accuracies in logs.txt, [epochs, 4]."""
     rows = (folder / name / "logs.txt").read_text().splitlines()
     return np.array([re.findall(r": (\d+\.\d+)", row) for row in rows], float)
 
 
 def checkpoint(folder, name):
-    """Return {name: value} of the newest checkpoint."""
+    """Return the variables of the newest checkpoint, {name: value}."""
     reader = tf.train.load_checkpoint(str(folder / name / "model"))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
@@ -98,7 +98,7 @@ def wait_for_step(folder, name, step, processes):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    """Return the name of the run on one device, which all others must match."""
+    """Return the name of the run on one device, which all other runs must match."""
     _, *arguments = command(folder, "one")
     assert SE_ResNeXt.main(arguments) == 0
     assert numbers(folder, "one").shape == (EPOCHS, 4)
@@ -109,15 +109,16 @@ def assert_same_run(folder, name, other):
     np.testing.assert_allclose(numbers(folder, name), numbers(folder, other), atol=1.1e-4)
     values, others = checkpoint(folder, name), checkpoint(folder, other)
     assert values.keys() == others.keys()
-    # Sums in a different order have different rounding errors. The steps amplify them, for some
-    # variables to 0.4 % of the norm. A gradient counted twice or half would differ by half or more.
+    # Summing in a different order changes the rounding errors, which the steps amplify: for some
+    # variables, to 0.4 % of the norm. If a gradient were counted twice, or only by half, the
+    # difference would be half of it or more.
     for key, value in values.items():
         difference = np.linalg.norm(value - others[key])
         assert difference <= 0.01 * np.linalg.norm(others[key]) + 1e-6, key
 
 
 @pytest.mark.slow
-def test_two_devices_are_the_same_run(folder, one):
+def test_two_devices_give_the_same_run_as_one(folder, one):
     status, output, errors = run_script(*command(folder, "two", "--devices=cpu:0,cpu:1"))
     assert (status, errors) == (0, "")
     assert "split into 2 devices" in output
@@ -126,13 +127,13 @@ def test_two_devices_are_the_same_run(folder, one):
 
 @pytest.fixture(scope="module")
 def two_hosts(folder):
-    """Return the name of an uninterrupted run on two hosts, and the result of `finish`."""
+    """Return the name of an uninterrupted run on two hosts, and what `finish` returned for it."""
     processes, _ = start_workers(command(folder, "hosts"), command(folder, "hosts"))
     return "hosts", finish(processes)
 
 
 @pytest.mark.slow
-def test_two_hosts_are_the_same_run(folder, one, two_hosts):
+def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     name, results = two_hosts
     (status, output, errors), (other_status, other_output, other_errors) = results
     assert (status, errors, other_status, other_errors) == (0, "", 0, "")
@@ -169,7 +170,7 @@ def test_one_host_stops_and_two_resume(folder, one):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_hosts, victim):
+def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts, victim):
     name = f"killed{victim}"
     processes, addresses = start_workers(command(folder, name), command(folder, name))
     wait_for_step(folder, name, 3, processes)
@@ -185,7 +186,7 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_host
     )
     processes, _ = start_workers(command(folder, name), command(folder, name))
     assert [status for status, *_ in finish(processes)] == [0, 0]
-    # Bit for bit.
+    # The resumed run must match bit for bit.
     uninterrupted = checkpoint(folder, two_hosts[0])
     for key, value in checkpoint(folder, name).items():
         np.testing.assert_array_equal(value, uninterrupted[key], err_msg=key)
@@ -194,16 +195,16 @@ def test_when_a_worker_is_killed_the_other_ends_and_both_resume(folder, two_host
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["hyperparameters", "images", "code"])
-def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, what):
+@pytest.mark.parametrize("difference", ["hyperparameters", "images", "code"])
+def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, difference):
     other, start = command(folder, "other"), start_script
-    if what == "hyperparameters":
+    if difference == "hyperparameters":
         other += ["--weight_decay=0.1"]
-    elif what == "images":
+    elif difference == "images":
         write_folder(tmp_path / "data", make_files(count=11))
         other += [f"--data_dir={tmp_path / 'data'}"]
     else:
-        # A script under a different name, which must be part of the code that is compared.
+        # A script with a different name is still part of the code that is compared.
         for name in ("senet", "cifar10.py"):
             (tmp_path / name).symlink_to(ROOT / name)
         start = start_python
@@ -213,8 +214,8 @@ def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, what
     for status, _, errors in finish(processes):
         assert status == 1
         assert errors == (
-            f"error: worker 1 at {addresses[1]} differs from the chief in its {what}; "
-            f"use the same {what} on all workers\n"
+            f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
+            f"use the same {difference} on all workers\n"
         )
 
 
@@ -223,7 +224,7 @@ def set_cpu_flags(file):
 
 
 @pytest.mark.slow
-def test_a_worker_that_lacks_bfloat16_is_rejected(folder, tmp_path):
+def test_a_worker_without_bfloat16_support_is_rejected(folder, tmp_path):
     addresses, workers = free_addresses(2), []
     for number, flags in enumerate(["avx2 avx512_bf16", "avx2"]):
         file = tmp_path / str(number)
@@ -252,11 +253,11 @@ def test_a_worker_without_the_chiefs_checkpoint_is_rejected(folder, one):
         )
 
 
-STARTED = ["--total_epochs=3", "--seed=1"]
+WARM_START = ["--total_epochs=3", "--seed=1"]
 
 
 def newest_two(folder, name):
-    """Return the paths of the second newest and of the newest checkpoint."""
+    """Return the paths of the second-newest and the newest checkpoint."""
     model = folder / name / "model"
     return [model / f"model.ckpt-{step}" for step in list(checkpoint_files(model))[-2:]]
 
@@ -264,16 +265,16 @@ def newest_two(folder, name):
 @pytest.mark.slow
 def test_every_device_and_host_starts_from_the_same_weights(folder, one):
     start = f"--initial_checkpoint={folder / one}"
-    status, output, errors = run_script(*command(folder, "started", *STARTED, start))
+    status, output, errors = run_script(*command(folder, "started", *WARM_START, start))
     assert (status, errors) == (0, "")
     line = f"weights: 79 of 79 variables from {newest_two(folder, one)[1]}"
     assert line in output.splitlines()
-    options = [*STARTED, start, "--devices=cpu:0,cpu:1"]
+    options = [*WARM_START, start, "--devices=cpu:0,cpu:1"]
     status, output, errors = run_script(*command(folder, "started_two", *options))
     assert (status, errors) == (0, "")
     assert line in output.splitlines()
     assert_same_run(folder, "started_two", "started")
-    workers = [command(folder, "started_hosts", *STARTED, start)] * 2
+    workers = [command(folder, "started_hosts", *WARM_START, start)] * 2
     (status, output, _), (other_status, other, _) = finish(start_workers(*workers)[0])
     assert (status, other_status) == (0, 0)
     assert line in output.splitlines()
@@ -283,7 +284,7 @@ def test_every_device_and_host_starts_from_the_same_weights(folder, one):
 
 @pytest.mark.slow
 def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_path):
-    # The same relative path is a different checkpoint for the second worker.
+    # The same relative path leads to a different checkpoint on each worker.
     for place, path in zip("ab", newest_two(folder, one), strict=True):
         model = tmp_path / place / "start" / "model"
         model.mkdir(parents=True)
@@ -293,7 +294,7 @@ def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_pa
     workers = [start_worker(addresses, n, *line, cwd=tmp_path / "ab"[n]) for n in range(2)]
     for status, _, errors in finish(workers):
         assert status == 1
-        assert errors.splitlines()[-1] == (  # after notes of waiting, on a loaded machine
+        assert errors.splitlines()[-1] == (  # on a loaded machine, after notes about waiting
             f"error: worker 1 at {addresses[1]} differs from the chief in its initial checkpoint; "
             f"use the same initial checkpoint on all workers"
         )
@@ -318,14 +319,14 @@ def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_pa
         ([], {"TF_CONFIG": "{worker: 1}"}, 1, "TF_CONFIG is not valid: {worker: 1}; it must be"),
     ],
 )
-def test_devices_that_do_not_exist_are_rejected(
+def test_invalid_devices_and_clusters_are_rejected_before_data_is_read(
     folder, options, environment, status, message, monkeypatch, capsys
 ):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ())
     monkeypatch.setattr(devices, "_chosen", "all")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    # Before any data is read: there is none.
+    # The data folder does not exist, so the error must come before any data is read.
     _, *arguments = command(folder, "rejected", *options, f"--data_dir={folder / 'nowhere'}")
     assert SE_ResNeXt.main(arguments) == status
     errors = capsys.readouterr().err
@@ -334,7 +335,7 @@ def test_devices_that_do_not_exist_are_rejected(
     assert not (folder / "rejected").exists()
 
 
-def test_the_default_is_one_device_without_a_gpu():
+def test_all_devices_are_used_by_default():
     assert SE_ResNeXt.Hyperparameters().devices == "all"
 
 
@@ -342,9 +343,9 @@ def shorten_waiting(patience):
     cluster.START_SECONDS, cluster.NOTE_SECONDS, cluster.FROZEN_SECONDS = patience, 4, 10
 
 
-def start_impatient(folder, name, addresses, index, *options, patience=300):
-    """Start a worker that waits `patience` seconds for the others, with shorter intervals than
-    usual."""
+def start_impatient_worker(folder, name, addresses, index, *options, patience=300):
+    """Start a worker that waits for the others for `patience` seconds. It also prints notes and
+    detects frozen workers sooner than usual."""
     line = command(folder, name, *options)
     return start_worker(addresses, index, *line, prepare=(shorten_waiting, patience))
 
@@ -352,7 +353,7 @@ def start_impatient(folder, name, addresses, index, *options, patience=300):
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_named(folder):
     addresses = free_addresses(2)
-    worker = start_impatient(folder, "never", addresses, 0, patience=12)
+    worker = start_impatient_worker(folder, "never", addresses, 0, patience=12)
     ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1
@@ -364,8 +365,8 @@ def test_a_worker_that_never_starts_is_named(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_worker_that_waits_ends_on_a_signal(folder, number):
-    process = start_impatient(folder, "signal", free_addresses(2), 0)
+def test_a_waiting_worker_ends_on_a_signal(folder, number):
+    process = start_impatient_worker(folder, "signal", free_addresses(2), 0)
     while not process.stderr.readline().startswith("still waiting"):
         assert process.poll() is None
     process.send_signal(number)
@@ -377,18 +378,21 @@ def test_a_worker_that_waits_ends_on_a_signal(folder, number):
 @pytest.mark.slow
 def test_workers_wait_for_one_that_starts_late(folder):
     addresses = free_addresses(2)
-    first = start_impatient(folder, "late", addresses, 0, "--total_epochs=1")
+    first = start_impatient_worker(folder, "late", addresses, 0, "--total_epochs=1")
     while not first.stderr.readline().startswith("still waiting"):
         assert first.poll() is None
-    results = finish([first, start_impatient(folder, "late", addresses, 1, "--total_epochs=1")])
+    results = finish(
+        [first, start_impatient_worker(folder, "late", addresses, 1, "--total_epochs=1")]
+    )
     assert [status for status, *_ in results] == [0, 0]
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_is_found(folder):
+def test_a_frozen_worker_is_detected(folder):
     addresses = free_addresses(2)
     workers = [
-        start_impatient(folder, "frozen", addresses, n, "--total_epochs=9999") for n in range(2)
+        start_impatient_worker(folder, "frozen", addresses, n, "--total_epochs=9999")
+        for n in range(2)
     ]
     wait_for_step(folder, "frozen", 3, workers)
     workers[1].send_signal(signal.SIGSTOP)
@@ -420,7 +424,7 @@ def test_a_frozen_worker_is_found(folder):
         ("[" * 100_000, "is not valid: [["),
     ],
 )
-def test_a_tf_config_that_is_not_valid_is_rejected(config, message, monkeypatch, capsys):
+def test_an_invalid_tf_config_is_rejected(config, message, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", config)
     assert SE_ResNeXt.main([]) == 1
     errors = capsys.readouterr().err

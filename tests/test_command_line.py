@@ -1,4 +1,4 @@
-"""The command line: parsing, help, and errors as one line and an exit status."""
+"""The command line: parsing, help, and errors, which give one line and an exit status."""
 
 import io
 import subprocess
@@ -33,7 +33,7 @@ class Settings(RunHyperparameters):
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
     """Return a function that runs a command line in an empty folder and returns (exit status,
-    standard output, standard error). Training prints the hyperparameters."""
+    standard output, standard error). By default, training only prints the hyperparameters."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv, train=print, Hyperparameters=Settings):
@@ -43,7 +43,7 @@ def call(capsys, tmp_path, monkeypatch):
     return call
 
 
-def one_line(result, status, start):
+def assert_one_line_error(result, status, start):
     assert result[:2] == (status, "")
     assert result[2].startswith(f"error: {start}")
     assert result[2].count("\n") == 1
@@ -93,12 +93,14 @@ class TestParse:
             (["excitation"], "excitation", {}, {}),
         ],
     )
-    def test_command_fields_and_arguments(self, argv, command, fields, arguments):
+    def test_a_command_line_becomes_a_command_fields_and_arguments(
+        self, argv, command, fields, arguments
+    ):
         given = parse(argv, Settings)
         assert given[:2] == (command, fields)
         assert {"json": False, **given[2]} == {"json": False, **arguments}
 
-    def test_a_new_hyperparameter_is_one_line(self, call):
+    def test_a_new_hyperparameter_needs_only_one_line(self, call):
         @dataclass(frozen=True)
         class WithDropout(Settings):
             dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2  # share of zeros
@@ -108,10 +110,10 @@ class TestParse:
         _, output, _ = call("--dropout=0.3", Hyperparameters=WithDropout)
         assert "dropout=0.3" in output
         result = call("--dropout=1", Hyperparameters=WithDropout)
-        one_line(result, 2, "--dropout must be less than 1, got 1.0")
+        assert_one_line_error(result, 2, "--dropout must be less than 1, got 1.0")
 
 
-class TestWrongCommandLines:
+class TestInvalidCommandLines:
     @pytest.mark.parametrize(
         "argv, message",
         [
@@ -129,7 +131,7 @@ class TestWrongCommandLines:
         ],
     )
     def test_the_message_says_what_is_allowed(self, call, argv, message):
-        one_line(call(*argv), 2, message)
+        assert_one_line_error(call(*argv), 2, message)
 
     @pytest.mark.parametrize(
         "argv, culprit",
@@ -147,28 +149,30 @@ class TestWrongCommandLines:
     )
     def test_errors_of_argparse_are_one_line_too(self, call, argv, culprit):
         result = call(*argv)
-        one_line(result, 2, "")
+        assert_one_line_error(result, 2, "")
         assert culprit in result[2]
         assert "usage" not in result[2]
 
-    def test_a_long_word_is_shortened(self, call):
+    def test_a_long_argument_is_shortened_in_the_message(self, call):
         assert len(call("x" * 10_000)[2]) < 300
 
     @by_script
-    def test_a_script_rejects_before_it_writes(self, script, tmp_path, monkeypatch, capsys):
+    def test_a_script_rejects_an_invalid_value_before_it_writes_anything(
+        self, script, tmp_path, monkeypatch, capsys
+    ):
         monkeypatch.chdir(tmp_path)
         assert script.module.main(["--padding=-1"]) == 2
         assert capsys.readouterr() == ("", "error: --padding must be at least 0, got -1\n")
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_reduction_ratio_is_at_most_the_channels(self, capsys):
+    def test_the_reduction_ratio_is_at_most_the_number_of_channels(self, capsys):
         assert SE_ResNeXt.main(["--reduction_ratio=257"]) == 2  # 4 x 64 channels
         assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 256")
         SE_ResNeXt.Hyperparameters(reduction_ratio=256)
 
 
 class TestHelp:
-    def test_fields_with_comment_and_default_and_commands(self, call):
+    def test_help_lists_fields_with_comment_and_default_and_all_commands(self, call):
         status, output, errors = call("--help")
         assert (status, errors) == (0, "")
         text = " ".join(output.split())
@@ -179,28 +183,28 @@ class TestHelp:
         for command in "train", "evaluate", "predict", "export", "publish", "excitation":
             assert f"\n    {command} " in output
 
-    def test_of_a_command(self, call):
+    def test_help_of_a_command_shows_its_arguments_and_the_fields(self, call):
         status, output, errors = call("predict", "--help")
         assert (status, errors) == (0, "")
         assert "predict IMAGE... [--checkpoint=NAME] [--json]" in output
         assert '50 % of the "#" channels (default: 8)' in " ".join(output.split())
 
     @by_script
-    def test_every_field_of_a_script(self, script, capsys):
+    def test_help_lists_every_field_of_a_script(self, script, capsys):
         assert script.module.main(["--help"]) == 0
         output = capsys.readouterr().out
         for name in vars(script.hyperparameters()):
             assert f"--{name} " in output
 
     @pytest.mark.slow
-    def test_help_has_comments_without_docstrings(self):
+    def test_help_has_comments_even_if_python_strips_docstrings(self):
         arguments = "-W", "ignore", "SE_ResNeXt.py", "--help"
         status, output, errors = run_python(*arguments, PYTHONOPTIMIZE="2")
         assert (status, errors) == (0, "")
         assert "Nesterov momentum (default: 0.9)" in output
 
     @pytest.mark.slow
-    def test_a_closed_pipe_ends_it_quietly(self):
+    def test_a_closed_pipe_ends_help_quietly(self):
         command = f"{sys.executable} SE_ResNeXt.py --help | (exec 0<&-; sleep 0)"
         result = subprocess.run(
             command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False
@@ -224,7 +228,7 @@ class TestFailures:
         def train(_):
             raise error
 
-        one_line(call(train=train), 1, message)
+        assert_one_line_error(call(train=train), 1, message)
 
     @pytest.mark.parametrize("mistake", [TypeError, AttributeError, NameError, ValueError])
     def test_a_mistake_in_a_script_keeps_its_traceback(self, call, mistake):
@@ -234,30 +238,30 @@ class TestFailures:
         with pytest.raises(mistake, match="in an edited script"):
             call(train=train)
 
-    def test_interrupted_before_there_is_anything_to_save(self, call):
+    def test_ctrl_c_before_anything_can_be_saved_gives_one_line_and_exit_130(self, call):
         def train(_):
             raise KeyboardInterrupt
 
-        one_line(call(train=train), 130, "interrupted")
+        assert_one_line_error(call(train=train), 130, "interrupted")
 
-    def test_stopped_by_a_signal(self, call):
+    def test_a_signal_gives_its_message_and_exit_status(self, call):
         def train(_):
             raise Stopped(15, "saved at step 3")  # SIGTERM
 
         assert call(train=train) == (143, "", "saved at step 3\n")
 
     @pytest.mark.slow
-    def test_tensorflow_out_of_memory(self, capfd):
+    def test_tensorflow_running_out_of_memory_gives_a_one_line_error(self, capfd):
         def allocate_a_petabyte(_):
             with tf.Graph().as_default(), tf.Session() as session:
                 size = tf.placeholder_with_default(np.int64(2**48), [])
                 session.run(tf.fill([size], 0.0))
 
-        visible_gpus()  # reports that there is none
+        visible_gpus()  # makes TensorFlow report now that there is no GPU
         capfd.readouterr()
         status = run_command(allocate_a_petabyte, None, Settings, [])
         message = "out of memory; use a smaller --micro_batch_size"
-        one_line((status, *capfd.readouterr()), 1, message)
+        assert_one_line_error((status, *capfd.readouterr()), 1, message)
 
     def test_a_terminal_without_utf8_gets_escapes(self, call, monkeypatch):
         terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
@@ -265,30 +269,30 @@ class TestFailures:
         assert call(train=lambda _: print("猫"))[0] == 0
         assert terminal.buffer.getvalue() == b"\\u732b\n"
 
-    def test_without_network_and_data_both_remedies_are_named(self, call, monkeypatch):
+    def test_without_a_connection_and_data_both_remedies_are_named(self, call, monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nothing listens there
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         result = call("--data_dir=here", **options)
-        one_line(result, 1, "cannot download CIFAR-10: ")
+        assert_one_line_error(result, 1, "cannot download CIFAR-10: ")
         assert "into here" in result[2]
         assert "--dataset=shapes" in result[2]
 
     def test_a_broken_data_file_is_named(self, call, tmp_path):
         write_folder(tmp_path / "data", {**make_files(), "test_batch": b""})
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
-        one_line(call(**options), 1, "data/cifar-10-batches-py/test_batch: ")
+        assert_one_line_error(call(**options), 1, "data/cifar-10-batches-py/test_batch: ")
 
-    def test_a_data_set_that_does_not_exist(self, call):
+    def test_an_unknown_data_set_is_rejected(self, call):
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
-        one_line(call("--dataset=mnist", **options), 2, "--dataset must be cifar10, ")
+        assert_one_line_error(call("--dataset=mnist", **options), 2, "--dataset must be cifar10, ")
 
 
-class TestHyperparametersOfTheRun:
-    """Tests of the hyperparameters that commands read from the file of a run."""
+class TestHyperparametersOfARun:
+    """Test the hyperparameters that commands read from a run's hyperparameters.json."""
 
     @pytest.fixture
     def evaluate(self, call, tmp_path, monkeypatch):
-        """Return a function that evaluates a run with a hyperparameters.json of the given text."""
+        """Return a function that evaluates a run whose hyperparameters.json has the given text."""
 
         def evaluate(text, *options):
             (tmp_path / "hyperparameters.json").write_text(text, "utf-8")
@@ -298,13 +302,13 @@ class TestHyperparametersOfTheRun:
         monkeypatch.setitem(COMMANDS, "evaluate", print_fields)
         return evaluate
 
-    def test_the_file_then_the_command_line_then_the_defaults(self, evaluate):
+    def test_the_command_line_overrides_the_file_and_the_file_the_defaults(self, evaluate):
         status, output, _ = evaluate('{"width": 3, "rate": 0.1, "run_dir": "old"}', "--rate=0.2")
         assert status == 0
         assert "run_dir='.'" in output
         assert "width=3, rate=0.2, fast=False" in output
 
-    def test_the_devices_in_the_file_are_those_of_another_machine(self, evaluate):
+    def test_devices_in_the_file_are_ignored_unlike_those_on_the_command_line(self, evaluate):
         assert "devices='all'" in evaluate('{"devices": "0,1"}')[1]
         assert "devices='cpu:0'" in evaluate('{"devices": "0,1"}', "--devices=cpu:0")[1]
 
@@ -318,14 +322,14 @@ class TestHyperparametersOfTheRun:
             ("{", "cannot be read"),
         ],
     )
-    def test_a_file_that_cannot_be_used_is_named(self, evaluate, text, message):
+    def test_an_unusable_file_is_named(self, evaluate, text, message):
         result = evaluate(text)
-        one_line(result, 1, "hyperparameters.json ")
+        assert_one_line_error(result, 1, "hyperparameters.json ")
         assert message in result[2]
 
-    def test_no_run(self, call):
+    def test_a_missing_run_is_named_with_what_to_do(self, call):
         result = call("evaluate", "--run_dir=nowhere")
-        one_line(
+        assert_one_line_error(
             result, 1, "no run in nowhere; train first, or use the --run_dir of an existing run"
         )
 

@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 from conftest import run_python
-from image_folders import write_classes
+from image_folders import write_image_folder
 from PIL import Image
 
 import SE_ResNeXt
@@ -47,11 +47,11 @@ def files(tmp_path, test_set):
 
 
 def rows(run_dir):
-    """Return [(test_loss, test_acc)] of the epochs, as strings from logs.txt."""
+    """Return [(test_loss, test_acc)] of the epochs in logs.txt, as strings."""
     return re.findall(r"test_loss: (\S+), test_acc: (\S+)", (run_dir / "logs.txt").read_text())
 
 
-def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
+def test_evaluate_matches_the_rows_of_logs_txt_and_the_labels(call, trained, test_set):
     (first, second) = rows(trained)
     for options, (loss, accuracy) in ([], second), (["--checkpoint=model.ckpt-10"], first):
         status, output, errors = call("evaluate", *options)
@@ -71,21 +71,21 @@ def test_evaluate_gives_the_numbers_of_the_row(call, trained, test_set):
         np.testing.assert_array_equal(matrix.sum(axis=1), counts)
         np.testing.assert_array_equal([int(row[1]) for row in table], counts)
         assert matrix.trace() == round(40 * float(accuracy))
-        shares = [float(row[0]) for row in table]
-        np.testing.assert_allclose(shares, matrix.diagonal() / counts, atol=5e-5)
+        accuracies = [float(row[0]) for row in table]
+        np.testing.assert_allclose(accuracies, matrix.diagonal() / counts, atol=5e-5)
         assert figure == f"figure: {trained}/confusion_matrix.png"
         assert all(len(line) <= 100 for line in output.splitlines()[1:-1])
         Image.open(trained / "confusion_matrix.png").verify()
 
 
-def test_a_checkpoint_is_named_by_path_or_name(call, trained):
+def test_a_checkpoint_can_be_given_by_path_or_name(call, trained):
     path = trained / "model" / "model.ckpt-10"
     for name in path, path.name, f"{path}.index":
         status, output, _ = call("evaluate", f"--checkpoint={name}")
         assert (status, output.splitlines()[0]) == (0, f"checkpoint: {path}")
 
 
-def test_predict_agrees_with_the_row(call, trained, files, test_set):
+def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, test_set):
     status, output, errors = call("predict", *files)
     assert (status, errors) == (0, "")
     lines = output.splitlines()
@@ -93,16 +93,16 @@ def test_predict_agrees_with_the_row(call, trained, files, test_set):
     predictions = [re.findall(r"class (\d) (0\.\d{4})", line) for line in lines]
     assert {len(prediction) for prediction in predictions} == {3}
     for prediction in predictions:
-        shares = [float(share) for _, share in prediction]
-        assert shares == sorted(shares, reverse=True)
-    right = [
+        probabilities = [float(probability) for _, probability in prediction]
+        assert probabilities == sorted(probabilities, reverse=True)
+    correct = [
         int(prediction[0][0]) == label
         for prediction, label in zip(predictions, test_set[1], strict=True)
     ]
-    assert f"{np.mean(right):.4f}" == rows(trained)[-1][1]
+    assert f"{np.mean(correct):.4f}" == rows(trained)[-1][1]
 
 
-def test_predict_as_json(call, files):
+def test_predict_gives_the_same_predictions_as_json(call, files):
     _, plain, _ = call("predict", files[0], files[1])
     status, output, errors = call("predict", files[0], files[1], "--json")
     assert (status, errors) == (0, "")
@@ -124,7 +124,7 @@ def test_predict_skips_broken_images(call, files):
     ]
 
 
-LOAD = """
+LOAD_EXPORT = """
 import sys, numpy, tensorflow as tf
 from PIL import Image
 assert "senet" not in sys.modules
@@ -138,26 +138,26 @@ print([labels, predictions["probabilities"].numpy().tolist()])
 
 
 @pytest.mark.slow
-def test_export_in_plain_tensorflow_agrees_with_predict(call, files, tmp_path):
+def test_an_export_loaded_in_plain_tensorflow_agrees_with_predict(call, files, tmp_path):
     status, output, errors = call("export", tmp_path / "models" / "1")
     assert (status, errors) == (0, "")
     assert f"exported: {tmp_path}/models/1 (" in output
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["1"]
     code, predictions, errors = run_python(
-        "-c", LOAD, tmp_path / "models" / "1", *files[:5], cwd=tmp_path, PYTHONPATH=""
+        "-c", LOAD_EXPORT, tmp_path / "models" / "1", *files[:5], cwd=tmp_path, PYTHONPATH=""
     )
     assert code == 0, errors
     labels, probabilities = json.loads(predictions.replace("'", '"'))
     _, output, _ = call("predict", *files[:5], "--json")
-    for line, names, shares in zip(output.splitlines(), labels, probabilities, strict=True):
+    for line, names, values in zip(output.splitlines(), labels, probabilities, strict=True):
         top = json.loads(line)["top"]
         assert [part["label"] for part in top] == names[:3]
-        np.testing.assert_allclose([part["probability"] for part in top], shares[:3], atol=1e-6)
+        np.testing.assert_allclose([part["probability"] for part in top], values[:3], atol=1e-6)
         assert sorted(names) == [f"class {number}" for number in range(10)]
-        assert abs(sum(shares) - 1) < 1e-6
+        assert abs(sum(values) - 1) < 1e-6
 
 
-def test_export_replaces_nothing(call, tmp_path):
+def test_export_does_not_replace_a_folder(call, tmp_path):
     (tmp_path / "file").write_text("precious")
     status, output, errors = call("export", tmp_path)
     assert (status, output) == (1, "")
@@ -165,7 +165,7 @@ def test_export_replaces_nothing(call, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_export_that_cannot_be_written_gives_one_line(call, tmp_path):
+def test_an_export_that_cannot_be_written_gives_a_one_line_error(call, tmp_path):
     (tmp_path / "file").write_text("")
     status, output, errors = call("export", tmp_path / "file" / "model")
     assert (status, output) == (1, "")
@@ -181,7 +181,7 @@ def test_export_does_not_replace_a_link(call, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "link"]
 
 
-def test_export_on_a_full_disk_gives_one_line_and_leaves_nothing(trained, tmp_path, capfd):
+def test_export_on_a_full_disk_gives_a_one_line_error_and_leaves_no_files(trained, tmp_path, capfd):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -196,7 +196,7 @@ def test_export_on_a_full_disk_gives_one_line_and_leaves_nothing(trained, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_stopped_by_sigterm_leaves_nothing(call, tmp_path, monkeypatch):
+def test_export_stopped_by_sigterm_leaves_no_files(call, tmp_path, monkeypatch):
     def save(_):
         assert [path.name[:8] for path in tmp_path.iterdir()] == [".export-"]
         os.kill(os.getpid(), signal.SIGTERM)
@@ -210,7 +210,7 @@ def test_export_stopped_by_sigterm_leaves_nothing(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_figures_replace_links_and_write_to_no_other_file(call, trained, tmp_path):
+def test_figures_replace_symbolic_links_and_do_not_write_through_them(call, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for command, name in ("evaluate", "confusion_matrix.png"), ("excitation", "excitation.png"):
         for place in name, f"{name}.new":
@@ -227,7 +227,7 @@ def test_figures_replace_links_and_write_to_no_other_file(call, trained, tmp_pat
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_that_a_font_lacks_are_drawn_without_a_warning(tmp_path):
+def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path):
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
 
 
@@ -245,13 +245,13 @@ def test_excitation_draws_one_panel_per_block(call, trained):
     Image.open(trained / "excitation.png").verify()
 
 
-def test_a_run_works_in_another_folder(call, trained, tmp_path, files):
+def test_a_copied_run_gives_the_same_predictions(call, trained, tmp_path, files):
     _, output, _ = call("predict", files[0])
     shutil.copytree(trained, tmp_path / "moved")
     assert call("predict", files[0], run_dir=tmp_path / "moved") == (0, output, "")
 
 
-def test_only_the_figure_is_written(call, trained, files):
+def test_commands_write_nothing_but_figures(call, trained, files):
     def contents():
         return {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
 
@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, traine
         (["evaluate", "--json"], 2, "--json"),
     ],
 )
-def test_a_command_that_cannot_work_gives_one_line(call, arguments, status, message):
+def test_an_invalid_command_gives_a_one_line_error(call, arguments, status, message):
     code, output, errors = call(*arguments)
     assert (code, output) == (status, "")
     assert errors.startswith("error: ")
@@ -333,10 +333,10 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path):
 
 @pytest.fixture
 def train_on_folder(tmp_path, capsys):
-    """Return a function that trains on a folder of classes and returns the run_dir."""
+    """Return a function that trains on a folder of images and returns the run_dir."""
 
     def train(names, *options):
-        images = write_classes(tmp_path / "images", names, size=(20, 30))
+        images = write_image_folder(tmp_path / "images", names, size=(20, 30))
         run_dir = tmp_path / "run"
         tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
         small = ["--batch_size=20", "--micro_batch_size=0", "--total_epochs=1"]
@@ -351,7 +351,7 @@ def train_on_folder(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 37])
-def test_own_images_from_training_to_export(train_on_folder, call, tmp_path, classes):
+def test_own_images_work_from_training_to_export(train_on_folder, call, tmp_path, classes):
     names = [f"kind {number:02}" for number in range(classes)]
     run_dir = train_on_folder(names)
     image = tmp_path / "images" / "test" / names[0] / "0.png"
@@ -360,7 +360,7 @@ def test_own_images_from_training_to_export(train_on_folder, call, tmp_path, cla
     assert f"{2 * classes} test images" in output
     assert all(len(line) <= 100 for line in output.splitlines()[1:-1])
 
-    shutil.rmtree(tmp_path / "images" / "train")  # the names are in the checkpoint
+    shutil.rmtree(tmp_path / "images" / "train")  # the class names are in the checkpoint
     _, output, errors = call("predict", image, "--json", run_dir=run_dir)
     assert errors == ""
     top = json.loads(output)["top"]
@@ -372,19 +372,20 @@ def test_own_images_from_training_to_export(train_on_folder, call, tmp_path, cla
         meta = tf.saved_model.load(session, ["serve"], str(tmp_path / "model"))
         outputs = meta.signature_def["serving_default"].outputs
         feed = {"input/images:0": np.zeros([3, 32, 32, 3], np.uint8)}
-        labels, shares = session.run([outputs["labels"].name, outputs["probabilities"].name], feed)
+        fetches = [outputs["labels"].name, outputs["probabilities"].name]
+        labels, probabilities = session.run(fetches, feed)
     assert sorted(label.decode() for label in labels[0]) == names
-    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_exactly_one_panel_per_block():
+def test_the_excitation_figure_has_exactly_one_panel_per_block():
     for blocks in 1, 3, 4, 16, 22:
         gates = {f"block{number}": np.full([2, 8], 0.5) for number in range(blocks)}
         assert len(draw_excitation(gates, ["a", "b"]).axes) == blocks
 
 
 @pytest.mark.slow
-def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
+def test_excitation_rejects_a_network_without_se_blocks(train_on_folder, call):
     status, output, errors = call(
         "excitation", run_dir=train_on_folder("ab", "--reduction_ratio=0")
     )
@@ -393,7 +394,7 @@ def test_excitation_of_a_network_without_se_blocks(train_on_folder, call):
 
 
 @pytest.mark.slow
-def test_a_larger_image_size_from_training_to_export(train_on_folder, call, tmp_path):
+def test_a_larger_image_size_works_from_training_to_export(train_on_folder, call, tmp_path):
     run_dir = train_on_folder("ab", "--image_size=48")
     status, output, errors = call("export", tmp_path / "model", run_dir=run_dir)
     assert (status, errors) == (0, "")

@@ -1,4 +1,4 @@
-"""All implementations of a convolution give the same output and the same gradients."""
+"""Check that all implementations of a convolution give the same output and gradients."""
 
 import numpy as np
 import numpy_layers as nl
@@ -7,14 +7,15 @@ import pytest
 from senet.compat import tf
 from senet.convolution import SMALL_MAP, convolution
 
-# Map, kernel, stride, padding and groups of each implementation, on both sides of its limits.
-FORMS = {
+# Map size, kernel, stride, padding and groups: cases on both sides of each limit at which
+# `convolution` changes its implementation.
+CASES = {
     "1x1": (5, (1, 1), 1, "SAME", 1),
     "strided 1x1": (7, (1, 1), 2, "SAME", 1),
     "1x7 on a small map": (4, (1, 7), 1, "SAME", 1),
     "7x1 on a large map": (12, (7, 1), 1, "SAME", 1),
-    "3x3 of which only the centre is inside the map": (1, (3, 3), 1, "SAME", 1),
-    "1x7 of which three columns are inside the map": (2, (1, 7), 1, "SAME", 1),
+    "3x3 with only its centre inside the map": (1, (3, 3), 1, "SAME", 1),
+    "1x7 with three columns inside the map": (2, (1, 7), 1, "SAME", 1),
     "strided, small, even": (8, (3, 3), 2, "SAME", 1),
     "strided, small, odd": (9, (3, 3), 2, "VALID", 1),
     "strided, large": (24, (3, 3), 2, "SAME", 1),
@@ -24,7 +25,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("size, kernel, stride, padding, groups", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("size, kernel, stride, padding, groups", CASES.values(), ids=CASES)
 def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, padding, groups):
     x = rng.normal(size=(3, size, size, 4))
     weights = rng.normal(size=(*kernel, 4 // groups, 6))
@@ -37,7 +38,7 @@ def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, pa
     with tf.Session() as session:
         result, x_gradient, weights_gradient = session.run([y, *gradients], {x_input: x})
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-    # A convolution is linear in both inputs, so the right gradients make these products equal.
+    # A convolution is linear in both inputs, so right gradients make these products equal.
     for _ in range(5):
         d_x, d_weights = rng.normal(size=x.shape), rng.normal(size=weights.shape)
         for gradient, direction, change in (
@@ -56,7 +57,7 @@ def filter_gradient_operations(graph, size):
     return {op.type for op in graph.get_operations()} & {"Conv2DBackpropFilter", "MatMul"}
 
 
-def test_the_filter_gradient_is_a_product_on_small_maps(graph):
+def test_the_filter_gradient_is_a_matrix_product_on_small_maps(graph):
     assert filter_gradient_operations(graph, 10) == {"MatMul"}
     assert SMALL_MAP == 10 * 10
 

@@ -43,16 +43,16 @@ def test_batches_can_start_in_the_middle_of_an_epoch(split):
     assert [part.labels.tolist() for part in batches(split, 5, order, first=3)] == whole[3:]
 
 
-def test_order_depends_on_seed_and_epoch_only(split):
+def test_order_depends_only_on_seed_and_epoch(split):
     order = epoch_order(split, seed=1, epoch=1).tolist()
     assert epoch_order(split, seed=1, epoch=1).tolist() == order
     assert epoch_order(split, seed=1, epoch=2).tolist() != order
     assert epoch_order(split, seed=2, epoch=1).tolist() != order
 
 
-def test_channel_statistics(rng):
+def test_channel_statistics_match_numpy(rng):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
-    images[..., 2] = 7  # a constant channel: no division by zero
+    images[..., 2] = 7  # a constant channel must not cause a division by zero
     train = Split(images, np.zeros(50, np.int32))
     mean, std = Dataset(
         "noise", train, Split(images[:1], train.labels[:1]), []
@@ -62,7 +62,7 @@ def test_channel_statistics(rng):
 
 
 @pytest.mark.parametrize("number, array", [(0, "images"), (0, "labels"), (1, "images")])
-def test_checksums_differ_with_order_and_values(number, array):
+def test_swapping_two_images_or_labels_changes_the_checksums(number, array):
     def make():
         rng = np.random.default_rng(3)
         images, labels = rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9, dtype=np.int32)
@@ -76,7 +76,7 @@ def test_checksums_differ_with_order_and_values(number, array):
     assert original.checksums() != different.checksums()
 
 
-def test_cifar100_is_a_data_set(tmp_path):
+def test_cifar100_is_loaded_by_name(tmp_path):
     write_folder(tmp_path, make_files(record=CIFAR100), CIFAR100)
     data = load_dataset("cifar100", tmp_path)
     assert (data.name, data.label_names) == ("cifar100", label_names(CIFAR100))
@@ -116,13 +116,13 @@ def test_a_folder_without_both_splits_is_not_a_data_set(tmp_path):
         load_dataset(str(tmp_path), "no/data")
 
 
-def test_image_size_is_for_folders():
+def test_image_size_is_rejected_unless_the_data_set_is_a_folder():
     with pytest.raises(HyperparameterError, match="^--image_size must be 32 for --dataset=shapes"):
         load_dataset("shapes", "no/data", 64)
 
 
 class TestShapes:
-    def test_sizes_and_classes(self):
+    def test_each_class_has_200_training_and_50_test_images(self):
         data = load_dataset("shapes", "no/such/folder")
         assert data.train.images.shape == (2000, 32, 32, 3)
         assert data.test.images.shape == (500, 32, 32, 3)
@@ -140,7 +140,8 @@ class TestShapes:
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
     def test_colour_and_brightness_do_not_reveal_the_class(self):
-        """Classify by the nearest class mean of simple statistics: about 10 % are correct."""
+        """Check that classification by the nearest class mean of simple statistics is little better
+        than chance (10 %)."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

@@ -14,7 +14,7 @@ from senet.errors import Failure
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Pretend that the machine has two GPUs of which only the second has bfloat16."""
+    """Pretend that the machine has two GPUs, of which only the second supports bfloat16."""
     details = {
         "GPU:0": {"device_name": "Tesla T4", "compute_capability": (7, 5)},
         "GPU:1": {"device_name": "NVIDIA A100", "compute_capability": (8, 0)},
@@ -39,7 +39,7 @@ def test_cpu_devices_not_numbered_from_0_are_rejected(tmp_path, capsys, choice):
 
 
 @pytest.mark.parametrize("choice, count", [("cpu:0", 1), ("cpu:0,cpu:1", 2), ("cpu:1,cpu:0", 2)])
-def test_a_session_has_the_cpu_devices_asked_for(monkeypatch, choice, count):
+def test_a_session_has_the_requested_cpu_devices(monkeypatch, choice, count):
     monkeypatch.setattr(devices, "_chosen", "all")
     assert session_devices(choice) == [f"CPU:{number}" for number in range(count)]
 
@@ -82,12 +82,15 @@ def test_the_gpus_in_use_are_named(two_gpus, choice, names, words):
     assert devices.describe_devices(Strategy()) == words
 
 
-def test_a_gpu_that_does_not_exist(two_gpus):
+def test_a_gpu_that_does_not_exist_is_rejected(two_gpus):
     with pytest.raises(Failure, match=r"--devices=1,2 names a GPU .* \(it sees 0, 1\)"):
         devices.use_devices("1,2")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"),
+    reason="this system cannot restrict a process to some cores",
+)
 def test_only_the_cores_that_the_process_may_use_are_counted(monkeypatch):
     before = os.sched_getaffinity(0)
     try:

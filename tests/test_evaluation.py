@@ -6,8 +6,9 @@ from senet.data.inputs import Statistics, inputs_with, json_to_numbers
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
-# By hand: correct are one of two images of class 0, all three of class 1, none of one of class 2.
-TESTED = Evaluation(
+# One of the two images of class 0 is classified correctly, all three of class 1, and not the only
+# one of class 2.
+EVALUATION = Evaluation(
     loss=0.0,
     accuracy=4 / 6,
     labels=np.array([0, 1, 0, 2, 1, 1]),
@@ -17,19 +18,19 @@ TESTED = Evaluation(
 )
 
 
-def test_confusion_matrix_by_hand():
+def test_confusion_matrix_matches_one_worked_out_by_hand():
     expected = [[1, 1, 0], [0, 3, 0], [1, 0, 0]]
-    np.testing.assert_array_equal(TESTED.confusion_matrix(3), expected)
+    np.testing.assert_array_equal(EVALUATION.confusion_matrix(3), expected)
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def test_evaluation_of_a_network_of_one_se_block(graph, rng):
-    """Compare loss, accuracy, predictions and mean gates of each class with NumPy, in unequal
-    batches. The network is an SE block on the images, global pooling and a classifier. The last of
-    the three classes has no images."""
+def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
+    """Compare loss, accuracy, predictions and mean gates of each class with NumPy, for batches of
+    unequal size. The network applies an SE block to the images, then global average pooling and a
+    classifier. The last of the three classes has no images."""
     images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 2, 11).astype(np.int32)
     names = json_to_numbers(["a", "b", "c"])
@@ -47,7 +48,7 @@ def test_evaluation_of_a_network_of_one_se_block(graph, rng):
         session.run(tf.global_variables_initializer())
         for name, value in values.items():
             weights[name].load(value, session)
-        tested = evaluate(session, outputs, inputs, batches(Split(images, labels), 4))
+        evaluation = evaluate(session, outputs, inputs, batches(Split(images, labels), 4))
 
     def layer(x, name):
         return x @ values[f"{name}/weights"] + values[f"{name}/bias"]
@@ -56,15 +57,17 @@ def test_evaluation_of_a_network_of_one_se_block(graph, rng):
     hidden = np.maximum(layer(squeeze, "block/SE/fully_connected1"), 0)
     gates = sigmoid(layer(hidden, "block/SE/fully_connected2"))
     logits = layer(squeeze * gates, "classifier")
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
-    assert list(tested.gates) == ["block/SE"]
+    assert list(evaluation.gates) == ["block/SE"]
     for label in 0, 1:
         expected = gates[labels == label].mean(axis=0)
-        np.testing.assert_allclose(tested.gates["block/SE"][label], expected, rtol=1e-5)
-    np.testing.assert_array_equal(tested.gates["block/SE"][2], 0)
-    np.testing.assert_array_equal(tested.labels, labels)
-    np.testing.assert_array_equal(tested.predicted, logits.argmax(axis=1))
-    np.testing.assert_allclose(tested.probability, shares.max(axis=1), rtol=1e-5)
-    assert np.isclose(tested.loss, -np.log(shares[np.arange(11), labels]).mean(), rtol=1e-5)
-    assert np.isclose(tested.accuracy, (logits.argmax(axis=1) == labels).mean())
+        np.testing.assert_allclose(evaluation.gates["block/SE"][label], expected, rtol=1e-5)
+    np.testing.assert_array_equal(evaluation.gates["block/SE"][2], 0)
+    np.testing.assert_array_equal(evaluation.labels, labels)
+    np.testing.assert_array_equal(evaluation.predicted, logits.argmax(axis=1))
+    np.testing.assert_allclose(evaluation.probability, probabilities.max(axis=1), rtol=1e-5)
+    assert np.isclose(
+        evaluation.loss, -np.log(probabilities[np.arange(11), labels]).mean(), rtol=1e-5
+    )
+    assert np.isclose(evaluation.accuracy, (logits.argmax(axis=1) == labels).mean())

@@ -25,10 +25,10 @@ from senet.run.checkpoints import Checkpoints, checkpoint_files, newest_readable
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_like_an_uninterrupted_one(tmp_path):
-    stopped, inside_a_save = kill_and_resume(tmp_path, kills=6)
+    stopped, while_saving = kill_and_resume(tmp_path, kills=6)
     assert stopped.total() == 6
-    assert len(stopped) == 3  # signals
-    assert inside_a_save >= 1
+    assert len(stopped) == 3  # one entry per signal
+    assert while_saving >= 1
 
 
 def train(capfd, folder, name, *options):
@@ -37,14 +37,15 @@ def train(capfd, folder, name, *options):
     return status, *capfd.readouterr()
 
 
-def one_line(errors, start):
+def assert_one_line(errors, start):
     assert errors.startswith(start)
     assert errors.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Return a folder with images, the run `two` of two epochs, and `three` of three."""
+    """Return a folder with the images, the finished run `three` of three epochs, and the run `two`,
+    which was killed after two of them."""
     folder = tmp_path_factory.mktemp("trained")
     assert SE_ResNeXt.main(arguments(folder, "three", "--total_epochs=3")) == 0
     process = start_script(*command(folder, "two", "--total_epochs=3"))
@@ -63,12 +64,12 @@ def two(trained, tmp_path):
     shutil.copytree(trained / "two", tmp_path / "two")
     for path in (tmp_path / "two" / "model").glob(f"model.ckpt-{3 * STEPS}*"):
         path.unlink()
-    # Left if it was killed at the end of a save.
+    # Exists if the process was killed at the end of a save.
     shutil.rmtree(tmp_path / "two" / "model" / "aside", ignore_errors=True)
     return tmp_path / "two"
 
 
-def content(folder):
+def file_contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -81,10 +82,10 @@ def flip_a_bit(path):
 DAMAGES = {
     "data cut short": ("data-00000-of-00001", lambda path: os.truncate(path, 1000)),
     "data empty": ("data-00000-of-00001", lambda path: os.truncate(path, 0)),
-    "data flipped": ("data-00000-of-00001", flip_a_bit),
+    "data with a flipped bit": ("data-00000-of-00001", flip_a_bit),
     "data missing": ("data-00000-of-00001", lambda path: path.unlink()),
     "index cut short": ("index", lambda path: os.truncate(path, 100)),
-    "index flipped": ("index", flip_a_bit),
+    "index with a flipped bit": ("index", flip_a_bit),
     "index missing": ("index", lambda path: path.unlink()),
 }
 
@@ -92,34 +93,34 @@ DAMAGES = {
 @pytest.mark.slow
 class TestDamagedCheckpoints:
     @pytest.mark.parametrize("damage", DAMAGES)
-    def test_any_damage_is_found(self, two, damage):
-        suffix, do = DAMAGES[damage]
-        do(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
+    def test_any_damage_is_detected(self, two, damage):
+        suffix, apply_damage = DAMAGES[damage]
+        apply_damage(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
         path, ((files, reason),) = newest_readable(two / "model")
         assert path == two / "model" / f"model.ckpt-{STEPS}"
         assert {file.suffix for file in files} <= {".index", ".data-00000-of-00001"}
         assert reason.startswith(f"{two}/model/model.ckpt-{2 * STEPS}: cannot be used (")
 
-    def test_the_previous_one_is_used(self, trained, two, capfd):
+    def test_training_resumes_from_the_previous_checkpoint(self, trained, two, capfd):
         flip_a_bit(two / "model" / f"model.ckpt-{2 * STEPS}.data-00000-of-00001")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 0
-        one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be used (")
+        assert_one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be used (")
         assert f"; resuming from {two}/model/model.ckpt-10" in errors
         assert "resuming at step 10 of 30" in output
         rows = (trained / "three" / "logs.txt").read_text()
         assert (two / "logs.txt").read_text() == rows
         assert len(list((two / "model").glob("*.damaged"))) >= 1
 
-    def test_if_none_can_be_read_nothing_is_overwritten(self, two, capfd):
+    def test_nothing_is_overwritten_if_no_checkpoint_can_be_read(self, two, capfd):
         for step in (10, 20):
             flip_a_bit(two / "model" / f"model.ckpt-{step}.data-00000-of-00001")
-        before = content(two)
+        before = file_contents(two)
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, output) == (1, "")
-        one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be used (")
+        assert_one_line(errors, f"error: {two}/model/model.ckpt-20: cannot be used (")
         assert "no other checkpoint in " in errors
-        assert content(two) == before
+        assert file_contents(two) == before
 
     def test_leftovers_of_a_killed_save_are_ignored(self, two, capfd):
         aside = two / "model" / "aside"
@@ -144,16 +145,16 @@ class TestDamagedCheckpoints:
             return self.conv_bn(x, x.shape[-1].value, 1, layer_name="another")
 
         monkeypatch.setattr(SE_ResNeXt.SE_ResNeXt, "SE", another)
-        before = content(two)
+        before = file_contents(two)
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
         start = f"error: {two}/model/model.ckpt-20 does not match the network: missing from the "
-        one_line(errors, start)
-        assert content(two) == before
+        assert_one_line(errors, start)
+        assert file_contents(two) == before
 
 
 class TestCheckpointsKept:
-    def test_the_newest_three_and_the_best(self, tmp_path):
+    def test_the_newest_three_and_the_best_are_kept(self, tmp_path):
         with tf.Graph().as_default(), tf.Session() as session:
             variable = tf.get_variable("v", initializer=1.0)
             checkpoints = Checkpoints(tmp_path, variable + 1)
@@ -186,7 +187,7 @@ class TestCheckpointsKept:
 
 @pytest.mark.slow
 class TestRows:
-    def test_an_epoch_stopped_before_its_test_is_tested_on_resume(self, trained, two, capfd):
+    def test_an_epoch_without_its_row_is_evaluated_on_resume(self, trained, two, capfd):
         rows = (two / "logs.txt").read_text().splitlines(keepends=True)
         (two / "logs.txt").write_text(rows[0])
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
@@ -194,13 +195,13 @@ class TestRows:
         assert [line[:10] for line in output.splitlines()[5:7]] == ["epoch: 2/3", "epoch: 3/3"]
         assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
 
-    def test_half_a_row_is_written_again(self, trained, two, capfd):
+    def test_an_incomplete_row_is_rewritten(self, trained, two, capfd):
         rows = (two / "logs.txt").read_text()
         (two / "logs.txt").write_text(rows[:-9])
         assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
         assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
 
-    def test_rows_that_are_not_text_are_written_again(self, trained, two, capfd):
+    def test_rows_with_invalid_bytes_are_rewritten(self, trained, two, capfd):
         with (two / "logs.txt").open("r+b") as file:
             file.seek(100)
             file.write(b"\xff")
@@ -219,22 +220,24 @@ class TestRows:
 
 @pytest.mark.slow
 class TestSettings:
-    def test_other_hyperparameters_are_rejected_with_both_values(self, two, capfd):
-        before = content(two)
+    def test_different_hyperparameters_are_rejected_with_both_values(self, two, capfd):
+        before = file_contents(two)
         status, output, errors = train(
             capfd, two.parent, "two", "--total_epochs=3", "--depth=3", "--momentum=0.5"
         )
         assert (status, output) == (1, "")
-        one_line(errors, f"error: {two} was trained with different hyperparameters (")
+        assert_one_line(errors, f"error: {two} was trained with different hyperparameters (")
         assert "(depth was 2, now 3; momentum was 0.9, now 0.5)" in errors
-        assert content(two) == before
+        assert file_contents(two) == before
 
     def test_fewer_epochs_are_rejected(self, two, capfd):
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=2")
         assert status == 1
-        one_line(errors, f"error: {two} was trained with different hyperparameters (total_epoch")
+        assert_one_line(
+            errors, f"error: {two} was trained with different hyperparameters (total_epoch"
+        )
 
-    def test_more_epochs_and_other_saving_are_fine(self, two, capfd):
+    def test_more_epochs_and_a_different_save_interval_are_accepted(self, two, capfd):
         options = "--total_epochs=4", "--save_minutes=3", "--allow_soft_placement=False"
         status, output, errors = train(capfd, two.parent, "two", *options)
         assert (status, errors) == (0, "")
@@ -245,24 +248,28 @@ class TestSettings:
         (two / "hyperparameters.json").write_text("{")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: {two} has checkpoints, but {two}/hyperparameters.json cannot")
+        assert_one_line(
+            errors, f"error: {two} has checkpoints, but {two}/hyperparameters.json cannot"
+        )
 
     def test_different_images_are_rejected(self, two, capfd):
         shutil.rmtree(two.parent / "data")
         write_folder(two.parent / "data", make_files(count=IMAGES + 1))
-        before = content(two / "model")
+        before = file_contents(two / "model")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
-        one_line(errors, f"error: the training images differ from those that {two} was trained")
-        assert content(two / "model") == before
+        assert_one_line(
+            errors, f"error: the training images differ from those that {two} was trained on"
+        )
+        assert file_contents(two / "model") == before
 
     def test_a_finished_run_says_how_to_continue(self, two, capfd):
         assert train(capfd, two.parent, "two", "--total_epochs=3")[0] == 0
-        before = content(two / "model")
+        before = file_contents(two / "model")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
         assert "already finished; use a larger --total_epochs to continue" in output
-        assert content(two / "model") == before
+        assert file_contents(two / "model") == before
 
 
 def wait_for_a_checkpoint(process, run_dir):
@@ -276,7 +283,7 @@ class TestProcesses:
     LONG = ("--total_epochs=1000", "--save_minutes=1e-9")
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_a_signal_stops_after_the_step_with_the_step_saved(self, tmp_path, number):
+    def test_a_signal_stops_the_run_after_the_current_step_is_saved(self, tmp_path, number):
         process = start_script(*command(tmp_path, "run", "--total_epochs=1000"))
         while not process.stdout.readline().startswith("epoch: 1/"):
             pass
@@ -286,7 +293,7 @@ class TestProcesses:
         *notes, last = errors.splitlines(keepends=True)
         finishing = "finishing this step, then saving; press Ctrl-C again to quit without saving\n"
         assert notes == ([finishing] if number == signal.SIGINT else [])
-        one_line(last, f"stopped by {number.name} and saved after step ")
+        assert_one_line(last, f"stopped by {number.name} and saved after step ")
         assert "run the same command to resume" in errors
         step = int(errors.split("after step ")[1].split(";")[0])
         assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
@@ -326,7 +333,7 @@ class TestProcesses:
         wait_for_a_checkpoint(first, tmp_path / "run")
         status, output, errors = train(capfd, tmp_path, "run", *self.LONG)
         assert (status, output) == (1, "")
-        one_line(errors, f"error: {tmp_path}/run is being trained by another process")
+        assert_one_line(errors, f"error: {tmp_path}/run is being trained by another process")
         assert first.poll() is None
         first.kill()
         first.communicate()
@@ -335,23 +342,23 @@ class TestProcesses:
         third.kill()
         third.communicate()
 
-    def test_a_folder_that_is_moved_away_ends_the_run(self, tmp_path):
+    def test_moving_the_folder_away_ends_the_run(self, tmp_path):
         process = start_script(*command(tmp_path, "run", *self.LONG))
         wait_for_a_checkpoint(process, tmp_path / "run")
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         _, errors = process.communicate()
         assert process.returncode == 1
-        one_line(errors, f"error: cannot write a checkpoint into {tmp_path}/run/model: ")
+        assert_one_line(errors, f"error: cannot write a checkpoint into {tmp_path}/run/model: ")
         process = start_script(*command(tmp_path, "elsewhere", *self.LONG))
         lines = [process.stdout.readline() for _ in range(4)]
         process.kill()
         process.communicate()
         assert "resuming at step" in lines[3]
 
-    def test_a_folder_that_cannot_be_written(self, tmp_path):
+    def test_a_folder_that_cannot_be_written_gives_a_one_line_error(self, tmp_path):
         folder = tmp_path / "locked"
         folder.mkdir(mode=0o555)
-        # Root may write anywhere, unless it drops that capability.
+        # Root may write anywhere unless it drops these capabilities.
         unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
         result = subprocess.run(
             [
@@ -365,43 +372,46 @@ class TestProcesses:
             check=False,
         )
         assert (result.returncode, result.stdout) == (1, "")
-        one_line(result.stderr, f"error: cannot write {folder}/run/model: Permission denied; ")
+        assert_one_line(
+            result.stderr, f"error: cannot write {folder}/run/model: Permission denied; "
+        )
 
     def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(self, two, capfd):
         """Simulate a full disk by limiting the size of files; a checkpoint is 80 kB."""
-        before = content(two / "model")
-        # Saved at each step, before the first event of an epoch.
+        before = file_contents(two / "model")
+        # Save after each step, so that a save fails before an event of the epoch is written.
         options = two.parent, "two", "--save_minutes=1e-9"
-        status, _, errors = self.run_with_a_limit(40_000, *options)
+        status, _, errors = self.train_with_file_size_limit(40_000, *options)
         assert status == 1
-        one_line(errors, f"error: cannot write a checkpoint into {two}/model: ")
+        assert_one_line(errors, f"error: cannot write a checkpoint into {two}/model: ")
         assert "resume from the last checkpoint" in errors
-        after = content(two / "model")
+        after = file_contents(two / "model")
         assert {path: after[path] for path in before} == before
         status, output, _ = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 0
         assert "resuming at step 20 of 30" in output
 
-    def test_a_full_disk_under_the_events_of_tensorboard(self, tmp_path):
-        """Use a limit on the size of files: the graph, the first large event, has over 100 kB."""
-        status, _, errors = self.run_with_a_limit(20_000, tmp_path, "run")
+    def test_a_full_disk_while_writing_tensorboard_events_ends_the_run(self, tmp_path):
+        """Simulate a full disk by limiting the size of files; the graph, the first large event, is
+        over 100 kB."""
+        status, _, errors = self.train_with_file_size_limit(20_000, tmp_path, "run")
         assert status == 1
-        one_line(errors, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
+        assert_one_line(errors, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
 
-    def run_with_a_limit(self, size, folder, name, *options):
-        """Train with files of `size` bytes at most."""
+    def train_with_file_size_limit(self, size, folder, name, *options):
+        """Train in a process that cannot write files of more than `size` bytes."""
         limit = resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)
         return run_script(*command(folder, name, "--total_epochs=3", *options), prepare=limit)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error::RuntimeWarning")  # of NumPy
-def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
-    # One step, after which only the weights are not finite.
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # raised by NumPy
+def test_overflow_of_float32_ends_the_run_with_a_one_line_error(tmp_path, capfd):
+    # One step per epoch: in the first, the loss is still finite and only the new weights are not.
     options = "--init_learning_rate=3.4e38", "--weight_decay=3.4e38", "--batch_size=200"
     status, _, errors = train(capfd, tmp_path, "run", *options)
     assert status == 1
-    one_line(errors, "error: ")
+    assert_one_line(errors, "error: ")
     assert "lower --init_learning_rate" in errors
 
 
@@ -409,7 +419,7 @@ def test_the_largest_numbers_of_float32_end_a_run_in_one_line(tmp_path, capfd):
 def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, capfd):
     status, output, errors = train(capfd, tmp_path, "run", "--init_learning_rate=1e30")
     assert status == 1
-    one_line(errors, "error: the loss is not finite at step ")
+    assert_one_line(errors, "error: the loss is not finite at step ")
     assert "(learning rate " in errors
     assert "lower --init_learning_rate" in errors
     assert "epoch: " not in output

@@ -25,7 +25,7 @@ def test_a_regular_file_is_read(tmp_path):
     ],
     ids=["FIFO", "folder", "zero", "dangling", "loop"],
 )
-def test_anything_else_is_rejected_without_waiting(tmp_path, make, reason):
+def test_anything_but_a_regular_file_is_rejected_without_blocking(tmp_path, make, reason):
     path = tmp_path / "path"
     make(path)
     with pytest.raises(OSError) as caught:
@@ -33,7 +33,7 @@ def test_anything_else_is_rejected_without_waiting(tmp_path, make, reason):
     assert caught.value.strerror == reason
 
 
-def test_a_file_that_became_a_fifo_is_rejected_too(tmp_path, monkeypatch):
+def test_a_file_replaced_by_a_fifo_is_rejected(tmp_path, monkeypatch):
     """Replace a regular file with a FIFO between the check and the opening."""
     path = tmp_path / "path"
     path.touch()
@@ -45,7 +45,7 @@ def test_a_file_that_became_a_fifo_is_rejected_too(tmp_path, monkeypatch):
         open_regular(path)
 
 
-def test_the_real_size_counts(tmp_path):
+def test_a_sparse_file_counts_with_its_full_length(tmp_path):
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(2**40)
@@ -53,7 +53,7 @@ def test_the_real_size_counts(tmp_path):
         read_regular(path, 10)
 
 
-def test_a_file_of_unknown_size_is_bounded_too():
+def test_a_file_of_unknown_size_must_not_exceed_the_limit():
     # Files in /proc have size 0 until they are read.
     with pytest.raises(OSError, match="more than the 10 allowed"):
         read_regular("/proc/self/status", 10)

@@ -1,17 +1,17 @@
-"""Read 1,200 mutated batch files and archives: the reader returns images or raises its own error,
-without side effects."""
+"""Read 1,200 mutated batch files and archives: the reader must return images or raise its own
+error, without side effects."""
 
 import pickle
 import random
 
 import numpy as np
 import pytest
-from fake_cifar10 import Mark, make_archive, make_batch, make_files, python2_pickle, write_folder
+from fake_cifar10 import Exploit, make_archive, make_batch, make_files, python2_pickle, write_folder
 
 from cifar10 import CIFAR10, load_cifar, read_batch
 from senet.errors import Failure
 
-# Opcodes that look names up, call, build, or take a length from the file.
+# Pickle opcodes that look up a name, call, build, or read a length from the file.
 DANGEROUS = (
     b"cRbioB\x81\x82\x83\x84\x85\x86\x87\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
 )
@@ -41,12 +41,13 @@ def mutate(content, rng):
     return bytes(data)
 
 
-def listing(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def read(function):
-    """Return whether the reader read something. Raises all errors but the reader's own."""
+def reads_images(function):
+    """Return True if `function` returns valid images, and False if it raises the reader's own
+    error. Let all other errors through."""
     try:
         images, labels = function()
     except Failure as failure:
@@ -59,25 +60,25 @@ def read(function):
 
 
 @pytest.mark.parametrize("kind", ["python 2", "python 3", "malicious"])
-def test_mutated_batch_files(tmp_path, kind):
+def test_mutated_batch_files_are_read_or_rejected(tmp_path, kind):
     rng = random.Random(kind)
-    mark = tmp_path / "mark"
+    created = tmp_path / "created"
     batch = make_batch(3, seed=0)
     seeds = {
         "python 2": python2_pickle(batch),
         "python 3": pickle.dumps(batch, protocol=4),
-        "malicious": python2_pickle({b"labels": [1, 2, 3], b"x": Mark(mark), **batch}),
+        "malicious": python2_pickle({b"labels": [1, 2, 3], b"x": Exploit(created), **batch}),
     }
     path = tmp_path / "data_batch_1"
     outcomes = set()
     for _ in range(300):
         path.write_bytes(mutate(seeds[kind], rng))
-        outcomes.add(read(lambda: read_batch(CIFAR10, path, 10)))
-        assert listing(tmp_path) == ["data_batch_1"]
+        outcomes.add(reads_images(lambda: read_batch(CIFAR10, path, 10)))
+        assert file_names(tmp_path) == ["data_batch_1"]
     assert outcomes == ({False} if kind == "malicious" else {True, False})
 
 
-def test_mutated_archives(tmp_path):
+def test_mutated_archives_are_read_or_rejected(tmp_path):
     rng = random.Random(0)
     data_dir = tmp_path / "data"
     data_dir.mkdir()
@@ -89,11 +90,11 @@ def test_mutated_archives(tmp_path):
         # A mutated .gz fails its checksum nearly always; a mutated .tar is read.
         content = plain if number % 3 else make_archive(make_files(count=2))
         archive.write_bytes(mutate(content, rng))
-        outcomes.add(read(lambda: load_cifar(CIFAR10, data_dir)[:2]))
-        assert listing(tmp_path) == ["data"]
-        assert set(listing(data_dir)) <= {CIFAR10.archive, CIFAR10.folder}
+        outcomes.add(reads_images(lambda: load_cifar(CIFAR10, data_dir)[:2]))
+        assert file_names(tmp_path) == ["data"]
+        assert set(file_names(data_dir)) <= {CIFAR10.archive, CIFAR10.folder}
         if folder.exists():
-            assert set(listing(folder)) == set(CIFAR10.files)
+            assert set(file_names(folder)) == set(CIFAR10.files)
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
@@ -101,9 +102,9 @@ def test_mutated_archives(tmp_path):
 
 
 def test_a_malicious_file_among_good_ones_stops_the_load(tmp_path):
-    mark = tmp_path / "mark"
-    evil = python2_pickle({**make_batch(20, seed=0), b"x": Mark(mark)})
+    created = tmp_path / "created"
+    evil = python2_pickle({**make_batch(20, seed=0), b"x": Exploit(created)})
     write_folder(tmp_path, {**make_files(), "test_batch": evil})
     with pytest.raises(Failure, match="test_batch is not safe to load"):
         load_cifar(CIFAR10, tmp_path)
-    assert not mark.exists()
+    assert not created.exists()

@@ -1,4 +1,4 @@
-"""GPU checks that run without a GPU: GPU kernels of all operations, and memory."""
+"""Check without a GPU that all operations have GPU kernels and that training fits into memory."""
 
 import dataclasses
 import functools
@@ -60,7 +60,8 @@ def has_gpu_kernel(op):
 
 
 def check_kernels(graph_parts, mixed_precision):
-    """Check the kernels of the operations of a script's graph, which `build_graph` returned."""
+    """Check the types of the convolutions in a graph that `build_graph` returned, and that each of
+    its operations has a GPU kernel."""
     _, *fetches = graph_parts
     operations = ancestors(tf.nest.flatten(fetches))
     convolutions = [op for op in operations if op.type == "Conv2D"]
@@ -69,7 +70,7 @@ def check_kernels(graph_parts, mixed_precision):
     }
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow was built without GPU kernels")
-    # The only string is the message of the learning rate's own check, which never fails.
+    # The only string is the message of a check on the learning rate that never fails.
     assert {
         op.type + str(op.outputs)
         for op in operations
@@ -79,7 +80,7 @@ def check_kernels(graph_parts, mixed_precision):
 
 @pytest.mark.parametrize("mixed_precision", [True, False])
 @pytest.mark.slow
-def test_micro_batches_have_gpu_kernels(graph, mixed_precision, pretend_gpu):
+def test_a_step_by_micro_batches_has_gpu_kernels(graph, mixed_precision, pretend_gpu):
     script = SCRIPTS[0]
     sizes = script.tiny | {"micro_batch_size": 4}
     hp = script.hyperparameters(**sizes, mixed_precision=mixed_precision)
@@ -91,13 +92,14 @@ def test_an_operation_without_a_gpu_kernel_is_found(graph):
     assert has_gpu_kernel(tf.nn.relu(tf.ones([1])).op)
 
 
-ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}  # they share another's memory
+# Operations whose output shares the memory of their input.
+ALIASES = {"Reshape", "Identity", "ReadVariableOp", "VarHandleOp"}
 
 
 def live_tensor_peak(operations, images):
-    """Return the peak memory in bytes of the outputs of `operations`, run in the order of their
-    creation, if each is freed after its last use. Unknown lengths are `images`; the only output of
-    unknown rank, which batch norm reserves for cuDNN, is ignored."""
+    """Return the peak memory of the outputs of `operations`, in bytes, if the operations run in the
+    order of their creation and each output is freed after its last use. Count unknown dimensions as
+    `images`. Ignore the only output of unknown rank, which batch norm reserves for cuDNN."""
     order = sorted(operations, key=lambda op: op._id)
     owner, last_use = {}, {}
     for op in order:
@@ -124,18 +126,20 @@ def live_tensor_peak(operations, images):
     return peak
 
 
-def test_live_tensor_peak_by_hand(graph):
+def test_live_tensor_peak_matches_one_worked_out_by_hand(graph):
     x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two images
-    y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu, then a sum: 80 each, and a constant
+    y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu and addition: 80 each; a constant
     z = tf.reduce_sum(y)
-    # At the sum: relu's output, the constant of 4 bytes and its own; x and the shape are freed.
+    # The peak is at the addition: relu's output, the constant of 4 bytes and the sum. x and the
+    # shape have been freed.
     assert live_tensor_peak(ancestors([z]), images=2) == 80 + 4 + 80
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script, mixed_precision",
-    # float32 needs more memory. In mixed precision, the scripts use the same layers.
+    # float32 needs more memory. Mixed precision is checked once, because all scripts share the
+    # layers.
     [*((script, False) for script in SCRIPTS), (SCRIPTS[0], True)],
     ids=lambda value: getattr(value, "name", value),
 )

@@ -73,19 +73,19 @@ REJECTED = [
 
 
 @pytest.mark.parametrize("name, value, message", REJECTED)
-def test_a_value_that_is_not_allowed_is_named_on_one_line(name, value, message):
+def test_an_invalid_value_gives_a_one_line_error_with_its_name(name, value, message):
     with pytest.raises(HyperparameterError) as caught:
         Settings(**{name: value})
     assert str(caught.value).startswith(f"--{name} must {message}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_that_python_does_not_print():
+def test_a_number_too_long_for_python_to_print_is_rejected():
     with pytest.raises(HyperparameterError, match="at most 64, got a number with thousands"):
         Settings(width=10**5000)
 
 
-def test_a_long_value_is_shortened():
+def test_a_long_value_is_shortened_in_the_message():
     with pytest.raises(HyperparameterError) as caught:
         Settings(folder="x" * 5000)
     message = "--folder must have at most 4,096 characters, got 'xxx"
@@ -143,7 +143,7 @@ class TestDeclarations:
         with pytest.raises(TypeError, match=r"dropout is not a field.*@dataclass"):
             Undecorated()
 
-    def test_a_type_that_has_no_flag_is_an_error(self):
+    def test_a_type_that_no_flag_supports_is_an_error(self):
         @dataclass(frozen=True)
         class WithList(RunHyperparameters):
             sizes: list | None = None
@@ -161,19 +161,19 @@ class TestDeclarations:
 
 
 class TestChangedFields:
-    def test_each_difference_is_given_with_both_values(self):
+    def test_each_difference_is_reported_with_both_values(self):
         now = Settings(width=9, kind="wide")
         before = {"width": 8, "kind": "plain", "epochs": 10}
         assert changed_fields(now, before) == [("width", 8, 9), ("kind", "plain", "wide")]
 
-    def test_fields_marked_may_change(self):
+    def test_fields_marked_may_change_are_not_reported(self):
         assert changed_fields(Settings(folder="there", xla=True), {"folder": "here"}) == []
 
     def test_fields_marked_may_grow_must_not_shrink(self):
         assert changed_fields(Settings(epochs=11), {"epochs": 10}) == []
         assert changed_fields(Settings(epochs=9), {"epochs": 10}) == [("epochs", 10, 9)]
 
-    def test_a_missing_field_had_its_default(self):
+    def test_a_field_missing_from_the_file_counts_as_its_default(self):
         assert changed_fields(Settings(), {}) == []
         assert changed_fields(Settings(width=9), {}) == [("width", 8, 9)]
 
@@ -186,7 +186,7 @@ class TestChangedFields:
             ({"rate": [0.5]}, r"^rate must be a number, got \[0.5\]"),
         ],
     )
-    def test_unknown_fields_and_values_that_are_not_allowed_are_errors(self, before, message):
+    def test_unknown_fields_and_invalid_values_are_errors(self, before, message):
         with pytest.raises(HyperparameterError, match=message):
             changed_fields(Settings(), before)
 
@@ -210,9 +210,9 @@ class TestLoadFields:
             *(b"", b"null", b"[1]", b"[" * 10**5, b"\xff", b'{"rate": NaN}'),
             *(b'{"width": %d}' % 10**4000, b"{}" + b" " * 2**20),
         ],
-        ids=["empty", "null", "list", "nested", "no UTF-8", "NaN", "digits", "large"],
+        ids=["empty", "null", "list", "nested", "not UTF-8", "NaN", "long number", "large"],
     )
-    def test_a_file_that_cannot_be_used_gives_one_line_with_its_name(self, tmp_path, content):
+    def test_an_unusable_file_gives_a_one_line_error_with_its_name(self, tmp_path, content):
         path = tmp_path / "hyperparameters.json"
         path.write_bytes(content)
         with pytest.raises(Failure) as caught:
@@ -222,14 +222,14 @@ class TestLoadFields:
         assert len(str(caught.value)) < len(str(path)) + 300
 
     @pytest.mark.parametrize("make, kind", [(os.mkfifo, "FIFO"), (os.mkdir, "folder")])
-    def test_anything_but_a_file_is_rejected_without_waiting(self, tmp_path, make, kind):
+    def test_anything_but_a_regular_file_is_rejected_without_blocking(self, tmp_path, make, kind):
         path = tmp_path / "hyperparameters.json"
         make(path)
         with pytest.raises(Failure, match=f"not a regular file but a {kind}"):
             load_fields(path, Settings)
 
 
-TOO_MUCH = {
+OUT_OF_RANGE = {
     **{"padding": 10**5, "image_size": 10**5, "batch_size": 10**9, "total_epochs": 10**9},
     **{"seed": 2**32, "micro_batch_size": 10**9, "reduction_ratio": 10**5, "schedule": "stepz"},
     **{"label_smoothing": 1.0, "momentum": 1.0, "weight_decay": -1.0, "init_learning_rate": 0.0},
@@ -238,14 +238,14 @@ TOO_MUCH = {
 
 
 @by_script
-@pytest.mark.parametrize("name", TOO_MUCH)
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
 def test_scripts_reject_values_out_of_range(script, name):
     with pytest.raises(HyperparameterError, match=f"--{name} must "):
-        script.hyperparameters(**{name: TOO_MUCH[name]})
+        script.hyperparameters(**{name: OUT_OF_RANGE[name]})
 
 
 @by_script
-def test_which_fields_may_differ_when_a_run_is_resumed(script):
+def test_only_certain_fields_may_differ_when_a_run_is_resumed(script):
     fields = {
         "data_dir": "d",
         "run_dir": "r",

@@ -10,7 +10,7 @@ import filelock
 import numpy as np
 import pytest
 from conftest import start_python
-from image_folders import plain, save, write_classes
+from image_folders import plain, save, write_image_folder
 
 from senet.data import image_cache, image_files, summaries
 from senet.data.datasets import load_dataset
@@ -19,8 +19,8 @@ from senet.errors import Failure, HyperparameterError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder of 6 + 4 images; class a is black, class b is (5, 5, 5)."""
-    return write_classes(tmp_path / "pets", "ab")
+    """Return a folder of 6 training and 4 test images; class a is black, class b is (5, 5, 5)."""
+    return write_image_folder(tmp_path / "pets", "ab")
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def decoded(monkeypatch):
     return paths
 
 
-def caches(data_dir):
-    """Return the names of the files in the cache of the only folder, without the lock."""
+def cache_entries(data_dir):
+    """Return the names of all entries in the cache of the only image folder, except the lock."""
     (home,) = (data_dir / "cache").iterdir()
     return sorted(path.name for path in home.iterdir() if path.name != "lock")
 
 
-def check(data):
+def check_images(data):
     """Assert that `data` has the images of `folder`."""
     assert data.train.images[:, 9, 9, 1].tolist() == [0] * 3 + [5] * 3
     assert data.train.labels.tolist() == [0] * 3 + [1] * 3
@@ -55,13 +55,13 @@ def check(data):
     assert data.test.labels.tolist() == [0] * 2 + [1] * 2
 
 
-def test_a_later_start_opens_the_images_without_decoding_them(folder, data_dir, decoded):
+def test_a_second_load_opens_the_images_without_decoding_them(folder, data_dir, decoded):
     first = load_dataset(str(folder), data_dir)
     assert len(decoded) == 10
     second = load_dataset(str(folder), data_dir)
     assert len(decoded) == 10
     for data in first, second:
-        check(data)
+        check_images(data)
         assert not data.train.images.flags.writeable
         # Half of the values are 0 and half are 5.
         mean, std = data.channel_statistics()
@@ -69,17 +69,17 @@ def test_a_later_start_opens_the_images_without_decoding_them(folder, data_dir, 
     assert first.checksums() == second.checksums()
 
 
-def test_a_folder_has_one_cache_under_all_its_paths(folder, data_dir, decoded, monkeypatch):
+def test_all_paths_of_a_folder_share_one_cache(folder, data_dir, decoded, monkeypatch):
     load_dataset(str(folder), data_dir)
     (folder.parent / "link").symlink_to(folder)
     monkeypatch.chdir(folder)
     for name in ".", "../pets", f"{folder}/", "../link":
-        check(load_dataset(name, data_dir))
+        check_images(load_dataset(name, data_dir))
     assert len(decoded) == 10
-    assert len(caches(data_dir)) == 1
+    assert len(cache_entries(data_dir)) == 1
 
 
-def later(path):
+def advance_mtime(path):
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
@@ -87,24 +87,24 @@ def later(path):
 @pytest.mark.parametrize(
     "change, images",
     [
-        (later, 10),
+        (advance_mtime, 10),
         (lambda path: path.rename(path.with_name("new.png")), 10),
         (lambda path: path.unlink(), 9),
         (lambda path: shutil.copyfile(path, path.with_name("new.png")), 11),
     ],
 )
-def test_a_folder_that_changed_is_decoded_again_in_place_of_its_earlier_caches(
+def test_a_changed_folder_is_decoded_again_and_its_old_caches_are_removed(
     folder, data_dir, decoded, change, images
 ):
     load_dataset(str(folder), data_dir)
     load_dataset(str(folder), data_dir, 16)
-    earlier = caches(data_dir)
+    earlier = cache_entries(data_dir)
     assert (len(decoded), len(earlier)) == (20, 2)
     change(folder / "train" / "a" / "1.png")
     data = load_dataset(str(folder), data_dir)
     assert len(decoded) == 20 + images
     assert len(data.train.labels) == images - 4
-    (now,) = caches(data_dir)
+    (now,) = cache_entries(data_dir)
     assert now not in earlier
 
 
@@ -119,14 +119,14 @@ def test_images_are_decoded_again_when_the_decoder_changed(
     monkeypatch.setattr(image_files, "__file__", str(tmp_path / "code.py"))
     load_dataset(str(folder), data_dir)
     assert len(decoded) == 30
-    assert len(caches(data_dir)) == 1
+    assert len(cache_entries(data_dir)) == 1
 
 
 def test_folders_do_not_share_a_cache(folder, data_dir, decoded, tmp_path):
-    shutil.copytree(folder, tmp_path / "other")  # with times
+    shutil.copytree(folder, tmp_path / "other")  # preserves the modification times
     save(tmp_path / "other" / "train" / "a" / "0.png", plain("L", 9))
     for _ in range(2):
-        check(load_dataset(str(folder), data_dir))
+        check_images(load_dataset(str(folder), data_dir))
         assert load_dataset(str(tmp_path / "other"), data_dir).train.images[0, 0, 0, 0] == 9
     assert len(decoded) == 20
 
@@ -134,13 +134,13 @@ def test_folders_do_not_share_a_cache(folder, data_dir, decoded, tmp_path):
 @pytest.mark.parametrize(
     "file, length", [("images.npy", n) for n in (0, 50, 128, -1)] + [("summaries.json", 9)]
 )
-def test_a_truncated_cache_is_written_again(folder, data_dir, decoded, file, length):
+def test_a_truncated_cache_is_rewritten(folder, data_dir, decoded, file, length):
     load_dataset(str(folder), data_dir)
     (path,) = (data_dir / "cache").glob(f"*/*/{file}")
     os.truncate(path, length % path.stat().st_size)
-    check(load_dataset(str(folder), data_dir))
+    check_images(load_dataset(str(folder), data_dir))
     assert len(decoded) == 20
-    check(load_dataset(str(folder), data_dir))
+    check_images(load_dataset(str(folder), data_dir))
     assert len(decoded) == 20
 
 
@@ -154,36 +154,36 @@ def test_images_that_do_not_fit_on_the_disk_are_rejected_before_they_are_read(
         f"--image_size=1000000 is too large: 10 images need 3e+04 GB in {data_dir}/cache/"
     )
     assert end == "free some space, or use a smaller --image_size or another --data_dir"
-    assert (decoded, caches(data_dir)) == ([], [])
+    assert (decoded, cache_entries(data_dir)) == ([], [])
 
 
 def test_images_that_just_fit_on_the_disk_are_read(folder, data_dir, monkeypatch):
     free = 10 * 32 * 32 * 3 - 1
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Usage(free))
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: DiskUsage(free))
     with pytest.raises(HyperparameterError, match="need 3.07e-05 GB .* but 3.07e-05 GB is free"):
         load_dataset(str(folder), data_dir)
     free += 1
-    check(load_dataset(str(folder), data_dir))
+    check_images(load_dataset(str(folder), data_dir))
 
 
-class Usage(NamedTuple):
+class DiskUsage(NamedTuple):
     free: int
 
 
-def test_the_earlier_cache_of_a_folder_makes_room(folder, data_dir, monkeypatch):
-    """Use a disk with room for only one cache."""
+def test_the_old_cache_of_a_folder_is_removed_to_make_room(folder, data_dir, monkeypatch):
+    """Simulate a disk with room for only one cache."""
 
     def usage(home):
         used = sum(file.stat().st_size for file in home.glob("*/images.npy"))
-        return Usage(free=32_000 - used)
+        return DiskUsage(free=32_000 - used)
 
     monkeypatch.setattr(image_cache.shutil, "disk_usage", usage)
     load_dataset(str(folder), data_dir)
-    later(folder / "train" / "a" / "1.png")
-    check(load_dataset(str(folder), data_dir))
+    advance_mtime(folder / "train" / "a" / "1.png")
+    check_images(load_dataset(str(folder), data_dir))
 
 
-def test_a_data_dir_that_cannot_be_written_gives_one_line(folder, tmp_path):
+def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Failure) as caught:
         load_dataset(str(folder), tmp_path / "file" / "data")
@@ -192,7 +192,7 @@ def test_a_data_dir_that_cannot_be_written_gives_one_line(folder, tmp_path):
     assert end == "Not a directory; fix that, or use another --data_dir"
 
 
-def test_a_full_disk_gives_one_line_and_leaves_nothing(folder, data_dir):
+def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(folder, data_dir):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -200,22 +200,24 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(folder, data_dir):
             load_dataset(str(folder), data_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caches(data_dir) == []
-    check(load_dataset(str(folder), data_dir))
+    assert cache_entries(data_dir) == []
+    check_images(load_dataset(str(folder), data_dir))
 
 
-def test_a_broken_image_leaves_nothing(folder, data_dir):
+def test_a_broken_image_leaves_no_cache(folder, data_dir):
     broken = folder / "test" / "a" / "0.png"
     broken.write_text("broken")
     with pytest.raises(Failure, match="not an image file, or damaged; fix or remove it$"):
         load_dataset(str(folder), data_dir)
-    assert caches(data_dir) == []
+    assert cache_entries(data_dir) == []
     save(broken, plain("L", 0))
-    check(load_dataset(str(folder), data_dir))
+    check_images(load_dataset(str(folder), data_dir))
 
 
-def test_only_one_of_two_starts_decodes_and_the_other_waits(folder, data_dir, monkeypatch, capsys):
-    reading, proceed, paths, read_image = threading.Event(), threading.Event(), [], []
+def test_when_two_loads_overlap_one_decodes_and_the_other_waits(
+    folder, data_dir, monkeypatch, capsys
+):
+    reading, proceed, paths = threading.Event(), threading.Event(), []
     read_image = image_files.read_image
 
     def read(path, side):
@@ -243,25 +245,25 @@ def test_only_one_of_two_starts_decodes_and_the_other_waits(folder, data_dir, mo
         thread.join()
     assert len(paths) == 10
     for data in loaded:
-        check(data)
+        check_images(data)
 
 
-def test_a_start_with_a_complete_cache_does_not_wait(folder, data_dir):
+def test_a_load_with_a_complete_cache_does_not_wait_for_the_lock(folder, data_dir):
     load_dataset(str(folder), data_dir)
     (lock,) = (data_dir / "cache").glob("*/lock")
     with filelock.FileLock(lock):
-        check(load_dataset(str(folder), data_dir))
+        check_images(load_dataset(str(folder), data_dir))
 
 
 def test_images_stay_readable_when_their_cache_is_removed(folder, data_dir):
     data = load_dataset(str(folder), data_dir)
-    later(folder / "train" / "a" / "1.png")
+    advance_mtime(folder / "train" / "a" / "1.png")
     load_dataset(str(folder), data_dir)
     shutil.rmtree(data_dir)
-    check(data)
+    check_images(data)
 
 
-SLOW = """
+DECODE_UNTIL_KILLED = """
 import sys, time
 from senet.data import image_files
 def read(path, side, read_image=image_files.read_image):
@@ -275,28 +277,28 @@ image_files.load_folder(sys.argv[1], sys.argv[2], 32)
 
 
 def test_leftovers_of_a_process_killed_while_it_decodes_are_removed(folder, data_dir, decoded):
-    process = start_python("-c", SLOW, folder, data_dir)
+    process = start_python("-c", DECODE_UNTIL_KILLED, folder, data_dir)
     assert process.stdout.readline() == "reading\n"
-    assert caches(data_dir) == ["new"]
+    assert cache_entries(data_dir) == ["new"]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    check(load_dataset(str(folder), data_dir))
+    check_images(load_dataset(str(folder), data_dir))
     assert len(decoded) == 10
-    (cache,) = caches(data_dir)
+    (cache,) = cache_entries(data_dir)
     assert cache != "new"
 
 
-def test_only_as_many_images_are_in_memory_as_keep_the_threads_busy(tmp_path, monkeypatch):
+def test_decoding_reads_only_a_few_images_per_core_ahead(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(image_files, "read_image", lambda path, side: read.append(path))
     images = image_files._decode(tmp_path, [str(number) for number in range(10_000)], 32)
     for _ in range(5):
         next(images)
-    images.close()  # waits for those being read
+    images.close()  # waits for the images that are being read
     assert 5 <= len(read) <= 5 + 8 * os.cpu_count()
 
 
-def test_a_summary_does_not_depend_on_its_chunks(rng, monkeypatch):
+def test_a_summary_does_not_depend_on_the_chunk_size(rng, monkeypatch):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
     pixels = images.reshape(-1, 3).astype(int)
     whole = summaries.summarise(images)

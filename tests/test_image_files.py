@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 from conftest import run_python
-from image_folders import plain, save, write_classes
+from image_folders import plain, save, write_image_folder
 from PIL import Image
 
 from senet.data.datasets import load_dataset
@@ -11,14 +11,14 @@ from senet.data.image_files import ImageError, read_image
 from senet.errors import Failure
 
 
-def sixteen_bits(value):
+def sixteen_bit_image(value):
     return Image.fromarray(np.full([40, 40], value, np.uint16))
 
 
-def palette_with_a_hole():
+def transparent_palette_image():
     image = plain("P", 1)
     image.putpalette([0, 0, 0, 255, 0, 0, 10, 20, 30])
-    image.info["transparency"] = 1  # the only colour in it, red
+    image.info["transparency"] = 1  # red, the only colour in the image
     return image
 
 
@@ -27,13 +27,13 @@ def palette_with_a_hole():
     [
         ("grey.png", plain("L", 100), (100, 100, 100)),
         ("black and white.png", plain("1", 1), (255, 255, 255)),
-        ("clear.png", plain("RGBA", (200, 0, 0, 0)), (255, 255, 255)),  # transparent on white
+        ("clear.png", plain("RGBA", (200, 0, 0, 0)), (255, 255, 255)),  # transparent, on white
         ("half.png", plain("RGBA", (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
         ("grey with alpha.png", plain("LA", (0, 51)), (204, 204, 204)),
         ("palette.gif", plain("RGB", (0, 255, 0)).quantize(4), (0, 255, 0)),
-        ("hole.png", palette_with_a_hole(), (255, 255, 255)),
-        ("16 bits.png", sixteen_bits(51400), (200, 200, 200)),  # 200 x 257
-        ("16 bits.tif", sixteen_bits(65535), (255, 255, 255)),
+        ("hole.png", transparent_palette_image(), (255, 255, 255)),
+        ("16 bits.png", sixteen_bit_image(51400), (200, 200, 200)),  # 200 x 257
+        ("16 bits.tif", sixteen_bit_image(65535), (255, 255, 255)),
         ("one pixel.png", plain("RGB", (10, 20, 30), (1, 1)), (10, 20, 30)),
         ("a line.png", plain("RGB", (10, 20, 30), (1, 500)), (10, 20, 30)),
         ("small.bmp", plain("RGB", (10, 20, 30), (7, 5)), (10, 20, 30)),
@@ -43,7 +43,7 @@ def palette_with_a_hole():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_any_kind_of_image(tmp_path, name, image, colour):
+def test_any_kind_of_image_becomes_rgb_of_the_requested_size(tmp_path, name, image, colour):
     path = save(tmp_path / name, image)
     array = read_image(path, 32)
     assert (array.dtype, array.shape) == (np.uint8, (32, 32, 3))
@@ -52,8 +52,8 @@ def test_any_kind_of_image(tmp_path, name, image, colour):
 
 @pytest.mark.slow
 def test_a_readable_image_gives_no_warning(tmp_path):
-    """Read 90 million pixels, and a JPEG with truncated EXIF data, in another process, since pytest
-    has its own filters for warnings."""
+    """Read 90 million pixels, and a JPEG with truncated EXIF data, in another process, because
+    pytest has its own filters for warnings."""
     huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
     damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
@@ -73,7 +73,7 @@ def test_an_image_is_centre_cropped(tmp_path):
     array[:, :25, 0] = array[:, 75:, 2] = 255  # red on the left, blue on the right
     array[:, 25:75, 1] = 255
     read = read_image(save(tmp_path / "wide.png", Image.fromarray(array)), 32)
-    # Except for the outermost columns, which the resizing mixes with their neighbours.
+    # Except in the outermost columns, which resizing blends with their neighbours.
     assert (read[:, 2:-2] == (0, 255, 0)).all()
 
 
@@ -125,9 +125,9 @@ def test_a_file_that_is_not_an_image_is_named_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("classes, size", [(2, (32, 32)), (37, (50, 20))])
-def test_a_folder_of_classes(tmp_path, classes, size):
+def test_each_folder_of_images_becomes_a_class(tmp_path, classes, size):
     names = [f"class {number:02}" for number in range(classes)]
-    write_classes(tmp_path, names, size=size)
+    write_image_folder(tmp_path, names, size=size)
     (tmp_path / "train" / names[0] / ".DS_Store").write_text("hidden")
     (tmp_path / "train" / "a list.txt").write_text("next to the classes")
     data = load_dataset(str(tmp_path), tmp_path / "data")
@@ -141,7 +141,7 @@ def test_a_folder_of_classes(tmp_path, classes, size):
 
 
 def test_images_are_resized_to_image_size(tmp_path):
-    write_classes(tmp_path, "ab", size=(100, 60))
+    write_image_folder(tmp_path, "ab", size=(100, 60))
     assert load_dataset(str(tmp_path), tmp_path / "data", 48).train.images.shape == (6, 48, 48, 3)
 
 
@@ -180,8 +180,8 @@ def empty(path):
         ),
     ],
 )
-def test_a_faulty_folder_is_named_with_what_to_do(tmp_path, damage, message):
-    write_classes(tmp_path, "abc")
+def test_an_invalid_folder_is_named_with_what_to_do(tmp_path, damage, message):
+    write_image_folder(tmp_path, "abc")
     damage(tmp_path)
     with pytest.raises(Failure) as caught:
         load_dataset(str(tmp_path), tmp_path / "data")
@@ -197,7 +197,7 @@ def test_a_faulty_folder_is_named_with_what_to_do(tmp_path, damage, message):
     ids=["FIFO", "zero"],
 )
 def test_only_regular_files_are_read(tmp_path, make, kind):
-    write_classes(tmp_path, "ab")
+    write_image_folder(tmp_path, "ab")
     path = tmp_path / "train" / "a" / "odd.png"
     make(path)
     reason = f"{path}: cannot be read as an image: not a regular file but a {kind}"
@@ -210,14 +210,14 @@ def test_only_regular_files_are_read(tmp_path, make, kind):
 
 
 def test_images_may_be_links(tmp_path):
-    write_classes(tmp_path / "images", "ab", size=(32, 32))
+    write_image_folder(tmp_path / "images", "ab", size=(32, 32))
     linked = tmp_path / "images" / "train" / "a" / "linked.png"
     linked.symlink_to(save(tmp_path / "elsewhere.png", plain("L", 9, (32, 32))))
     assert load_dataset(str(tmp_path / "images"), tmp_path / "data").train.images[3, 0, 0, 0] == 9
 
 
 def test_a_line_break_in_a_name_is_escaped(tmp_path):
-    write_classes(tmp_path, ["a\nb", "c\x1b[31m\u2028", "d"])
+    write_image_folder(tmp_path, ["a\nb", "c\x1b[31m\u2028", "d"])
     assert load_dataset(str(tmp_path), tmp_path / "data").label_names == [
         "a\\nb",
         "c\\x1b[31m\\u2028",
@@ -232,7 +232,7 @@ def test_a_line_break_in_a_name_is_escaped(tmp_path):
 
 
 def test_a_class_name_that_is_not_utf_8_is_rejected(tmp_path):
-    write_classes(tmp_path, ["caf\udce9", "tea"])
+    write_image_folder(tmp_path, ["caf\udce9", "tea"])
     with pytest.raises(Failure) as caught:
         load_dataset(str(tmp_path), tmp_path / "data")
     assert str(caught.value) == (
@@ -242,11 +242,11 @@ def test_a_class_name_that_is_not_utf_8_is_rejected(tmp_path):
 
 @pytest.mark.slow
 def test_class_names_are_the_same_without_a_utf_8_locale(tmp_path):
-    write_classes(tmp_path, ["caf\u00e9", "tea"])
+    write_image_folder(tmp_path, ["caf\u00e9", "tea"])
     code = "import sys; from senet.data.image_files import load_folder\n"
     code += "print(ascii(load_folder(sys.argv[1], sys.argv[2], 32)[4]))"
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert run_python("-c", code, tmp_path, tmp_path / "data", **plain) == (
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert run_python("-c", code, tmp_path, tmp_path / "data", **c_locale) == (
         0,
         "['caf\\xe9', 'tea']\n",
         "",

@@ -1,6 +1,6 @@
-"""The modules of the two Inception networks against the paper's figures, computed with NumPy.
+"""Compare the modules of the two Inception networks with the paper's figures, computed with NumPy.
 
-The notation of a branch is that of the figures: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64
+Branches are written as in the figures: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64
 filters, then a 3x3 one with 96 filters, stride 2 and no padding.
 """
 
@@ -15,8 +15,8 @@ import SE_Inception_v4 as v4
 from senet.compat import tf
 
 NETWORKS = {v4: v4.SE_Inception_v4, resnet_v2: resnet_v2.SE_Inception_resnet_v2}
-# {kind of module: (number, [height, width, channels] of the output)}, in the network's order, for
-# 96x96 inputs: 32x32 with the default padding.
+# {kind of module: (how many, [height, width, channels] of the output)}, in the network's order, for
+# images of 32x32 that the default padding enlarges to 96x96.
 MODULES = {
     v4: {
         "Stem": (1, [9, 9, 384]),
@@ -40,12 +40,14 @@ by_inception = pytest.mark.parametrize("script", NETWORKS, ids=lambda script: sc
 
 @pytest.mark.slow
 @by_inception
-def test_the_whole_network(graph, rng, script, monkeypatch):
-    """Check the map sizes, dropout and first gradient of a network of the default size on 8 images,
-    in training and then in test with the same variables."""
+def test_the_whole_network_has_the_expected_sizes_dropout_and_gradient(
+    graph, rng, script, monkeypatch
+):
+    """Check the map sizes, the dropout and the gradient of the first layer in a network of the
+    default size, on 8 images, in training and then in evaluation with the same variables."""
     network, modules, pooled, features = NETWORKS[script], [], [], []
 
-    def recorded(kind, module):
+    def recording(kind, module):
         def method(self, x, *name):
             output = module(self, x, *name)
             modules.append((kind, output.shape.as_list()[1:]))
@@ -62,7 +64,7 @@ def test_the_whole_network(graph, rng, script, monkeypatch):
         return dense(x, *arguments, **fields)
 
     for kind in MODULES[script]:
-        monkeypatch.setattr(network, kind, recorded(kind, getattr(network, kind)))
+        monkeypatch.setattr(network, kind, recording(kind, getattr(network, kind)))
     monkeypatch.setattr(script, "Global_Average_Pooling", pooling)
     monkeypatch.setattr(script, "Fully_connected", classifier)
     x = tf.constant(rng.normal(size=(8, 32, 32, 3)), tf.float32)
@@ -83,13 +85,13 @@ def test_the_whole_network(graph, rng, script, monkeypatch):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         growth, pooled, features = session.run([growth, pooled, features])
-    # About 2. With offsets of 0 in batch norm, Inception-v4's is some 100 times its weights.
+    # About 2. If batch norm started with offsets of 0, it would be about 100 in Inception-v4.
     assert growth < 4
-    # In training, a fifth of the features is zero and the others are divided by 0.8.
+    # In training, a fifth of the features are set to zero and the others are divided by 0.8.
     (in_training, in_test), (dropped, undropped) = pooled, features
     np.testing.assert_array_equal(undropped, in_test)
     survives = dropped[in_training != 0] != 0
-    # 8 x 1536 or more draws, unless a feature is zero already: a standard deviation of 0.004.
+    # At least 8 x 1536 draws, less the features that are already 0: a standard deviation of 0.004.
     assert survives.size > 8 * 1000
     assert survives.mean() == pytest.approx(0.8, abs=0.02)
     np.testing.assert_allclose(dropped[dropped != 0], in_training[dropped != 0] / 0.8, rtol=1e-6)
@@ -124,7 +126,7 @@ class Module:
         return self.variables.pop("/".join([self.scope, *path]))
 
     def branch(self, x, text):
-        """Return the output of the next branch of the figure."""
+        """Return the output of the figure's next branch, computed with NumPy."""
         scope = "branch" + (f"_{self.branches}" if self.branches else "")
         self.branches += 1
         for number, part in enumerate(text.split(", "), 1):
@@ -146,7 +148,7 @@ class Module:
         return nl.squeeze_excitation(x, *(self.variable("SE", *name) for name in names))
 
     def check(self, expected):
-        assert self.variables == {}  # the figure used all of them
+        assert self.variables == {}  # the figure uses every variable
         scale = np.abs(expected).max()
         np.testing.assert_allclose(self.output / scale, expected / scale, rtol=0, atol=1e-4)
 
@@ -156,7 +158,7 @@ def concatenate(*branches):
 
 
 @by_inception
-def test_stem_is_figure_3(script):
+def test_stem_matches_figure_3(script):
     m = Module(script, "Stem", (2, 75, 75, 3))
     x = m.branch(m.x, "3x3 32/2V, 3x3 32V, 3x3 64")
     x = concatenate(nl.max_pooling(x, 3, 2), m.branch(x, "3x3 96/2V"))
@@ -164,7 +166,7 @@ def test_stem_is_figure_3(script):
     m.check(concatenate(m.branch(x, "3x3 192/2V"), nl.max_pooling(x, 3, 2)))
 
 
-def test_inception_a_is_figure_4():
+def test_inception_a_matches_figure_4():
     m = Module(v4, "Inception_A", (2, 5, 6, 7))
     m.check(
         m.gated(
@@ -181,7 +183,7 @@ def test_inception_a_is_figure_4():
 @pytest.mark.parametrize(
     "script, k, l, m, n", [(v4, 192, 224, 256, 384), (resnet_v2, 256, 256, 384, 384)]
 )
-def test_reduction_a_is_figure_7(script, k, l, m, n):  # noqa: E741 (the paper's letters)
+def test_reduction_a_matches_figure_7(script, k, l, m, n):  # noqa: E741 (the paper's letters)
     module = Module(script, "Reduction_A", (2, 9, 9, 7), ratio=7)
     x = module.x
     module.check(
@@ -195,7 +197,7 @@ def test_reduction_a_is_figure_7(script, k, l, m, n):  # noqa: E741 (the paper's
     )
 
 
-def test_inception_b_is_figure_5_with_the_second_1x7_upright():
+def test_inception_b_matches_figure_5_with_7x1_for_the_second_1x7():
     m = Module(v4, "Inception_B", (2, 5, 6, 7))
     m.check(
         m.gated(
@@ -209,7 +211,7 @@ def test_inception_b_is_figure_5_with_the_second_1x7_upright():
     )
 
 
-def test_reduction_b_is_figure_8():
+def test_reduction_b_matches_figure_8():
     m = Module(v4, "Reduction_B", (2, 4, 4, 7), ratio=7)
     m.check(
         m.gated(
@@ -222,7 +224,7 @@ def test_reduction_b_is_figure_8():
     )
 
 
-def test_inception_c_is_figure_6():
+def test_inception_c_matches_figure_6():
     m = Module(v4, "Inception_C", (2, 3, 4, 7))
     short = m.branch(m.x, "1x1 384")
     long = m.branch(m.x, "1x1 384, 1x3 448, 3x1 512")
@@ -249,7 +251,7 @@ RESIDUAL = [
 
 @pytest.mark.parametrize("method, figure", RESIDUAL)
 @pytest.mark.parametrize("ratio", [0, 8])
-def test_residual_modules_are_figures_16_17_and_19(method, figure, ratio):
+def test_residual_modules_match_figures_16_17_and_19(method, figure, ratio):
     m = Module(resnet_v2, method, (2, 5, 6, 24), ratio)
     branches = concatenate(*(m.branch(m.x, text) for text in figure))
     linear = nl.convolution(branches, m.variable("linear", "weights")) + m.variable(
@@ -258,7 +260,7 @@ def test_residual_modules_are_figures_16_17_and_19(method, figure, ratio):
     m.check(nl.relu(m.x + (m.gated(0.1 * linear) if ratio else 0.1 * linear)))
 
 
-def test_reduction_b_of_the_residual_network_is_figure_18():
+def test_reduction_b_of_the_residual_network_matches_figure_18():
     m = Module(resnet_v2, "Reduction_B", (2, 4, 4, 7), ratio=7)
     m.check(
         m.gated(

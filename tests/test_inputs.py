@@ -5,7 +5,7 @@ from senet.data.datasets import Dataset, Split
 from senet.data.inputs import image_inputs
 
 
-def test_images_are_normalised_by_the_training_set(graph, rng):
+def test_images_are_normalised_with_the_statistics_of_the_training_set(graph, rng):
     train = Split(rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.zeros(9, np.int32))
     test = Split(rng.integers(100, 120, (5, 4, 4, 3), np.uint8), np.ones(5, np.int32))
     inputs = image_inputs(Dataset("noise", train, test, ["a", "b"]))
@@ -16,7 +16,7 @@ def test_images_are_normalised_by_the_training_set(graph, rng):
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_are_variables_of_the_checkpoint(graph, rng):
+def test_statistics_are_saved_variables_that_are_not_trained(graph, rng):
     split = Split(rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.zeros(9, np.int32))
     image_inputs(Dataset("noise", split, split, ["a", "b"]))
     assert [v.op.name for v in tf.global_variables()] == [

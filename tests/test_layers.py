@@ -16,7 +16,7 @@ from senet.layers import (
 
 
 def run(fetches, feed_dict=None, values=None):
-    """Return `fetches` from a new session, with the variables in `values` set to those values."""
+    """Run `fetches` in a new session, with the variables named in `values` set to those values."""
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
@@ -68,7 +68,7 @@ def test_grouped_convolution_is_one_convolution_per_group(graph, rng, stride):
 
 
 @pytest.mark.parametrize("size", [6, 7])
-def test_strided_1x1_convolution(graph, rng, size):
+def test_strided_1x1_convolution_matches_numpy(graph, rng, size):
     x = rng.normal(size=(2, size, size, 4)).astype(np.float32)
     filters = rng.normal(size=(1, 1, 4, 3)).astype(np.float32)
     output = conv_layer(tf.constant(x), 3, 1, stride=2)
@@ -95,7 +95,7 @@ with tf.Graph().as_default():
 
 
 @pytest.mark.slow
-def test_gradient_of_a_strided_1x1_convolution_stays_in_its_memory():
+def test_gradient_of_a_strided_1x1_convolution_does_not_corrupt_memory():
     status, _, errors = run_python("-c", STRIDED_GRADIENT, MALLOC_CHECK_="3")
     assert status == 0, errors
 
@@ -138,12 +138,12 @@ def test_convolution_starts_with_he_weights(graph):
     conv_layer(tf.ones([1, 8, 8, 64]), 256, 3)
     weights = run(tf.trainable_variables()[0])
     assert weights.shape == (3, 3, 64, 256)
-    # 147,456 draws: the sample's deviation is within 1 % of sqrt(2 / fan_in).
+    # 147,456 draws: the standard deviation of the sample is within 1 % of sqrt(2 / fan_in).
     assert np.std(weights) == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.01)
     assert np.mean(weights) == pytest.approx(0, abs=1e-3)
 
 
-def test_initial_weights_depend_on_seed_and_name_alone():
+def test_initial_weights_depend_only_on_seed_and_name():
     def weights(seed, name, layers_before):
         with tf.Graph().as_default():
             tf.set_random_seed(seed)
@@ -168,7 +168,7 @@ class TestBatchNormalization:
         values = {"bn/gamma": gamma, "bn/beta": beta}
         np.testing.assert_allclose(run(output, values=values), expected, rtol=1e-4, atol=1e-5)
 
-    def test_moving_averages_follow_the_formula_over_steps(self, graph, rng):
+    def test_moving_averages_follow_the_formula_over_several_steps(self, graph, rng):
         x = tf.placeholder(tf.float32, [None, 3, 3, 2])
         Batch_Normalization(x, training=True, scope="bn", momentum=0.9)
         pairs = zip(tf.moving_average_variables(), moving_averages(), strict=True)
@@ -202,18 +202,18 @@ class TestBatchNormalization:
 
 
 class TestDropout:
-    def test_the_rate_of_zeros_and_the_scale_of_the_others(self, graph):
+    def test_the_given_share_becomes_zero_and_the_rest_is_scaled(self, graph):
         x = np.full((100, 1000), 2, np.float32)
         output = run(Dropout(tf.constant(x), rate=0.2, training=True))
         np.testing.assert_allclose(np.unique(output), [0, 2 / 0.8], rtol=1e-6)
-        # 20,000 of 100,000 values, with a deviation of 126.
+        # 20,000 of 100,000 values, with a standard deviation of 126.
         assert abs((output == 0).sum() - 20_000) < 5 * 126
 
     def test_evaluation_drops_nothing(self, graph):
         x = tf.ones([4, 10])
         assert Dropout(x, rate=0.2, training=False) is x
 
-    def test_depends_on_seed_and_step_alone(self):
+    def test_dropout_depends_only_on_seed_and_step(self):
         def dropped(seed, step, layers_before=0):
             with tf.Graph().as_default():
                 tf.set_random_seed(seed)

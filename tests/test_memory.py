@@ -1,4 +1,5 @@
-"""Networks that cannot fit into memory are rejected before they are built; others are accepted."""
+"""Check that networks that cannot fit into memory are rejected before they are built, and that
+others are accepted."""
 
 import os
 import re
@@ -24,7 +25,7 @@ from senet.errors import HyperparameterError
     ],
 )
 @pytest.mark.slow
-def test_a_network_of_terabytes_is_rejected(tmp_path, capsys, fields):
+def test_a_network_that_needs_terabytes_is_rejected(tmp_path, capsys, fields):
     fields = [f"--run_dir={tmp_path / 'run'}", "--dataset=shapes", *fields]
     assert SE_ResNeXt.main(fields) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -34,7 +35,7 @@ def test_a_network_of_terabytes_is_rejected(tmp_path, capsys, fields):
 
 
 @pytest.mark.slow
-def test_the_estimate_is_a_lower_bound_by_hand(graph, monkeypatch):
+def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypatch):
     split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
     data = Dataset("noise", split, split, ["a", "b"])
     hp = SE_ResNeXt.Hyperparameters(
@@ -45,8 +46,9 @@ def test_the_estimate_is_a_lower_bound_by_hand(graph, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 10**12)
     SE_ResNeXt.build_graph(data, hp)
     values = sum(v.shape.num_elements() for v in tf.trainable_variables())
-    # Of each image: the stem's 32x32x64; then in each stage the maps of reduce, paths, merge and
-    # the shortcut, of 4, 4, 8 and 8 channels, doubled each stage; reduce has the size before it.
+    # The maps of each image: the stem's 32x32x64, then those of reduce, paths, merge and the
+    # shortcut, with 4, 4, 8 and 8 channels in the first stage and twice as many in each later one.
+    # The map of reduce has the size of the stage's input.
     maps = 32 * 32 * (64 + 24) + (32 * 32 * 8 + 16 * 16 * 40) + (16 * 16 * 16 + 8 * 8 * 80)
     needed = 4 * (3 * values + 2 * 4 * maps)  # float32; four images
     for available, fits in (0.9 * needed, False), (1.2 * needed, True):
@@ -67,7 +69,7 @@ def test_a_trained_network_that_does_not_fit_is_rejected(trained, capsys, monkey
 
 
 @pytest.mark.slow
-def test_ulimit_counts():
+def test_ulimit_restricts_the_available_memory():
     limit = 64 * 2**30
     status, output, errors = run_python(
         "-c",
@@ -89,7 +91,7 @@ def test_ulimit_counts():
         ("4:cpu:/user", "cpu/memory.max", []),
     ],
 )
-def test_control_groups_count(tmp_path, monkeypatch, line, file, found):
+def test_control_groups_restrict_the_available_memory(tmp_path, monkeypatch, line, file, found):
     for name, text in ("proc/self/cgroup", f"{line}\n"), (f"groups/{file}", "1000000000\n"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
@@ -100,7 +102,7 @@ def test_control_groups_count(tmp_path, monkeypatch, line, file, found):
 
 
 def test_mapped_files_do_not_count_in_a_control_group(tmp_path, monkeypatch):
-    """Check that 300 MB of 1 GB are available with 700 MB in use and 5 GB of mapped files."""
+    """Check that 300 MB of 1 GB are available if 700 MB and 5 GB of mapped files are in use."""
     page = os.sysconf("SC_PAGE_SIZE")
     pages = [size // page for size in (9 * 10**9, 5_700_000_000, 5 * 10**9)]
     for name, text in {

@@ -1,4 +1,4 @@
-"""A batch in pieces: how it is split, and the sums over the pieces."""
+"""Check how a batch is split into pieces, and the sums over the pieces."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from senet.micro_batches import sum_over_micro_batches
         (0, [list(range(10))]),
     ],
 )
-def test_every_image_is_in_one_piece(graph, size, pieces):
+def test_every_image_is_in_exactly_one_piece(graph, size, pieces):
     images, labels = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.int32, [None])
     total = tf.get_variable("total", [10], trainable=False)
 
@@ -49,7 +49,7 @@ def test_each_piece_has_its_own_dropout(graph):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         result = session.run(sums)
-    # With equal masks, the sums would be 0 or 30 times 2.
+    # If all masks were equal, each sum would be 0 or 30 times 2.
     assert ((result > 0) & (result < 60)).all()
 
 
@@ -61,8 +61,8 @@ def data(rng):
 
 
 def first_step(data, part, micro_batch_size):
-    """Return the gradients and the next moving averages, {name: array}, of a first step on `part`
-    of the images, a slice, without weight decay."""
+    """Run a first step, without weight decay, on the images in the slice `part`. Return its
+    gradients and the new moving averages as {name: array}."""
     hp = Hyperparameters(
         cardinality=2,
         depth=2,
@@ -78,7 +78,7 @@ def first_step(data, part, micro_batch_size):
         inputs, train_step, _, _ = build_graph(data, hp)
         session.run(tf.global_variables_initializer())
         session.run(train_step, inputs.feed(batch))
-        # From zero, the momentum after one step is the gradient.
+        # The momentum starts at zero, so after one step it is the gradient.
         return {
             v.op.name: session.run(v)
             for v in tf.global_variables()
@@ -87,7 +87,7 @@ def first_step(data, part, micro_batch_size):
 
 
 @pytest.mark.slow
-def test_a_step_by_micro_batches_is_the_mean_of_their_own_steps(data, monkeypatch):
+def test_a_step_by_micro_batches_is_the_mean_of_one_step_on_each(data, monkeypatch):
     monkeypatch.setattr(SE_ResNeXt, "shift_and_flip", lambda images, seed, step: images)
     parts = [first_step(data, slice(start, start + 4), micro_batch_size=0) for start in (0, 4)]
     together = first_step(data, slice(0, 8), micro_batch_size=4)

@@ -1,4 +1,4 @@
-"""The types that a network computes in, and the choice of bfloat16."""
+"""Check the types in which a network computes, and when it uses bfloat16."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from senet.compat import tf
 
 
 def logits(script, images, mixed_precision):
-    """Return the logits of a network, as a tensor and as an array."""
+    """Return the logits of a network for `images`, as a tensor and as an array."""
     hp = script.hyperparameters(mixed_precision=mixed_precision, **script.tiny)
     tf.set_random_seed(0)
     output = script.network(tf.constant(images), False, hp).model
@@ -20,7 +20,7 @@ def logits(script, images, mixed_precision):
 
 @pytest.mark.parametrize(
     "script",
-    # The two Inceptions use the same layers.
+    # One Inception is enough: both use the same layers.
     [SCRIPTS[0], pytest.param(SCRIPTS[2], marks=pytest.mark.slow)],
     ids=lambda script: script.name,
 )
@@ -46,7 +46,7 @@ def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeyp
 
 
 @pytest.mark.parametrize(
-    "flags, has_it",
+    "flags, supported",
     [
         ("flags : fpu avx512f avx512_bf16 avx512_fp16", True),
         ("flags : fpu avx512f amx_bf16 amx_tile", True),
@@ -55,32 +55,34 @@ def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeyp
     ],
 )
 def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(
-    tmp_path, monkeypatch, flags, has_it
+    tmp_path, monkeypatch, flags, supported
 ):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
     monkeypatch.setattr(devices, "chosen_gpus", lambda: ())
-    assert devices.has_bfloat16() is has_it
-
-
-@pytest.mark.parametrize("capability, has_it", [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, has_it):
-    details = {"compute_capability": capability}
-    monkeypatch.setattr(devices, "chosen_gpus", lambda: ("GPU:0",))
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    assert devices.has_bfloat16() is has_it
+    assert devices.has_bfloat16() is supported
 
 
 @pytest.mark.parametrize(
-    "asked, has_it, dtype, words",
+    "capability, supported", [((7, 5), False), ((8, 0), True), ((12, 0), True)]
+)
+def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, supported):
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(devices, "chosen_gpus", lambda: ("GPU:0",))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert devices.has_bfloat16() is supported
+
+
+@pytest.mark.parametrize(
+    "requested, supported, dtype, words",
     [
         (True, True, tf.bfloat16, "mixed precision (bfloat16)"),
         (True, False, tf.float32, "float32 (no bfloat16 support)"),
         (False, True, tf.float32, "float32"),
     ],
 )
-def test_the_precision_in_use_is_described(monkeypatch, asked, has_it, dtype, words):
-    monkeypatch.setattr(devices, "has_bfloat16", lambda: has_it)
-    assert devices.compute_type(asked) == dtype
-    assert devices.describe_precision(asked) == words
+def test_the_precision_in_use_is_described(monkeypatch, requested, supported, dtype, words):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: supported)
+    assert devices.compute_type(requested) == dtype
+    assert devices.describe_precision(requested) == words

@@ -1,4 +1,4 @@
-"""The trained networks that the repository ships: each folder of models/."""
+"""Check the trained networks that the repository ships, one in each folder of models/."""
 
 import pytest
 from conftest import ROOT
@@ -8,5 +8,5 @@ MODELS = sorted(card.parent for card in ROOT.glob("models/*/README.md"))
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_the_card_has_the_numbers_of_the_files(folder):
+def test_the_numbers_on_the_card_match_the_files(folder):
     check_published(folder)

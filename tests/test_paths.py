@@ -1,4 +1,4 @@
-"""Paths that TensorFlow would read as a pattern."""
+"""Check that paths are rejected if TensorFlow would read them as patterns."""
 
 import pytest
 import tiny_run
@@ -9,7 +9,7 @@ from senet.hyperparameters import NOT_A_PATTERN
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "exp\\1", "a*", "a?b"])
-def test_run_dir_that_is_a_pattern_is_rejected_before_training(tmp_path, capsys, name):
+def test_a_run_dir_that_is_a_pattern_is_rejected_before_training(tmp_path, capsys, name):
     assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, name)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --run_dir must not contain *, ?, [ or \\")
@@ -32,10 +32,10 @@ def test_other_paths_that_are_patterns_are_rejected(trained, capsys, arguments):
 
 
 @pytest.mark.parametrize("name", list(" !\"#$%&'()+,-.:;<=>@]^_`{|}~ü") + ["**", "[1]", "\\"])
-def test_tensorflow_reads_back_the_allowed_names(tmp_path, graph, name):
+def test_tensorflow_reads_back_a_checkpoint_with_any_allowed_name(tmp_path, graph, name):
     path = str(tmp_path / f"a{name}b")
     variable = tf.get_variable("v", [], initializer=tf.ones_initializer())
-    # The name itself, and one that a pattern could match instead.
+    # Save under the name itself, and under one that it would match as a pattern.
     for other in f"a{name}b", "aXb":
         with tf.Session() as session:
             session.run(variable.assign(2.0 if other == "aXb" else 1.0))

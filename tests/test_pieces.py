@@ -1,4 +1,5 @@
-"""Inceptions end in 1x1 maps, for which batch norm needs two images in each piece of a batch."""
+"""Check that every piece of a batch has at least two images: batch norm needs them for the 1x1 maps
+at the end of the Inceptions."""
 
 import dataclasses
 
@@ -38,7 +39,9 @@ class Sizes:
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
-def test_exactly_the_splits_with_a_single_image_are_rejected(graph, batch_size, micro_batch_size):
+def test_exactly_the_splits_with_a_piece_of_one_image_are_rejected(
+    graph, batch_size, micro_batch_size
+):
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(
@@ -51,7 +54,7 @@ def test_exactly_the_splits_with_a_single_image_are_rejected(graph, batch_size, 
     with tf.Session() as session:
         for images in range(2, 25):
             split = Split(np.zeros([images, 1, 1, 3], np.uint8), np.zeros(images, np.int32))
-            # The end of an epoch feeds the first batch_size images again.
+            # At the end of an epoch, the first batch_size images are fed again.
             fed = [*batches(split, batch_size), split.first(batch_size)]
             found = any(session.run(single, {labels: batch.labels}) for batch in fed)
             try:

@@ -1,10 +1,11 @@
-"""`publish` writes the tiny run `trained` into a folder without its training state."""
+"""Check the command `publish`, which writes a run into a folder without its training state, on the
+tiny run `trained`."""
 
 import json
 import shutil
 
 import pytest
-from image_folders import save, write_classes
+from image_folders import save, write_image_folder
 from model_cards import card_numbers, check_published
 from PIL import Image
 
@@ -26,24 +27,24 @@ def call(capsys):
 
 @pytest.fixture(scope="module")
 def published(trained, tmp_path_factory):
-    """Return the folder of the published run; its data set needs --data_dir."""
+    """Return the folder of the published run. Commands need --data_dir to find its data set."""
     folder = tmp_path_factory.mktemp("published") / "models" / "tiny"
     note = "--note=Artificial images, JPEG re-encoded."
     assert SE_ResNeXt.main(["publish", str(folder), f"--run_dir={trained}", note]) == 0
     return folder
 
 
-def one_line(result, status, start):
+def assert_one_line_error(result, status, start):
     assert result[:2] == (status, "")
     assert result[2].startswith(f"error: {start}")
     assert result[2].count("\n") == 1
 
 
-def test_the_card_has_the_numbers_of_the_files(published, trained):
+def test_the_numbers_on_the_card_match_the_files(published, trained):
     check_published(published)
     card = (published / "README.md").read_text()
     assert "Artificial images, JPEG re-encoded." in card
-    assert card_numbers(card)[1] == 7862  # by hand: see test_run
+    assert card_numbers(card)[1] == 7862  # worked out by hand in test_run.py
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=20"
     assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2 --micro_batch_size=0\n" in card
     assert "200 training and 40 test images" in card
@@ -51,7 +52,7 @@ def test_the_card_has_the_numbers_of_the_files(published, trained):
     assert [path.name for path in published.parent.iterdir()] == ["tiny"]
 
 
-def test_a_wrong_number_on_the_card_is_found(published, tmp_path):
+def test_a_wrong_number_on_the_card_is_detected(published, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(published, folder)
     card = (folder / "README.md").read_text()
@@ -61,7 +62,7 @@ def test_a_wrong_number_on_the_card_is_found(published, tmp_path):
             check_published(folder)
 
 
-def test_evaluate_gives_the_digits_of_the_run(published, trained, call):
+def test_evaluate_gives_the_same_digits_as_the_run(published, trained, call):
     data_dir = f"--data_dir={trained.parent / 'data'}"
     status, output, errors = call("evaluate", f"--run_dir={published}", data_dir)
     assert (status, errors) == (0, "")
@@ -70,7 +71,7 @@ def test_evaluate_gives_the_digits_of_the_run(published, trained, call):
 
 
 @pytest.mark.slow
-def test_the_other_commands_give_the_results_of_the_run(published, trained, call, tmp_path):
+def test_the_other_commands_give_the_same_results_as_the_run(published, trained, call, tmp_path):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
     Image.fromarray(images[0]).save(tmp_path / "0.png")
     data_dir = f"--data_dir={trained.parent / 'data'}"
@@ -82,16 +83,18 @@ def test_the_other_commands_give_the_results_of_the_run(published, trained, call
     assert (status, errors) == (0, "")
 
 
-def test_training_does_not_resume_in_it(published, call, tmp_path):
+def test_training_does_not_resume_a_published_network(published, call, tmp_path):
     before = sorted(published.rglob("*"))
     for options in ["--data_dir=nowhere"], ["--total_epochs=9"]:
         result = call(f"--run_dir={published}", *options)
-        one_line(result, 1, f"{published} is a published network and has no optimizer state")
+        assert_one_line_error(
+            result, 1, f"{published} is a published network and has no optimizer state"
+        )
         assert f"use --initial_checkpoint={published} and another --run_dir" in result[2]
     assert sorted(published.rglob("*")) == before
 
 
-def test_a_given_checkpoint_is_published_with_its_rows(trained, call, tmp_path):
+def test_an_earlier_checkpoint_is_published_with_the_rows_up_to_it(trained, call, tmp_path):
     folder, checkpoint = tmp_path / "first", "--checkpoint=model.ckpt-10"
     assert call("publish", folder, checkpoint, f"--run_dir={trained}")[0] == 0
     check_published(folder)
@@ -113,40 +116,42 @@ def test_options_that_differ_from_the_run_are_rejected(
 ):
     folder = tmp_path / "new"
     result = call("publish", folder, f"--run_dir={trained}", *options)
-    one_line(result, status, message.format(run=trained))
+    assert_one_line_error(result, status, message.format(run=trained))
     assert not folder.exists()
 
 
-def test_nothing_is_replaced(trained, call, tmp_path):
+def test_publish_does_not_replace_a_folder(trained, call, tmp_path):
     (tmp_path / "file").write_text("precious")
     result = call("publish", tmp_path, f"--run_dir={trained}")
-    one_line(result, 1, f"{tmp_path} already exists; remove it, or use another folder")
+    assert_one_line_error(result, 1, f"{tmp_path} already exists; remove it, or use another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_checkpoint_without_a_row_and_other_images_are_rejected(trained, call, tmp_path):
+def test_a_checkpoint_without_a_row_and_different_images_are_rejected(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)
     (run / "logs.txt").write_text(rows[0])
     result = call("publish", tmp_path / "new", f"--run_dir={run}")
-    one_line(result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: step 20 is")
+    assert_one_line_error(
+        result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: step 20 is"
+    )
     classes = [f"class {number}" for number in range(10)]
-    dataset = write_classes(tmp_path / "images", classes, train=1, test=1)
+    dataset = write_image_folder(tmp_path / "images", classes, train=1, test=1)
     result = call("publish", tmp_path / "new", f"--run_dir={run}", f"--dataset={dataset}")
-    one_line(result, 1, f"the training images of {dataset} differ from those ")
+    assert_one_line_error(result, 1, f"the training images of {dataset} differ from those ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
 
 
-def test_a_damaged_network_gives_one_line(published, call, tmp_path):
+def test_a_damaged_network_gives_a_one_line_error(published, call, tmp_path):
     shutil.copytree(published, tmp_path / "damaged")
     (data,) = (tmp_path / "damaged").glob("model/*.data-*")
     data.write_bytes(data.read_bytes()[:-100])
     result = call("evaluate", f"--run_dir={tmp_path / 'damaged'}")
-    one_line(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be used (")
+    assert_one_line_error(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be used (")
 
 
-def test_settings_of_the_machine_stay_behind(trained, tmp_path, call):
+def test_machine_specific_settings_are_not_published(trained, tmp_path, call):
     """Publish with a data set at an absolute path, and a device that others may lack."""
     *splits, names = load_cifar(CIFAR10, trained.parent / "data")
     for split, images, labels in ("train", *splits[:2]), ("test", *splits[2:]):
@@ -164,7 +169,7 @@ def test_settings_of_the_machine_stay_behind(trained, tmp_path, call):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_without_a_run_the_network_that_comes_with_the_script_is_named(tmp_path, call, monkeypatch):
+def test_without_a_run_the_message_names_the_shipped_network(tmp_path, call, monkeypatch):
     shipped, elsewhere = tmp_path / "models" / "SE_ResNeXt", tmp_path / "elsewhere"
     shipped.mkdir(parents=True)
     elsewhere.mkdir()
@@ -173,4 +178,4 @@ def test_without_a_run_the_network_that_comes_with_the_script_is_named(tmp_path,
         monkeypatch.chdir(folder)
         result = call("predict", "a.png", "--run_dir=none")
         start = "no run in none; train first, or use the --run_dir of an existing run, such as "
-        one_line(result, 1, f"{start}--run_dir={name}\n")
+        assert_one_line_error(result, 1, f"{start}--run_dir={name}\n")

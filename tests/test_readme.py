@@ -1,5 +1,5 @@
-"""The documentation: commands run or at least parse, links are valid, generated parts are
-current."""
+"""Check the documentation: commands run, or at least parse; links are valid; generated parts are up
+to date."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ README = PAGES[ROOT / "README.md"]
 
 
 def blocks(text, *languages):
-    """Return the fenced blocks of a page in one of `languages` ("" for none), lines joined where
-    they end in a backslash."""
+    """Return the fenced blocks of a page in one of `languages` ("" for none). Join each line that
+    ends in a backslash to the next."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
     return [re.sub(r"\\\n\s*", "", block) for language, block in fenced if language in languages]
 
@@ -44,7 +44,7 @@ CALLS = [call for text in PAGES.values() for call in calls(text)]
 
 
 def command(name):
-    """Return the block of README.md marked `<!-- command: name -->`."""
+    """Return the first block of README.md after the mark `<!-- command: name -->`."""
     _, _, rest = README.partition(f"<!-- command: {name} -->\n")
     return blocks(rest, "bash")[0]
 
@@ -58,7 +58,7 @@ def test_ci_runs_the_test_command():
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
-    """Return the folder in which the first command was run, for two epochs instead of eight."""
+    """Run the first command of README.md for two epochs instead of eight; return the folder."""
     folder = tmp_path_factory.mktemp("first")
     ((script, arguments),) = calls(f"```bash\n{command('train')}```")
     command_line = ROOT / f"{script}.py", *arguments, "--total_epochs=2"
@@ -68,7 +68,7 @@ def first_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_first_command_learns_the_shapes(first_run):
+def test_the_first_command_learns_to_classify_shapes(first_run):
     *_, last = (first_run / "runs/shapes/logs.txt").read_text().splitlines()
     assert float(last.rpartition("test_acc: ")[2]) >= 0.3  # chance: 0.1
 
@@ -82,7 +82,7 @@ def test_the_commands_for_trained_networks_run(first_run, monkeypatch):
     monkeypatch.chdir(first_run)
     for script, arguments in calls(page):
         assert importlib.import_module(script).main(arguments) == 0, arguments
-    # Using the export requires nothing from this repository.
+    # The export must be usable without this repository.
     (code,) = blocks(page, "python")
     status, output, errors = run_python("-c", code, cwd=first_run, PYTHONPATH="")
     assert status == 0, errors
@@ -118,7 +118,7 @@ def test_different_runs_have_different_folders():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_option_and_file_named_exists(page):
+def test_every_option_and_file_mentioned_exists(page):
     fields = {f.name for cls in HYPERPARAMETERS.values() for f in dataclasses.fields(cls)}
     arguments = {name for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
     options = set(re.findall(r"`(--\w+)", PAGES[page]))
@@ -149,7 +149,7 @@ LISTED = [script for script in SCRIPTS if f"| {script.title} |" in README]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", LISTED, ids=lambda script: script.name)
-def test_parameters_and_multiply_adds_of_the_table(graph, script):
+def test_the_table_has_the_parameters_and_multiply_adds_of_each_network(graph, script):
     x = tf.placeholder(tf.float32, [1, 32, 32, 3])
     script.network(x, False, script.hyperparameters())
     products = 0
@@ -170,7 +170,7 @@ def test_parameters_and_multiply_adds_of_the_table(graph, script):
 
 
 @pytest.mark.parametrize("page", draw.PAGES, ids=lambda page: page.name)
-def test_generated_parts_are_current(page):
+def test_generated_parts_are_up_to_date(page):
     assert draw.regenerated(page) == page.read_text()
 
 
@@ -182,13 +182,13 @@ def test_every_measured_run_can_be_repeated():
 
 
 @pytest.mark.parametrize("name", draw.FIGURES)
-def test_figures_are_current(name):
+def test_figures_are_up_to_date(name):
     stored = (ROOT / "assests" / f"{name}.svg").read_text()
     drawn = draw.as_svg(draw.FIGURES[name])
     (version,) = re.findall(r"Matplotlib v([\d.]+)", stored)
     if version == matplotlib.__version__:
         assert drawn == stored
-    else:  # with other glyphs
+    else:  # another version draws the text differently: compare only the sizes
         size = re.compile(r'viewBox="[^"]+"')
         assert size.search(drawn).group() == size.search(stored).group()
 
@@ -197,6 +197,6 @@ DRAWN = {"shapes": draw.draw_shapes, **{n: functools.partial(draw_example, n) fo
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_an_image_drawn_by_a_script_is_current(name):
+def test_images_drawn_by_a_script_are_up_to_date(name):
     stored = Image.open(ROOT / "assests" / f"{name}.png")
     assert ImageChops.difference(stored, DRAWN[name]()).getbbox() is None

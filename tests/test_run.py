@@ -18,7 +18,7 @@ OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]
 
 
 def train(folder, name, *options):
-    """Train in this process; return the lines printed."""
+    """Train in this process; return the printed lines."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main(arguments(folder, name, *options)) == 0
     return output.getvalue().splitlines()
@@ -26,14 +26,14 @@ def train(folder, name, *options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return the folder of the run `whole` of three epochs, and the lines it printed."""
+    """Return the folder that contains the run `whole` of three epochs, and the lines it printed."""
     folder = tmp_path_factory.mktemp("runs")
     return folder, train(folder, "whole", *OPTIONS)
 
 
 def scalars(run_dir):
-    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. A restart discards those
-    from its step on."""
+    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. When a run is resumed,
+    TensorBoard discards earlier values from that step on."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):
@@ -65,9 +65,9 @@ def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
     assert of_whole == of_resumed
 
 
-def test_the_files_and_the_output_of_a_run(whole):
+def test_a_run_has_the_expected_output_and_files(whole):
     folder, (network, data, device, run, watch, *rows, done, best, after) = whole
-    # By hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
+    # Worked out by hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
     assert data == "data: cifar10, 200 training and 40 test images in 10 classes"
     assert device.startswith("device: ")
@@ -91,7 +91,7 @@ def test_the_files_and_the_output_of_a_run(whole):
 
 
 @pytest.mark.slow
-def test_a_run_of_days_without_a_gpu_is_noted_at_the_start(tmp_path):
+def test_a_run_that_takes_days_without_a_gpu_starts_with_a_note(tmp_path):
     options = ["--total_epochs=999999", "--padding=32"]
     process = start_script(*command(tmp_path, "run", *options))
     lines = [process.stdout.readline() for _ in range(7)]
@@ -121,7 +121,7 @@ def test_xla_gives_the_same_result(tmp_path):
     np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.001)
 
 
-def test_xla_is_used_only_if_asked_for():
+def test_xla_is_used_only_if_requested():
     levels = [
         session_config(Hyperparameters(xla=xla)).graph_options.optimizer_options.global_jit_level
         for xla in (False, True)

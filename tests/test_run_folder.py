@@ -1,4 +1,4 @@
-"""Files of a run that are removed, copied, damaged or replaced, before or during the run."""
+"""Remove, copy, damage or replace files of a run, before or during the run."""
 
 import importlib.util
 import io
@@ -33,7 +33,7 @@ def hyperparameters(tmp_path):
 
 
 class TestRows:
-    def test_deleted_rows_are_written_again(self, hyperparameters):
+    def test_deleted_rows_are_rewritten(self, hyperparameters):
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
             folder.row_file.unlink()
@@ -66,7 +66,7 @@ class TestRows:
         with RunFolder(hyperparameters) as folder:
             assert list(folder.rows) == [1]
 
-    def test_a_full_disk_under_the_rows_leaves_them(self, hyperparameters):
+    def test_a_full_disk_while_writing_a_row_keeps_the_earlier_rows(self, hyperparameters):
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
             before = folder.row_file.read_text()
@@ -88,7 +88,7 @@ class TestLock:
             with pytest.raises(Failure, match="is being trained by another process"):
                 RunFolder(hyperparameters).__enter__()
 
-    def test_of_two_processes_the_one_that_lost_the_lock_does_not_write(self, hyperparameters):
+    def test_a_process_that_lost_the_lock_does_not_write(self, hyperparameters):
         with RunFolder(hyperparameters) as first:
             first.lock_file.unlink()
             with RunFolder(hyperparameters) as second:
@@ -102,7 +102,8 @@ class TestLock:
 class TestCheckpoints:
     @pytest.fixture
     def checkpoints(self, tmp_path):
-        """Yield Checkpoints with steps 1 and 2 of a graph with one variable, and a session."""
+        """Yield Checkpoints that has saved steps 1 and 2 of a graph with one variable, and its
+        session."""
         with tf.Graph().as_default(), tf.Session() as session:
             step = tf.train.get_or_create_global_step()
             variable = tf.get_variable("v", initializer=1.0)
@@ -113,7 +114,9 @@ class TestCheckpoints:
                 checkpoints.save(session, number)
             yield checkpoints, session
 
-    def test_a_copy_with_a_larger_number_is_not_the_newest(self, checkpoints, tmp_path, capsys):
+    def test_a_copied_checkpoint_with_a_larger_step_is_not_used(
+        self, checkpoints, tmp_path, capsys
+    ):
         checkpoints, session = checkpoints
         for file in tmp_path.glob("model.ckpt-2.*"):
             shutil.copy(file, tmp_path / file.name.replace("-2.", "-999."))
@@ -125,7 +128,9 @@ class TestCheckpoints:
         assert warning.count("\n") == 1
         assert list(checkpoint_files(tmp_path)) == [1, 2]
 
-    def test_a_damaged_one_is_renamed_only_when_the_run_continues(self, checkpoints, tmp_path):
+    def test_a_damaged_checkpoint_is_renamed_only_when_the_run_continues(
+        self, checkpoints, tmp_path
+    ):
         checkpoints, session = checkpoints
         index = tmp_path / "model.ckpt-2.index"
         index.write_bytes(index.read_bytes()[:10])
@@ -137,7 +142,7 @@ class TestCheckpoints:
         assert list(checkpoint_files(tmp_path)) == [1]
 
 
-def test_deleted_events_are_reported_and_written_again(tmp_path, capsys):
+def test_a_deleted_event_file_is_reported_and_replaced(tmp_path, capsys):
     with EventFile(tmp_path / "logs") as events:
         shutil.rmtree(tmp_path / "logs")
         events.write(step=3)
@@ -161,7 +166,7 @@ def test_different_images_are_rejected_before_anything_is_renamed(trained, tmp_p
 
 
 @pytest.mark.slow
-def test_a_renamed_script_names_itself(tmp_path, capfd):
+def test_a_renamed_script_prints_its_own_name(tmp_path, capfd):
     specification = importlib.util.spec_from_file_location(
         "my_net", shutil.copy(SE_ResNeXt.__file__, tmp_path / "my_net.py")
     )
@@ -173,28 +178,30 @@ def test_a_renamed_script_names_itself(tmp_path, capfd):
 
 
 class Terminal(io.StringIO):
-    """Standard output that calls `row` when the first row of a run is printed."""
+    """Standard output that calls `on_first_row` when the first row of a run is printed."""
 
-    row = None
+    on_first_row = None
 
     def write(self, text):
         if text.startswith("epoch: 1/"):
-            self.row()
+            self.on_first_row()
         return super().write(text)
 
 
 @pytest.mark.slow
-def test_an_epoch_is_saved_before_its_row_is_printed_and_survives_deletion(tmp_path, monkeypatch):
+def test_an_epoch_is_saved_before_its_row_is_printed_and_deleted_files_return(
+    tmp_path, monkeypatch
+):
     run_dir, terminal, saved = tmp_path / "run", Terminal(), []
 
-    def row():
+    def on_first_row():
         saved.append((run_dir / "model" / f"model.ckpt-{STEPS}.index").exists())
         saved.append((run_dir / "logs.txt").read_text().startswith("epoch: 1/2"))
         (run_dir / "logs.txt").unlink()
         (run_dir / "lock").unlink()
         shutil.rmtree(run_dir / "logs")
 
-    terminal.row = row
+    terminal.on_first_row = on_first_row
     monkeypatch.setattr(sys, "stdout", terminal)
     assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=2")) == 0
     assert saved == [True, True]

@@ -15,8 +15,9 @@ def rates(epoch_steps, steps, **fields):
         return {number: session.run(rate, {step: number}) for number in steps}
 
 
-def test_steps_by_hand(graph):
-    """Check 10 epochs of 40 steps: a warm-up of 5 %, 20 steps; drops at 120, 240 and 360."""
+def test_steps_match_rates_worked_out_by_hand(graph):
+    """Check 10 epochs of 40 steps: a warm-up of 20 steps (5 %), then drops at steps 120, 240 and
+    360."""
     expected = {
         0: 0.4 / 20, 9: 0.2, 19: 0.4, 20: 0.4, 119: 0.4,
         120: 0.04, 239: 0.04, 240: 0.004, 359: 0.004, 360: 0.0004, 399: 0.0004,
@@ -25,25 +26,26 @@ def test_steps_by_hand(graph):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_warm_up_is_at_most_one_epoch(graph):
+def test_the_warm_up_takes_at_most_one_epoch(graph):
     assert rates(10, [4, 9], total_epochs=100) == pytest.approx({4: 0.05, 9: 0.1})
 
 
-def test_cosine_by_hand(graph):
-    """Check 400 steps: after a warm-up of 20, half a cosine, 45 degrees at a quarter of them."""
+def test_cosine_matches_rates_worked_out_by_hand(graph):
+    """Check 400 steps: a warm-up of 20, then half a cosine, at 45 degrees after a quarter of the
+    steps."""
     expected = {0: 0.4 / 20, 100: 0.4 * (1 + math.sqrt(0.5)) / 2, 200: 0.2, 300: 0.4 - 0.34142}
     found = rates(40, expected, schedule="cosine", total_epochs=10, init_learning_rate=0.4)
     assert found == pytest.approx(expected, rel=1e-4)
     assert 0 < rates(40, [399], schedule="cosine", total_epochs=10)[399] < 1e-5
 
 
-def test_linear_by_hand(graph):
-    """Check 400 steps: up to the peak at step 79, the 80th, then down in 321 equal parts."""
+def test_linear_matches_rates_worked_out_by_hand(graph):
+    """Check 400 steps: a rise to the peak at step 79, the 80th, then a fall in 321 equal parts."""
     expected = {0: 0.4 / 80, 39: 0.2, 79: 0.4, 80: 0.4 * 320 / 321, 399: 0.4 / 321}
     found = rates(40, expected, schedule="linear", total_epochs=10, init_learning_rate=0.4)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_run_of_one_step_has_a_rate(graph, schedule):
+def test_a_run_of_one_step_has_a_positive_rate(graph, schedule):
     assert 0 < rates(1, [0], schedule=schedule, total_epochs=1)[0] <= 0.1

@@ -10,7 +10,7 @@ from senet.layers import GATES
 
 
 @by_network
-def test_parameters_and_se_blocks_of_the_published_network(script):
+def test_a_network_has_the_published_parameters_and_se_blocks(script):
     for ratio, parameters in script.parameters.items():
         with tf.Graph().as_default():
             x = tf.placeholder(tf.float32, [None, 32, 32, 3])
@@ -30,7 +30,7 @@ def test_a_second_network_shares_all_variables(graph, script):
     before = tf.global_variables()
     with tf.variable_scope(tf.get_variable_scope(), reuse=True):
         script.network(x, False, hyperparameters)
-    # Dropout's random numbers depend on the step counter.
+    # Only the step counter may be new: dropout's random numbers depend on it.
     assert set(tf.global_variables()) - set(before) <= {tf.train.get_global_step()}
 
 
@@ -56,7 +56,7 @@ def test_defaults_are_the_published_recipe(script):
 
 
 @by_script
-def test_each_script_has_a_run_dir_of_its_own(script):
+def test_each_script_has_its_own_run_dir(script):
     assert script.hyperparameters().run_dir == f"runs/{script.name}"
 
 
@@ -64,7 +64,7 @@ INCEPTIONS = [script for script in SCRIPTS if "Inception" in script.name]
 
 
 @pytest.mark.parametrize("script", INCEPTIONS, ids=lambda script: script.name)
-def test_padding_that_leaves_less_than_75_pixels_is_rejected(script, capsys):
+def test_padding_to_fewer_than_75_pixels_is_rejected(script, capsys):
     assert script.module.main(["--padding=21"]) == 2
     errors = capsys.readouterr().err
     assert "74" in errors
@@ -74,7 +74,7 @@ def test_padding_that_leaves_less_than_75_pixels_is_rejected(script, capsys):
 
 
 @pytest.mark.slow
-def test_import_does_nothing(tmp_path):
+def test_importing_a_script_has_no_side_effects(tmp_path):
     names = ", ".join(script.name for script in SCRIPTS)
     code = (
         f"import {names}; from senet.compat import tf;"
@@ -87,7 +87,7 @@ def test_import_does_nothing(tmp_path):
 
 @pytest.mark.slow
 @by_script
-def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
+def test_training_from_the_command_line_has_clean_output(script, tmp_path):
     write_folder(tmp_path / "data", make_files(count=8))
     status, output, errors = run_python(
         f"{script.name}.py",
@@ -107,8 +107,8 @@ def test_trains_from_the_command_line_with_clean_output(script, tmp_path):
 
 
 def assert_readable_graph(logs):
-    """Assert that TensorBoard's graph page shows few boxes at first, and inside them one for each
-    SE block."""
+    """Assert that TensorBoard's graph page shows few boxes at the top level, and one for each SE
+    block inside them."""
     (file,) = logs.iterdir()
     events = list(tf.train.summary_iterator(str(file)))
     (graph,) = [event.graph_def for event in events if event.graph_def]

@@ -1,5 +1,5 @@
-"""Output that cannot be written, Ctrl-C during imports, and warnings of other packages: each in its
-own process."""
+"""Check output that cannot be written, Ctrl-C during imports, and warnings of other packages, each
+in its own process."""
 
 import os
 import pathlib
@@ -41,13 +41,13 @@ def test_ctrl_c_during_the_import_of_tensorflow_ends_quietly():
 
 def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
     code = "import os, signal, senet.compat; os.kill(os.getpid(), signal.SIGINT); input()"
-    # A shell reports 130.
+    # A shell reports this as 130.
     assert run_python("-c", code) == (-signal.SIGINT, "", "")
 
 
-def test_a_home_that_cannot_be_written_is_not_mentioned(tmp_path):
+def test_a_home_folder_that_cannot_be_written_gives_no_warning(tmp_path):
     home = tmp_path / "file"
     home.touch()
     code = "import senet.compat, senet.cli.excitation"
-    inherited = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
-    assert run_python("-c", code, HOME=str(home), **inherited) == (0, "", "")
+    cleared = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    assert run_python("-c", code, HOME=str(home), **cleared) == (0, "", "")

@@ -7,13 +7,13 @@ from conftest import ROOT
 COMMANDS = [
     ["ruff", "check", "."],
     ["ruff", "format", "--check", "."],
-    # Its default is the python on PATH.
+    # By default, pyright would use the python on PATH.
     pytest.param(["pyright", "--pythonpath", sys.executable], marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
-def test_the_code_is_clean(command):
+def test_the_code_passes_ruff_and_pyright(command):
     result = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The contents of the event files of the tiny run `trained`, and the images in them."""
+"""Check the event files of the tiny run `trained`, and the images in them."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 @pytest.fixture(scope="module")
 def shown(trained):
-    """Return {tag: {epoch: value}}, with values of tf.Summary."""
+    """Return the contents of the event file, {tag: {epoch: tf.Summary.Value}}."""
     (file,) = (trained / "logs").iterdir()
     found = {}
     for event in tf.train.summary_iterator(str(file)):
@@ -43,20 +43,20 @@ PAGES = {
 GATES = {f"gates/stage{stage}/block1/SE" for stage in (1, 2, 3)}
 
 
-def test_tags(shown):
+def test_every_tag_is_written_in_each_epoch(shown):
     assert set(shown) >= SCALARS | PAGES | GATES | {"hyperparameters", "custom_scalars__config__"}
     for tag in SCALARS | PAGES | GATES:
         assert list(shown[tag]) == [1, 2], tag
 
 
-def test_scalars_are_those_of_the_rows(shown, trained):
+def test_scalars_match_the_rows_of_logs_txt(shown, trained):
     names = "train_loss", "train_accuracy", "test_loss", "test_accuracy"
     for epoch, row in enumerate((trained / "logs.txt").read_text().splitlines(), 1):
         numbers = re.findall(r"\d+\.\d+", row)
         assert [f"{shown[name][epoch].simple_value:.4f}" for name in names] == numbers
 
 
-def test_charts_group_scalars_of_the_run_once(shown):
+def test_charts_show_each_scalar_exactly_once(shown):
     (value,) = shown["custom_scalars__config__"].values()
     layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
     assert [category.title for category in layout.category] == list(CHARTS)
@@ -67,7 +67,7 @@ def test_charts_group_scalars_of_the_run_once(shown):
     assert all(shown[tag][2].HasField("simple_value") for tag in tags)
 
 
-def test_hyperparameters_are_a_table(shown, trained):
+def test_hyperparameters_are_shown_as_a_table(shown, trained):
     (value,) = shown["hyperparameters"].values()
     assert value.metadata.plugin_data.plugin_name == "text"
     text = value.tensor.string_val[0].decode()
@@ -76,7 +76,7 @@ def test_hyperparameters_are_a_table(shown, trained):
     assert f"\n| run_dir | {trained} |\n" in text
 
 
-def test_gates_are_counted_by_class_and_channel(shown):
+def test_gate_histograms_count_every_class_and_channel(shown):
     for stage, channels in (1, 8), (2, 16), (3, 32):
         for epoch in (1, 2):
             histogram = shown[f"gates/stage{stage}/block1/SE"][epoch].histo
@@ -85,7 +85,7 @@ def test_gates_are_counted_by_class_and_channel(shown):
             np.testing.assert_allclose(histogram.bucket_limit, np.arange(1, 51) / 50)
 
 
-def image_in(value):
+def decode_image(value):
     image = np.array(Image.open(io.BytesIO(value.image.encoded_image_string)))
     assert image.shape == (value.image.height, value.image.width, 3)
     return image
@@ -93,8 +93,8 @@ def image_in(value):
 
 def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[0]
-    pages = [image_in(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
-    # A batch of 20 images in rows of eight, each pixel three wide, six pixels between them.
+    pages = [decode_image(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
+    # A batch of 20 images in rows of eight, enlarged three times, with six pixels between them.
     assert pages[0].shape == (6 + 3 * (96 + 6), 6 + 8 * (96 + 6), 3)
     assert (pages[0] != pages[1]).any()
     for page in pages:
@@ -102,7 +102,7 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
             y, x = (6 + 102 * place for place in divmod(number, 8))
             seen = page[y : y + 96 : 3, x : x + 96 : 3].astype(int)
             padded = np.pad(images[number].astype(int), [(4, 4), (4, 4), (0, 0)])
-            # Look for the centre, which contains no padding, at every shift, flipped or not.
+            # Compare only the centre, which contains no padding, with every shift, flipped or not.
             found = any(
                 np.abs(
                     seen[8:24, 8:24]
@@ -116,20 +116,21 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
             assert found
 
 
-def test_misclassified_images_are_of_the_test_set(shown, trained):
+def test_misclassified_images_are_from_the_test_set(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
-    page = image_in(shown["test_images/misclassified"][2])
-    # Six in a row, each pixel four wide, six pixels between them, and a caption of 36 below.
+    page = decode_image(shown["test_images/misclassified"][2])
+    # Rows of six images, enlarged four times, with six pixels between them and a caption 36 pixels
+    # high below each.
     assert page.shape == (6 + 5 * (128 + 6 + 36), 6 + 6 * (128 + 6), 3)
     seen = page[6:134:4, 6:134:4]
     assert any((seen == image).all() for image in images)
     assert (page[134:170, 6:134] != 255).any()  # the caption
 
 
-def test_cells_of_the_confusion_matrix_by_hand():
-    """Check a matrix with two of three correct in the first class, all in the second."""
+def test_cells_of_the_confusion_matrix_have_colours_worked_out_by_hand():
+    """Check a matrix with two of three images of the first class correct, and all of the second."""
     page = confusion_page(np.array([[2, 1], [0, 5]]), ["a", "b"])
-    first = page.shape[0] - 12 - 2 * 44  # where the first cell begins
+    first = page.shape[0] - 12 - 2 * 44  # the corner of the first cell
     corners = [
         [page[first + 44 * row + 2, first + 44 * column + 2] for column in (0, 1)] for row in (0, 1)
     ]
@@ -142,7 +143,7 @@ def test_cells_of_the_confusion_matrix_by_hand():
 
 
 @pytest.mark.parametrize("classes", [2, 37, 100, 250, 1000])
-def test_pages_of_few_and_many_classes(classes):
+def test_pages_stay_small_with_few_and_many_classes(classes):
     names = [f"a class with a rather long name, {number}" for number in range(classes)]
     assert max(confusion_page(np.eye(classes, dtype=int), names).shape) < 950
     images = np.zeros([2, 32, 32, 3], np.uint8)
@@ -150,7 +151,7 @@ def test_pages_of_few_and_many_classes(classes):
     assert page.shape == (6 + 128 + 6 + 36, 6 + 2 * (128 + 6), 3)
 
 
-def test_pages_without_images():
+def test_the_page_of_mistakes_may_be_empty():
     assert mistakes_page(np.zeros([0, 32, 32, 3], np.uint8), [], [], [], ["a"]).shape[2] == 3
 
 

@@ -58,7 +58,7 @@ def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data, logits
 
 
 @pytest.mark.slow
-def test_l2_is_over_all_trainable_variables(graph, data):
+def test_l2_loss_covers_all_trainable_variables(graph, data):
     _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, weight_decay=0.1))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -71,7 +71,8 @@ def test_l2_is_over_all_trainable_variables(graph, data):
 def test_a_training_step_updates_every_moving_average(graph, data):
     inputs, train_step, _, test_batch = build_graph(data, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
-    assert len(moving) == 2 * (1 + 3 * 4)  # the stem; three and a shortcut in each of three blocks
+    # A mean and a variance for the stem, and for four convolutions in each of three blocks.
+    assert len(moving) == 2 * (1 + 3 * 4)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         before = session.run(moving)
@@ -93,8 +94,8 @@ def test_means_are_reset_in_each_epoch(graph, data, logits):
         losses, correct, means = [], [], []
         for batch in parts:
             output, result = session.run([logits[0], train_step], inputs.feed(batch))
-            shares = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
-            losses.append(-np.log(shares[np.arange(7), batch.labels]))
+            probabilities = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
+            losses.append(-np.log(probabilities[np.arange(7), batch.labels]))
             correct.append(output.argmax(axis=1) == batch.labels)
             means.append((result["loss"], result["accuracy"]))
             values = session.run(epoch_end, inputs.feed(batch))
@@ -105,8 +106,8 @@ def test_means_are_reset_in_each_epoch(graph, data, logits):
 
 
 def softmax(logits):
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def test_label_smoothing_spreads_the_target(graph, rng):
@@ -118,7 +119,7 @@ def test_label_smoothing_spreads_the_target(graph, rng):
 
 
 @pytest.mark.slow
-def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(graph, data):
+def test_label_smoothing_changes_the_gradient_but_not_the_reported_loss(graph, data):
     results = []
     for smoothing in (0.0, 0.2):
         with tf.Graph().as_default(), tf.Session() as session:
@@ -135,7 +136,7 @@ def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(graph, d
 
 @pytest.mark.slow
 def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
-    """Compare with the momentum after the first step, which is the gradient."""
+    """Compare with the norm of the momentum after the first step, which is the gradient."""
     hp = Hyperparameters(**TINY, weight_decay=0.1, batch_size=20)
     inputs, train_step, epoch_end, _ = build_graph(data, hp)
     momenta = [v for v in tf.global_variables() if v.op.name.endswith("/Momentum")]
@@ -147,7 +148,7 @@ def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
-def test_any_optimizer_has_a_gradient_norm(graph, data, monkeypatch):
+def test_the_gradient_norm_works_with_any_optimizer(graph, data, monkeypatch):
     monkeypatch.setattr(script, "optimizer", lambda rate, hp: tf.train.AdamOptimizer(rate))
     inputs, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, batch_size=20))
     with tf.Session() as session:
@@ -156,7 +157,7 @@ def test_any_optimizer_has_a_gradient_norm(graph, data, monkeypatch):
 
 
 @pytest.mark.slow
-def test_decay_of_some_variables_only(graph, data, monkeypatch):
+def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch):
     def weights():
         return [v for v in tf.trainable_variables() if v.op.name.endswith("weights")]
 

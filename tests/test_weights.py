@@ -1,4 +1,4 @@
-"""The variables that `initial_checkpoint` loads from another network."""
+"""Check which variables `initial_checkpoint` loads from another network."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ NETWORK = {
 
 
 class Network:
-    """A graph with the variables of a network and its training, all equal to `value`."""
+    """A graph with the variables of a network and of its training, all equal to `value`."""
 
     def __init__(self, shapes, value, label_names):
         self.value, self.label_names = value, label_names
@@ -35,7 +35,7 @@ class Network:
                 tf.get_variable(name, initializer=tf.fill(shape, value))
             network = tf.global_variables()[-len(shapes) :]
             self.outputs = [inputs.normalised, *map(tf.identity, network)]
-            # The same name and shape in every network, but not part of it.
+            # Has the same name and shape in both graphs, but is not part of the network.
             tf.get_variable("stem/weights/Momentum", initializer=tf.fill([3, 4], value))
             self.names = [v.op.name for v in tf.global_variables() if v is not step]
 
@@ -49,7 +49,7 @@ class Network:
         return folder / f"model.ckpt-{step}"
 
     def load(self, checkpoint):
-        """Return (the line, {variable: value}) after loading `checkpoint`."""
+        """Load `checkpoint`; return the line to print and {variable: value}."""
         with self.graph.as_default(), tf.Session() as session:
             session.run(tf.global_variables_initializer())
             line, index = load_weights(session, str(checkpoint), self.outputs, self.label_names)
@@ -59,20 +59,20 @@ class Network:
             return line, session.run(variables)
 
 
-def loaded(values):
-    """Return the names of the variables with the value of the saved network, 7."""
+def loaded_names(values):
+    """Return the names of the variables that have the value of the saved network, 7."""
     return {name for name, value in values.items() if np.all(value == 7)}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return the path of a checkpoint of a network of cats and dogs whose values are all 7."""
+    """Return the path of a checkpoint of a network for cats and dogs whose variables are all 7."""
     return Network(NETWORK, 7.0, ANIMALS).save(tmp_path / "run" / "model", 30)
 
 
-def test_all_of_the_network_and_nothing_else(saved):
+def test_all_variables_of_the_network_and_no_others_are_loaded(saved):
     line, values = Network(NETWORK, 1.0, ANIMALS).load(saved)
-    assert loaded(values) == NETWORK.keys()
+    assert loaded_names(values) == NETWORK.keys()
     assert line == f"weights: 4 of 4 variables from {saved}"
 
 
@@ -80,7 +80,7 @@ def test_all_of_the_network_and_nothing_else(saved):
 def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     shapes = NETWORK | {"classifier/weights": [4, len(names)], "classifier/bias": [len(names)]}
     line, values = Network(shapes, 1.0, names).load(saved)
-    assert loaded(values) == {"stem/weights", "stem/moving_mean"}
+    assert loaded_names(values) == {"stem/weights", "stem/moving_mean"}
     assert line == (
         f"weights: 2 of 4 variables from {saved}; not loaded (classes differ): "
         f"classifier/bias, classifier/weights"
@@ -92,8 +92,8 @@ def test_variables_that_do_not_match_are_named(saved):
     del shapes["stem/moving_mean"]
     shapes["classifier/weights"] = [6, 2]
     line, values = Network(shapes, 1.0, ANIMALS).load(saved)
-    assert loaded(values) == {"stem/weights"}
-    # The bias has the same shape, but belongs to the weights.
+    assert loaded_names(values) == {"stem/weights"}
+    # The shape of the bias matches, but it is not loaded without its weights.
     assert line == (
         f"weights: 1 of 8 variables from {saved}; not loaded (shape differs): "
         f"classifier/bias, classifier/weights; not loaded (missing from the checkpoint): "
@@ -128,16 +128,16 @@ def test_other_classes_need_a_classifier_to_start_from_scratch(saved):
         Network(shapes, 1.0, ["a", "b"]).load(saved)
 
 
-def test_a_run_or_a_checkpoint_can_be_named(saved):
+def test_a_run_or_a_checkpoint_can_be_given(saved):
     run = saved.parent.parent
     newest = Network(NETWORK, 7.0, ANIMALS).save(saved.parent, 200)
     for name, path in (run, newest), (saved, saved), (f"{saved}.index", saved):
         line, values = Network(NETWORK, 1.0, ANIMALS).load(name)
         assert line.endswith(f" from {path}")
-        assert loaded(values) == NETWORK.keys()
+        assert loaded_names(values) == NETWORK.keys()
 
 
-def test_a_checkpoint_that_cannot_be_read_gives_one_line(saved, tmp_path):
+def test_a_checkpoint_that_cannot_be_read_gives_a_one_line_error(saved, tmp_path):
     network, run = Network(NETWORK, 1.0, ANIMALS), saved.parent.parent
     for name in "nowhere", str(tmp_path), f"{run}/model":
         with pytest.raises(Failure, match="is neither a run with a checkpoint nor a checkpoint"):
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_program_is_rejected(tmp_path, graph):
 
 
 @pytest.mark.slow
-def test_from_a_published_network_to_a_resumed_run(trained, tmp_path, capsys):
+def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_path, capsys):
     start = tmp_path / "start"
     assert SE_ResNeXt.main(["publish", str(start), f"--run_dir={trained}"]) == 0
     # At this rate, the weights do not change, but the moving averages do.

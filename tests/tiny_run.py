@@ -4,7 +4,7 @@ from fake_cifar10 import make_files, write_folder
 
 IMAGES = 40  # in each of the five training files, and in the test file
 STEPS = 10  # per epoch: 200 images in batches of 20
-TINY = [
+TINY_OPTIONS = [
     "--cardinality=2",
     "--depth=2",
     "--blocks=1",
@@ -16,14 +16,14 @@ TINY = [
 
 
 def command(folder, name, *options):
-    """Return the command line, script first, of the run `folder`/`name`. All runs use the images in
+    """Return the command line of the run `folder`/`name`, script first. All runs use the images in
     `folder`/data."""
     return ["SE_ResNeXt.py", *arguments(folder, name, *options)]
 
 
 def arguments(folder, name, *options):
-    """Return `command` without the script."""
+    """Return `command` without the script; write the images if they are missing."""
     data_dir = folder / "data"
     if not data_dir.exists():
         write_folder(data_dir, make_files(count=IMAGES))
-    return [*TINY, f"--data_dir={data_dir}", f"--run_dir={folder / name}", *options]
+    return [*TINY_OPTIONS, f"--data_dir={data_dir}", f"--run_dir={folder / name}", *options]
