@@ -36,6 +36,10 @@ from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
 
+# {downsampling: number of filters, kernel size and stride of a whitening stem}. At full resolution,
+# 24 filters are enough: both signs of the 12 directions with the largest variances.
+DOWNSAMPLING = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
+
 
 @dataclass(frozen=True)
 class Hyperparameters(RunHyperparameters):
@@ -46,7 +50,7 @@ class Hyperparameters(RunHyperparameters):
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
-    downsampling: Annotated[str, one_of("stride", "max_pool")] = "stride"  # or max_pool, all stages
+    downsampling: Annotated[str, one_of(*DOWNSAMPLING)] = "stride"  # stride, or max_pool per stage
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -80,10 +84,6 @@ class Hyperparameters(RunHyperparameters):
 
 # ------------------------------------------------------------------------------------ network
 
-# Number of filters, kernel size and stride of the whitening stem for each `downsampling`. At full
-# resolution, 24 filters are enough: both signs of the 12 directions with the largest variances.
-WHITENING = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
-
 
 class SE_ResNeXt:
     """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
@@ -112,7 +112,7 @@ class SE_ResNeXt:
         # those from the stem on.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
-            shape = WHITENING[downsampling]
+            shape = DOWNSAMPLING[downsampling]
             x = whitening_layer(x, *shape, self.stem_filters, layer_name="stem")
         else:
             x = self.conv_bn(x, 64, 3, layer_name="stem")
@@ -195,7 +195,7 @@ def build_graph(data, hyperparameters):
     inputs = image_inputs(data)
     stem_filters = None
     if hp.stem == "whitening":
-        filters, kernel, _ = WHITENING[hp.downsampling]
+        filters, kernel, _ = DOWNSAMPLING[hp.downsampling]
         mean, std = data.channel_statistics()
         stem_filters = whitening_filters(data.train.images, mean, std, filters, kernel)
     network = functools.partial(
