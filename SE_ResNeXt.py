@@ -107,9 +107,9 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are those of 96x96 images with a stem of "conv" and downsampling by "stride".
-        # "max_pool" halves the maps from stage 1 on; with "stride", a whitening stem already halves
-        # those from the stem on.
+        # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
+        # the output of stage 1 and all later maps are half as wide and high; with a whitening stem
+        # and "stride", so are all maps from the output of the stem on.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = DOWNSAMPLING[downsampling]

@@ -75,7 +75,7 @@ CIFAR10 = Cifar(
     names_file="batches.meta",
     labels_key="labels",
     names_key="label_names",
-    largest_file=64 * 2**20,  # the official files have 31 MB
+    largest_file=64 * 2**20,  # the official files are 31 MB each
 )
 CIFAR100 = Cifar(
     title="CIFAR-100",
@@ -88,7 +88,7 @@ CIFAR100 = Cifar(
     names_file="meta",
     labels_key="fine_labels",
     names_key="fine_label_names",
-    largest_file=256 * 2**20,  # the official files have 31 MB and 155 MB
+    largest_file=256 * 2**20,  # the official files are 31 MB and 155 MB
 )
 
 
@@ -125,7 +125,7 @@ def download(record, archive):
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(record.url, record.hash, archive.name, archive.parent, downloader=downloader)
-    # Network and disk raise OSError, a wrong hash ValueError.
+    # Network and disk errors are OSErrors; a wrong hash raises ValueError.
     except (OSError, ValueError) as error:
         raise Failure(
             f"cannot download {record.title}: {first_line(error)}; "
@@ -202,7 +202,7 @@ def unpack(record, archive):
 def read_batch(record, path, class_count):
     """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N].
 
-    Raises Failure if the file cannot be read or has other contents."""
+    Raises Failure if the file cannot be read or is not a valid batch file."""
     content, key, remedy = _read_pickle(record, path), record.labels_key, record.folder_remedy
     data, labels = content.get(b"data"), content.get(key.encode())
     if not isinstance(data, _PickledArray):
@@ -232,7 +232,7 @@ def read_batch(record, path, class_count):
 
 def read_label_names(record, path):
     """Return the names of the classes, a list of str in the order of the labels. Raises Failure if
-    the file cannot be read or has other contents."""
+    the file cannot be read or is not a valid file of names."""
     names = _read_pickle(record, path).get(record.names_key.encode())
     if not (isinstance(names, list) and len(names) > 1 and all(type(n) is bytes for n in names)):
         raise Failure(

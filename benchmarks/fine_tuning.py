@@ -8,11 +8,11 @@ of these two classes and of `shapes`, with 20 and 100 training images per class.
 weights of that network, with three seeds, and print a table of the test accuracy after the last
 epoch.
 
-Options for the training runs are strings: --tuned="--init_learning_rate=0.01 --total_epochs=20".
-Each --tuned adds a column. To resume, run the same command again: complete data sets and finished
-runs are reused. For a quick test of everything:
+Give the options of the training runs as one string: --tuned="--init_learning_rate=0.01". Each
+--tuned adds a column. To resume, run the same command again: complete data sets and finished runs
+are reused. For a quick test of everything:
 
-    python benchmarks/fine_tuning.py runs/try --most=4 --images 2 --seeds=1 --epochs=1 \\
+    python benchmarks/fine_tuning.py runs/try --max_images=4 --images 2 --seeds=1 --epochs=1 \\
         --network="--padding=0 --cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2" \\
         --eight="--total_epochs=1"
 """
@@ -46,7 +46,11 @@ def main():
     add("--start", help="run or published network trained on `eight`; default: train one")
     add("--unseen", nargs=2, default=["cat", "dog"], help="the two classes missing from `eight`")
     add("--images", nargs="+", type=int, default=[20, 100], help="training images per class")
-    add("--most", type=int, help="images per class in `eight` and in every test set; default: all")
+    add(
+        "--max_images",
+        type=int,
+        help="images per class in `eight` and in every test set; default: all",
+    )
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--epochs", type=int, default=20, help="epochs on the small sets")
     add(
@@ -68,7 +72,7 @@ def main():
     add(
         "--tuned",
         action="append",
-        help="options of the fine-tuning runs; default: --scratch",
+        help="options of the fine-tuning runs; default: those of --scratch",
     )
     arguments = parser.parse_args()
 
@@ -103,14 +107,14 @@ def write_data_sets(folder, arguments):
     if unknown := set(arguments.unseen) - set(names):
         sys.exit(f"error: --unseen must be two of {', '.join(names)}, got {', '.join(unknown)}")
     seen = [name for name in names if name not in arguments.unseen]
-    write_folder(folder / "eight", splits, names, seen, arguments.most, arguments.most)
+    write_folder(folder / "eight", splits, names, seen, arguments.max_images, arguments.max_images)
     small = [f"{'_'.join(arguments.unseen)}_{count}" for count in arguments.images]
     for name, count in zip(small, arguments.images, strict=True):
-        write_folder(folder / name, splits, names, arguments.unseen, count, arguments.most)
+        write_folder(folder / name, splits, names, arguments.unseen, count, arguments.max_images)
     *splits, names = load_shapes()  # 200 training images per class
     for count in arguments.images:
         small.append(f"shapes_{count}")
-        write_folder(folder / small[-1], splits, names, names, count, arguments.most)
+        write_folder(folder / small[-1], splits, names, names, count, arguments.max_images)
     return small
 
 

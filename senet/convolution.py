@@ -56,7 +56,7 @@ def _pointwise(x, weights):
 @tf.RegisterGradient("Conv2DWithFilterProduct")
 def _conv2d_gradient(op, gradient):
     """Return the gradients of a tf.nn.conv2d. On small maps, oneDNN spends most of its time on the
-    filter gradient; compute it there, group by group, as the product of the input's patches and
+    filter gradient; there, it is computed group by group, as the product of the input's patches and
     `gradient`. (Speed-ups: 1x7 on 4x4 maps at batch 128: 5; 3x3 with stride 2 from 9x9 maps: 5;
     SE-ResNeXt's 3x3 in eight groups to 8x8 maps: 1.2, with stride 2: 1.8.)"""
     x, weights = op.inputs

@@ -198,7 +198,7 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 
 def check_path(name, path):
     """Raise HyperparameterError unless TensorFlow can write a checkpoint to `path` and read it
-    back. The message has the `name` of the argument."""
+    back. The message begins with `name`, that of the argument."""
     for rule in (*EVERY[str], NOT_A_PATTERN):
         if not rule.is_met(path):
             raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
@@ -276,7 +276,7 @@ def load_fields(path, Hyperparameters):
 
 def changed_fields(hyperparameters, before):
     """Return [(name, before, now)] of the changes that prevent resuming a run whose fields were
-    `before`, a dict. Fields missing from it had their defaults.
+    `before`, a dict. Fields missing from it count as having their defaults.
 
     Raises HyperparameterError for an unknown field or a value that is not allowed."""
     check_fields(type(hyperparameters), before)

@@ -61,7 +61,7 @@ def check_training_memory(data, hyperparameters):
     images = min(hp.micro_batch_size or share, share)
     # A gradient and a momentum for each trained value.
     weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
-    # The backward pass needs the input of each batch norm and an activation of its output.
+    # The backward pass needs the input of each batch norm and the output of its activation.
     maps = 2 * images * sum(_feature_maps())
     devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
     _check(hp, "training", devices * weights, devices * maps, devices * images)

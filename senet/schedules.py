@@ -2,7 +2,7 @@
 
 A schedule returns the learning rate of `step`, float32; `step` is an int64 scalar that counts from
 0, the other arguments are Python numbers. To add one, write a function with the same arguments and
-append it to SCHEDULES; every script then accepts its name as --schedule.
+add it to SCHEDULES; every script then accepts its name as --schedule.
 """
 
 import math

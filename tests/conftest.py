@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: first.get(item.path.name, 0))
 
 
-# The fixtures import TensorFlow, not this module: the process that distributes the tests does not
+# TensorFlow is imported inside the fixtures, since the process that distributes the tests does not
 # need it.
 
 

@@ -110,8 +110,8 @@ def assert_same_run(folder, name, other):
     values, others = checkpoint(folder, name), checkpoint(folder, other)
     assert values.keys() == others.keys()
     # Summing in a different order changes the rounding errors, which the steps amplify: for some
-    # variables, to 0.4 % of the norm. If a gradient were counted twice, or only by half, the
-    # difference would be half of it or more.
+    # variables, to 0.4 % of the norm. If a gradient were counted twice or only half
+    # counted, the difference would be at least half of the norm.
     for key, value in values.items():
         difference = np.linalg.norm(value - others[key])
         assert difference <= 0.01 * np.linalg.norm(others[key]) + 1e-6, key
@@ -137,7 +137,7 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     name, results = two_hosts
     (status, output, errors), (other_status, other_output, other_errors) = results
     assert (status, errors, other_status, other_errors) == (0, "", 0, "")
-    waiting = "worker {} of 2: waiting up to 10 minutes for the others"
+    waiting = "worker {} (of workers 0 to 1): waiting up to 10 minutes for the others"
     assert output.splitlines()[0] == waiting.format(0)
     assert other_output == waiting.format(1) + "\n"
     assert_same_run(folder, name, one)
@@ -234,7 +234,7 @@ def test_a_worker_without_bfloat16_support_is_rejected(folder, tmp_path):
     for status, _, errors in finish(workers):
         assert status == 1
         assert errors == (
-            f"error: {addresses[1]} does not support bfloat16, which the other workers use; set "
+            f"error: no bfloat16 support on {addresses[1]}, but the other workers use it; set "
             f"--mixed_precision=False on all workers\n"
         )
 

@@ -6,8 +6,8 @@ from senet.data.inputs import Statistics, inputs_with, json_to_numbers
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
-# One of the two images of class 0 is classified correctly, all three of class 1, and not the only
-# one of class 2.
+# One of the two images of class 0 and all three of class 1 are classified correctly; the only image
+# of class 2 is not.
 EVALUATION = Evaluation(
     loss=0.0,
     accuracy=4 / 6,

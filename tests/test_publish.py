@@ -29,7 +29,7 @@ def call(capsys):
 def published(trained, tmp_path_factory):
     """Return the folder of the published run. Commands need --data_dir to find its data set."""
     folder = tmp_path_factory.mktemp("published") / "models" / "tiny"
-    note = "--note=Artificial images, JPEG re-encoded."
+    note = "--note=Artificial images, re-encoded as JPEG."
     assert SE_ResNeXt.main(["publish", str(folder), f"--run_dir={trained}", note]) == 0
     return folder
 
@@ -43,7 +43,7 @@ def assert_one_line_error(result, status, start):
 def test_the_numbers_on_the_card_match_the_files(published, trained):
     check_published(published)
     card = (published / "README.md").read_text()
-    assert "Artificial images, JPEG re-encoded." in card
+    assert "Artificial images, re-encoded as JPEG." in card
     assert card_numbers(card)[1] == 7862  # worked out by hand in test_run.py
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=20"
     assert f"\npython SE_ResNeXt.py {tiny} --total_epochs=2 --micro_batch_size=0\n" in card

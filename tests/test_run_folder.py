@@ -46,7 +46,7 @@ class TestRows:
             folder.add_row(1, VALUES)
         shutil.rmtree(folder.model)
         before = folder.row_file.read_text()
-        with pytest.raises(Failure, match=r"logs.txt has 1 epochs, but .*/model has no checkpoint"):
+        with pytest.raises(Failure, match=r"rows up to epoch 1, but .*/model has no checkpoint"):
             RunFolder(hyperparameters).__enter__()
         assert folder.row_file.read_text() == before
 

@@ -180,7 +180,7 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
 
 def test_a_decayed_variable_that_is_not_trainable_is_named(graph, data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
-    with pytest.raises(Failure, match="trainable variables only, got stem/batch_norm"):
+    with pytest.raises(Failure, match="only trainable variables, got stem/batch_norm"):
         build_graph(data, Hyperparameters(**TINY))
 
 

@@ -44,9 +44,9 @@ python {script} evaluate --run_dir={folder}
 To fine-tune the network, train with the same architecture hyperparameters and
 `--initial_checkpoint={folder}`.
 
-**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images per EXIF,
-centre-crops them to a square and resizes them. **Normalisation** is part of the graph:
-(value - mean) / std per channel, with mean {mean}
+**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images by their
+EXIF orientation, centre-crops them to a square and resizes them. **Normalisation** is part of the
+graph: (value - mean) / std per channel, with mean {mean}
 and std {std} in pixel values, computed from the training images.
 
 **Classes** ({count:,}): {classes}.
@@ -55,7 +55,7 @@ and std {std} in pixel values, computed from the training images.
 
 Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
 
-The network was trained by this command, with seed {seed} and all other hyperparameters as in
+The network was trained with this command, with seed {seed} and all other hyperparameters as in
 `hyperparameters.json`:
 
 ```bash
@@ -150,7 +150,8 @@ def _rows(run, trained, epoch_steps):
     if beyond or epoch not in rows:
         raise Failure(
             f"{run.row_file} has no row for {trained.checkpoint}: step {trained.step:,} is not the "
-            f"end of an epoch ({epoch_steps:,} steps) that was tested; use another --checkpoint"
+            f"last step of a tested epoch (an epoch has {epoch_steps:,} steps); use another "
+            f"--checkpoint"
         )
     return [row for number, row in sorted(rows.items()) if number <= epoch]
 

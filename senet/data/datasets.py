@@ -14,7 +14,7 @@ from senet.data.summaries import Summary, summarise
 from senet.errors import HyperparameterError, shortened
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
-# label names). The images have SIDE pixels a side.
+# label names). The images are SIDE pixels wide and high.
 LOADERS = {
     "cifar10": functools.partial(load_cifar, CIFAR10),
     "cifar100": functools.partial(load_cifar, CIFAR100),

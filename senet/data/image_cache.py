@@ -5,7 +5,8 @@ home/FILES-SIDE/images.npy       uint8 [N, side, side, 3]
 home/FILES-SIDE/summaries.json   their Summaries, one for each split
 home/new/                        a cache that is being written
 
-A cache is renamed into place when it is complete, so that no process sees an incomplete one.
+FILES is a digest of the image files, SIDE the width and height of the images in pixels. A cache is
+renamed into place when it is complete, so that no process sees an incomplete one.
 """
 
 import contextlib

@@ -27,8 +27,9 @@ class ImageError(OneLineError):
 
 
 def read_image(path, side):
-    """Return the image in a file as uint8 [side, side, 3]: rotated per EXIF, composited onto white,
-    centre-cropped to a square and resized. For an animation, return the first frame.
+    """Return the image in a file as uint8 [side, side, 3]: rotated by its EXIF orientation,
+    composited onto white, centre-cropped to a square and resized. Of an animation, return the
+    first frame.
 
     Raises ImageError if Pillow cannot read it, or if its values do not have 8 or 16 bits."""
     try:

@@ -25,7 +25,7 @@ CHECK_SECONDS = 5  # between checks of the other workers
 NOTE_SECONDS = 30  # between notes on missing workers
 START_SECONDS = 600  # for all workers to start
 FROZEN_SECONDS = 60  # without a response on an open connection
-# The first bytes of any HTTP/2 client: a gRPC server replies at once, a frozen one does not.
+# The first bytes that an HTTP/2 client sends: a gRPC server replies at once, a frozen one does not.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -67,14 +67,14 @@ class Cluster:
     def _of_hosts(self):
         if self.hyperparameters.devices != "all":
             raise HyperparameterError(
-                f"--devices must be all with TF_CONFIG, got {self.hyperparameters.devices}; choose "
-                f"a host's GPUs with CUDA_VISIBLE_DEVICES"
+                f"--devices must be all when TF_CONFIG is set, got {self.hyperparameters.devices}; "
+                f"choose a host's GPUs with CUDA_VISIBLE_DEVICES"
             )
         strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
         self.config = strategy.update_config_proto(self.config)
         self.config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         say(
-            f"worker {self.number} of {len(self.addresses)}: waiting up to "
+            f"worker {self.number} (of workers 0 to {len(self.addresses) - 1}): waiting up to "
             f"{START_SECONDS // 60} minutes for the others"
         )
         try:
@@ -84,7 +84,8 @@ class Cluster:
         except tf.errors.OpError:
             raise Failure(
                 f"worker {self.number} cannot listen on {self.addresses[self.number]}: another "
-                f"process uses the port, or the address is not one of this host; fix TF_CONFIG"
+                f"process uses the port, or the address does not belong to this host; free the "
+                f"port or fix TF_CONFIG"
             ) from None
         self.target = self.server.target
         return strategy
@@ -130,8 +131,8 @@ class Cluster:
             if self.connected.is_set():
                 continue
             reason = _described(missing) or (
-                "all workers respond, but one is still starting, or its TF_CONFIG differs from the "
-                "others in more than the index"
+                "all workers respond, but one is still starting, or has a TF_CONFIG that differs "
+                "from the others' in more than the index"
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60
@@ -210,7 +211,7 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"{without} does not support bfloat16, which the other workers use; set "
+                f"no bfloat16 support on {without}, but the other workers use it; set "
                 f"--mixed_precision=False on all workers"
             )
 

@@ -53,7 +53,7 @@ class RunFolder:
             self._compare_hyperparameters()
         elif self.rows:
             raise Failure(
-                f"{self.row_file} has {len(self.rows):,} epochs, but {self.model} has no "
+                f"{self.row_file} has rows up to epoch {max(self.rows):,}, but {self.model} has no "
                 f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
             )
         return self

@@ -47,8 +47,8 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         matching -= classifier
     if not matching - classifier:
         raise Failure(
-            f"{path} does not match the network: it has {shortened(sorted(saved))}, the network "
-            f"has {shortened(sorted(wanted))}; use an {OPTION} of the same script with the "
+            f"{path} does not match the network: it has {shortened(sorted(saved))}, but the "
+            f"network has {shortened(sorted(wanted))}; use an {OPTION} of the same script with the "
             f"same architecture hyperparameters"
         )
     variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
