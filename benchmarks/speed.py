@@ -33,10 +33,11 @@ SETTINGS = {
     "recipe": (
         "SE_ResNeXt",
         {
-            "cardinality": 2,
-            "depth": 32,
+            "cardinality": 1,
+            "depth": 48,
             "blocks": 2,
             "stem": "whitening",
+            "downsampling": "max_pool",
             "padding": 0,
             "micro_batch_size": 0,
             "label_smoothing": 0.1,
