@@ -50,7 +50,7 @@ class Hyperparameters(RunHyperparameters):
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
-    downsampling: Annotated[str, one_of(*DOWNSAMPLING)] = "stride"  # stride, or max_pool per stage
+    downsampling: Annotated[str, one_of(*DOWNSAMPLING)] = "stride"  # halve by stride or by max_pool
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 

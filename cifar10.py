@@ -176,7 +176,7 @@ def unpack(record, archive):
             for name in record.files:
                 if not (temporary / name).exists():
                     raise Failure(
-                        f"{archive}: {record.folder}/{name} is missing from it; "
+                        f"{archive}: {record.folder}/{name} is missing from the archive; "
                         f"{record.archive_remedy}"
                     )
             folder = archive.parent / record.folder

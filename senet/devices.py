@@ -114,8 +114,8 @@ def has_grouped_convolution():
 
 @functools.cache
 def _cpu_has_grouped_convolution():
-    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0), TensorFlow has no gradient for it and fails
-    # only when the gradient runs, so run one.
+    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0), TensorFlow cannot compute the
+    # gradients of a grouped convolution, but fails only when they run, so run them.
     with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter(re.compile("")):
         x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
         gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])

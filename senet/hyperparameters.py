@@ -242,7 +242,7 @@ def portable_fields(hyperparameters):
 
 
 def portable_path(text):
-    """Return a path below the current folder unchanged; of any other path, return the last part."""
+    """Return a path under the current folder unchanged, and the last part of any other path."""
     path = pathlib.PurePath(text)
     return path.name if path.is_absolute() or ".." in path.parts else text
 

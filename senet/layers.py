@@ -58,11 +58,11 @@ def conv_layer(
     scale=1.0,
     layer_name="conv",
 ):
-    """Return the 2-D convolution of `input_x`, [batch, height, width, filters]. `kernel` is a side
-    or a pair [height, width]. With `groups`, each group of output channels depends on only one
-    group of input channels (ResNeXt, arXiv 1611.05431, figure 3c). There is no bias by default,
-    since batch norm usually follows and has its own. `scale` multiplies the output; it is applied
-    to the weights and the bias, which is cheaper."""
+    """Return the 2-D convolution of `input_x` with `filters` filters, [batch, height, width,
+    filters]. `kernel` is a side or a pair [height, width]. With `groups`, each group of output
+    channels depends on only one group of input channels (ResNeXt, arXiv 1611.05431, figure 3c).
+    There is no bias by default, since batch norm usually follows and has its own. `scale`
+    multiplies the output; it is applied to the weights and the bias, which is cheaper."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     group_channels = input_x.shape[-1].value // groups
     with tf.variable_scope(layer_name):

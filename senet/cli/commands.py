@@ -69,8 +69,8 @@ def result_line(tested):
 
 def class_table(matrix, names):
     """Yield the lines of a table with the accuracy of each class, its number of images and its row
-    of the confusion matrix. If that exceeds 100 columns, the row is replaced by the class that it
-    was most often mistaken for."""
+    of the confusion matrix. If the lines would exceed 100 columns, the row is replaced by the class
+    that the images were most often mistaken for."""
     digits = len(str(len(names) - 1))
     width = min(20, max(4, *map(len, names)))
     cell = max(4, len(str(matrix.max())) + 1)

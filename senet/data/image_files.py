@@ -31,7 +31,7 @@ def read_image(path, side):
     composited onto white, centre-cropped to a square and resized. Of an animation, return the
     first frame.
 
-    Raises ImageError if Pillow cannot read it, or if its values do not have 8 or 16 bits."""
+    Raises ImageError if Pillow cannot read it, or if its values have more than 16 bits."""
     try:
         with open_regular(path) as file, Image.open(file) as image:
             # Decode a JPEG at a fraction of its size if that is still large enough.
@@ -64,7 +64,7 @@ def load_folder(folder, data_dir, side):
 
     Images are uint8 [N, side, side, 3], labels int32 [N]. The label names are those of the class
     folders, in alphabetical order; summaries has two items, for the train and the test images.
-    Hidden files are ignored. The images are decoded once, into a cache below `data_dir` that is
+    Hidden files are ignored. The images are decoded once, into a cache under `data_dir` that is
     mapped into memory.
 
     Raises Failure if a class is missing or empty, if a file is not an image, or if the cache cannot

@@ -28,8 +28,7 @@ from senet.run.weights import load_weights
 
 class Run:
     """A new or resumed run in `run_dir`; use it in a `with` statement, and build the graph inside.
-    `network` is the class that a script trains. With several hosts, only the chief writes files and
-    prints.
+    `network` is the class that a script trains. With several hosts, only the chief writes files.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
     the run, or if its checkpoints were made with incompatible hyperparameters."""
