@@ -5,10 +5,13 @@
 The inputs are the paper's tables below, the data set `shapes` and the measured runs. To add a run,
 copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/results/runs.json:
 
-    command, parameters, seconds_per_epoch, machine    describe the run
-    results: [row, ...]    rows of the table "results" that include it
-    tables: ["ratio"], ["precision"]    other tables that include it
-    headline: true    marks the run at the top of README.md; its row gives the learning curves
+    command              the command line, with --seed and --run_dir
+    parameters           number of trainable parameters
+    seconds_per_epoch    from the median times of a step and of a test batch, idle machine
+    machine              "AVX2" or "AVX-512 BF16"
+    results              [row, ...]: rows of the table "results" that include the run
+    tables               ["ratio"], ["precision"]: other tables that include it
+    headline             true: the run at the top of README.md, which has the learning curves
 
 Only the screenshots of TensorBoard are not drawn here.
 """
