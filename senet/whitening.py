@@ -21,7 +21,14 @@ def whitening_filters(images, mean, std, filters, side):
     Each filter is an eigenvector of the patches' covariance matrix, divided by the square root of
     its eigenvalue. The first half belong to the largest eigenvalues, in descending order; the
     second half are the same with the opposite sign, since a ReLU follows.
+
+    Raises ValueError unless `filters` is even and at most 6 * side * side.
     """
+    if filters % 2 or not 2 <= filters <= 6 * side * side:
+        raise ValueError(
+            f"filters must be an even number from 2 to {6 * side * side} for a kernel of side "
+            f"{side}, got {filters}"
+        )
     # Evenly spaced, since the images of a folder are sorted by class.
     pixels = (images[:: max(1, len(images) // IMAGES)].astype(np.float32) - mean) / std
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))

@@ -60,6 +60,14 @@ def test_training_does_not_change_the_filters(graph, images):
         np.testing.assert_array_equal(session.run(stem), filters)
 
 
+@pytest.mark.parametrize("filters", [0, 23, 26])
+def test_a_number_of_filters_that_does_not_exist_is_rejected(images, filters):
+    # There are 12 directions in patches of 2x2 pixels with three channels, each with both signs.
+    # TensorFlow would fill missing filters with copies of the last value.
+    with pytest.raises(ValueError, match=f"from 2 to 24 .*, got {filters}"):
+        whitening_filters(images, np.zeros(3), np.ones(3), filters, side=2)
+
+
 def test_training_without_filters_is_an_error(graph):
     hp = script.Hyperparameters(**TINY, stem="whitening")
     with pytest.raises(ValueError, match="stem_filters"):
