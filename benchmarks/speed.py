@@ -64,13 +64,13 @@ def main():
     if arguments.networks:
         peak = Worker("SE_ResNeXt", "peak", {}).end()
         print(f"matrix products reach {peak['flop_per_second'] / 1e12:.2f} TFLOP/s here")
-    for network in arguments.networks:
-        script, settings = SETTINGS[network]
-        if arguments.mode == "compare":
-            print(f"\n{network}", flush=True)
-            compare(script, settings, arguments.steps, arguments.turns)
-        else:
+    if arguments.mode == "growth":
+        for script in dict.fromkeys(SETTINGS[network][0] for network in arguments.networks):
             growth(script, arguments.steps)
+    else:
+        for network in arguments.networks:
+            print(f"\n{network}", flush=True)
+            compare(*SETTINGS[network], arguments.steps, arguments.turns)
 
 
 def compare(network, settings, steps, turns):

@@ -1,4 +1,4 @@
-"""TensorFlow's 1.x API and tflearn on current TensorFlow, without start-up messages.
+"""TensorFlow's 1.x API and tflearn on current TensorFlow, without startup messages.
 
 All compatibility code is here. Import `tf` from here: environment variables must be set before
 TensorFlow is first imported.
@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ e
 # convolutions 1.1 to 3.3 times as fast, and grouped convolutions have no CPU gradient without it.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# TensorFlow imports Keras 3, which imports Matplotlib: a fifth of the start-up time, for unused
+# TensorFlow imports Keras 3, which imports Matplotlib: a fifth of the startup time, for unused
 # packages. With this setting, TensorFlow looks for `tf_keras` instead, which is not installed.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 

@@ -52,7 +52,7 @@ def chosen_gpus():
 
 
 def describe_devices(strategy):
-    """Return a description of the devices, str, for the start-up lines."""
+    """Return a description of the devices, str, for the startup lines."""
     count = strategy.num_replicas_in_sync
     if chosen_gpus():
         names = [
@@ -100,7 +100,7 @@ def compute_type(mixed_precision):
 
 
 def describe_precision(mixed_precision):
-    """Return a description of the precision in use, str, for the start-up lines."""
+    """Return a description of the precision in use, str, for the startup lines."""
     if compute_type(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
     return "float32" + " (no bfloat16 support)" * mixed_precision

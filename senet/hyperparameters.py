@@ -224,7 +224,7 @@ def _marked(Hyperparameters, marker):
 
 
 def fields_affecting_result(hyperparameters):
-    """Return {name: value} of the fields that affect the result: all that are not MAY_CHANGE."""
+    """Return {name: value} of the fields that a resumed run must not change: all but MAY_CHANGE."""
     may_change = _marked(type(hyperparameters), MAY_CHANGE)
     fields = dataclasses.asdict(hyperparameters)
     return {name: value for name, value in fields.items() if name not in may_change}

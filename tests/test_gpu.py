@@ -80,7 +80,7 @@ def check_kernels(graph_parts, mixed_precision):
 
 @pytest.mark.parametrize("mixed_precision", [True, False])
 @pytest.mark.slow
-def test_a_step_by_micro_batches_has_gpu_kernels(graph, mixed_precision, pretend_gpu):
+def test_a_step_in_micro_batches_has_gpu_kernels(graph, mixed_precision, pretend_gpu):
     script = SCRIPTS[0]
     sizes = script.tiny | {"micro_batch_size": 4}
     hp = script.hyperparameters(**sizes, mixed_precision=mixed_precision)

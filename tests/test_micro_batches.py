@@ -87,7 +87,7 @@ def first_step(data, part, micro_batch_size):
 
 
 @pytest.mark.slow
-def test_a_step_by_micro_batches_is_the_mean_of_one_step_on_each(data, monkeypatch):
+def test_a_step_in_micro_batches_is_the_mean_of_one_step_on_each(data, monkeypatch):
     monkeypatch.setattr(SE_ResNeXt, "shift_and_flip", lambda images, seed, step: images)
     parts = [first_step(data, slice(start, start + 4), micro_batch_size=0) for start in (0, 4)]
     together = first_step(data, slice(0, 8), micro_batch_size=4)

@@ -34,7 +34,7 @@ def test_a_second_network_shares_all_variables(graph, script):
     assert set(tf.global_variables()) - set(before) <= {tf.train.get_global_step()}
 
 
-PUBLISHED = {
+DOCUMENTED = {
     "weight_decay": 5e-4,
     "momentum": 0.9,
     "init_learning_rate": 0.1,
@@ -50,9 +50,9 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:3], ids=lambda script: script.name)
-def test_defaults_are_the_published_recipe(script):
+def test_defaults_are_the_documented_ones(script):
     hyperparameters = script.hyperparameters()
-    assert {name: getattr(hyperparameters, name) for name in PUBLISHED} == PUBLISHED
+    assert {name: getattr(hyperparameters, name) for name in DOCUMENTED} == DOCUMENTED
 
 
 @by_script

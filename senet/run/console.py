@@ -18,7 +18,7 @@ def say(text):
 
 
 def start_lines(network, data, strategy, hyperparameters, state):
-    """Return the start-up lines, one str. `state` says whether the run is new or resumes."""
+    """Return the startup lines, one str. `state` says whether the run is new or resumes."""
     parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
     return (
         f"network: {network.__name__}, {parameters:,} trainable parameters\n"

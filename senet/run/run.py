@@ -55,7 +55,7 @@ class Run:
 
     def start(self, data, inputs, test_batch):
         """Return a session whose variables have the values of the newest checkpoint or, in a new
-        run, of `initial_checkpoint` or the initializers. Print the start-up lines. `data` is the
+        run, of `initial_checkpoint` or the initializers. Print the startup lines. `data` is the
         Dataset, `inputs` are its Inputs, `test_batch` are their `evaluation_outputs`."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
