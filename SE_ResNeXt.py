@@ -49,6 +49,7 @@ class Hyperparameters(RunHyperparameters):
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
+    bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
     downsampling: Annotated[str, one_of(*DOWNSAMPLING)] = "stride"  # halve by stride or by max_pool
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
@@ -75,11 +76,16 @@ class Hyperparameters(RunHyperparameters):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.reduction_ratio > 4 * self.depth:
+        channels = self.out_dim(self.depth)
+        if self.reduction_ratio > channels:
             raise HyperparameterError(
-                f"--reduction_ratio must be at most {4 * self.depth}, the number of channels in "
-                f"the first stage (4 x depth), got {self.reduction_ratio}"
+                f"--reduction_ratio must be at most {channels}, the number of channels in the "
+                f"first stage, got {self.reduction_ratio}"
             )
+
+    def out_dim(self, depth):
+        """Return the number of channels of a block whose paths have `depth` channels."""
+        return (4 if self.bottleneck else self.cardinality) * depth
 
 
 # ------------------------------------------------------------------------------------ network
@@ -137,20 +143,26 @@ class SE_ResNeXt:
         return x
 
     def block(self, x, depth, stride, layer_name):
-        """Return relu(shortcut + SE(branch)), with 4 * depth channels."""
-        # Compute all paths at once: a wide 1x1 convolution, then a 3x3 one in `groups` groups
-        # (figure 3c).
-        groups, out_dim = self.hyperparameters.cardinality, 4 * depth
+        """Return relu(shortcut + SE(branch)), with `out_dim(depth)` channels."""
+        groups, out_dim = self.hyperparameters.cardinality, self.hyperparameters.out_dim(depth)
         width = groups * depth
         pool = 1
         if self.hyperparameters.downsampling == "max_pool":
             stride, pool = 1, stride
         with tf.variable_scope(layer_name):
-            branch = Relu(self.conv_bn(x, width, 1, layer_name="reduce"))
-            branch = self.conv_bn(
-                branch, width, 3, stride, groups=groups, pool=pool, layer_name="paths"
-            )
-            branch = self.SE(self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge"))
+            if self.hyperparameters.bottleneck:
+                # Compute all paths at once: a wide 1x1 convolution, then a 3x3 one in `groups`
+                # groups (figure 3c).
+                branch = Relu(self.conv_bn(x, width, 1, layer_name="reduce"))
+                branch = self.conv_bn(
+                    branch, width, 3, stride, groups=groups, pool=pool, layer_name="paths"
+                )
+                branch = self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge")
+            else:
+                # Paths of two layers are the same as one wide path (figure 4).
+                branch = self.conv_bn(x, width, 3, stride, pool=pool, layer_name="conv1")
+                branch = self.conv_bn(Relu(branch), out_dim, 3, layer_name="conv2")
+            branch = self.SE(branch)
             if pool > 1:
                 x = Max_pooling(x, pool, pool, "SAME")
             if stride != 1 or x.shape[-1].value != out_dim:

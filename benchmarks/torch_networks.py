@@ -71,22 +71,31 @@ def max_pool():
 
 
 class Block(nn.Module):
-    """ResNeXt's bottleneck with an SE block on the branch."""
+    """A residual block of SE_ResNeXt.py for its Hyperparameters, with an SE block on the branch."""
 
-    def __init__(self, channels, depth, stride, pool, groups, ratio):
+    def __init__(self, channels, depth, stride, pool, hp):
         super().__init__()
-        width, filters = groups * depth, 4 * depth
-        self.reduce = ConvBn(channels, width, 1)
-        self.paths = ConvBn(width, width, 3, stride, groups=groups, pool=pool)
-        self.merge = ConvBn(width, filters, 1)
-        self.se = SE(filters, ratio) if ratio else nn.Identity()
+        width, filters = hp.cardinality * depth, hp.out_dim(depth)
+        if hp.bottleneck:
+            branch = [
+                *(ConvBn(channels, width, 1), nn.ReLU()),
+                *(ConvBn(width, width, 3, stride, groups=hp.cardinality, pool=pool), nn.ReLU()),
+                ConvBn(width, filters, 1),
+            ]
+        else:
+            branch = [
+                *(ConvBn(channels, width, 3, stride, pool=pool), nn.ReLU()),
+                ConvBn(width, filters, 3),
+            ]
+        if hp.reduction_ratio:
+            branch.append(SE(filters, hp.reduction_ratio))
+        self.branch = nn.Sequential(*branch)
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         changes = stride != 1 or channels != filters
         self.shortcut = ConvBn(channels, filters, 1, stride) if changes else nn.Identity()
 
     def forward(self, x):
-        branch = F.relu(self.paths(F.relu(self.reduce(x))))
-        return F.relu(self.shortcut(self.pool(x)) + self.se(self.merge(branch)))
+        return F.relu(self.shortcut(self.pool(x)) + self.branch(x))
 
 
 def se_resnext(hp, classes=10):
@@ -103,8 +112,8 @@ def se_resnext(hp, classes=10):
         for number in range(hp.blocks):
             depth, halved = hp.depth << stage, (stage or by_pooling) and not number
             stride, pool = (1, 1) if not halved else (1, 2) if by_pooling else (2, 1)
-            layers.append(Block(channels, depth, stride, pool, hp.cardinality, hp.reduction_ratio))
-            channels = 4 * depth
+            layers.append(Block(channels, depth, stride, pool, hp))
+            channels = hp.out_dim(depth)
     return nn.Sequential(
         nn.ZeroPad2d(hp.padding), *layers, GlobalAveragePool(), nn.Linear(channels, classes)
     )

@@ -48,13 +48,24 @@ def test_stem_and_downsampling_decide_where_the_maps_are_halved(
     assert all(height == width for height, width, _ in sizes)
 
 
+@pytest.mark.parametrize("bottleneck, out_dim", [(True, 8), (False, 4)])
 @pytest.mark.parametrize(
-    "channels, stride, downsampling",
-    [(8, 1, "stride"), (8, 2, "stride"), (5, 1, "stride"), (5, 2, "max_pool"), (8, 2, "max_pool")],
+    "same_channels, stride, downsampling",
+    [
+        (True, 1, "stride"),
+        (True, 2, "stride"),
+        (False, 1, "stride"),
+        (True, 2, "max_pool"),
+        (False, 2, "max_pool"),
+    ],
 )
-def test_a_block_matches_numpy(graph, rng, channels, stride, downsampling):
-    """Check relu(shortcut + SE(branch)), which is figure 3 of ResNeXt with figure 3 of SENet."""
-    hp = Hyperparameters(**TINY, downsampling=downsampling)
+def test_a_block_matches_numpy(
+    graph, rng, bottleneck, out_dim, same_channels, stride, downsampling
+):
+    """Check relu(shortcut + SE(branch)): figures 3 and 4 of ResNeXt with figure 3 of SENet. Two
+    paths of two channels have 4 x 2 output channels with bottlenecks, and 2 x 2 without."""
+    channels = out_dim if same_channels else 5
+    hp = Hyperparameters(**TINY, bottleneck=bottleneck, downsampling=downsampling)
     network = SE_ResNeXt(tf.zeros([1, 4, 4, 3]), False, hp)
     x = rng.normal(size=(2, 6, 6, channels)).astype(np.float32)
     output = network.block(tf.constant(x), depth=2, stride=stride, layer_name="alone")
@@ -76,14 +87,17 @@ def test_a_block_matches_numpy(graph, rng, channels, stride, downsampling):
         norm = ("gamma", "beta", "moving_mean", "moving_variance")
         return nl.batch_norm(x, *(values[f"alone/{name}/batch_norm/{part}"] for part in norm))
 
-    branch = nl.relu(conv_bn(x, "reduce"))
-    branch = conv_bn(nl.relu(conv_bn(branch, "paths", stride, pool)), "merge")
+    if bottleneck:
+        branch = nl.relu(conv_bn(x, "reduce"))
+        branch = conv_bn(nl.relu(conv_bn(branch, "paths", stride, pool)), "merge")
+    else:
+        branch = conv_bn(nl.relu(conv_bn(x, "conv1", stride, pool)), "conv2")
     dense = [(n, kind) for n in (1, 2) for kind in ("weights", "bias")]
     branch = nl.squeeze_excitation(
         branch, *(values[f"alone/SE/fully_connected{n}/{kind}"] for n, kind in dense)
     )
     x = nl.max_pooling(x, pool, pool)
-    changes = channels != 8 or stride != 1
+    changes = not same_channels or stride != 1
     expected = nl.relu((conv_bn(x, "shortcut", stride) if changes else x) + branch)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4 * expected.max())
 

@@ -169,6 +169,9 @@ class TestInvalidCommandLines:
         assert SE_ResNeXt.main(["--reduction_ratio=257"]) == 2  # 4 x 64 channels
         assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 256")
         SE_ResNeXt.Hyperparameters(reduction_ratio=256)
+        options = ["--bottleneck=False", "--cardinality=2", "--depth=8"]  # 2 x 8 channels
+        assert SE_ResNeXt.main([*options, "--reduction_ratio=17"]) == 2
+        assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 16")
 
 
 class TestHelp:

@@ -45,8 +45,8 @@ To fine-tune the network, train with the same architecture hyperparameters and
 `--initial_checkpoint={folder}`.
 
 **Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images according to
-their EXIF orientation, centre-crops them to a square and resizes them. **Normalisation** is part of the
-graph: (value - mean) / std per channel, with mean {mean}
+their EXIF orientation, centre-crops them to a square and resizes them. **Normalisation** is
+part of the graph: (value - mean) / std per channel, with mean {mean}
 and std {std} in pixel values, computed from the training images.
 
 **Classes** ({count:,}): {classes}.
