@@ -46,6 +46,15 @@ def rng():
     return np.random.default_rng(0)
 
 
+def load_values(session, values):
+    """Set variables to `values`, {variable: array}. Loading them one by one would take longer,
+    because TensorFlow optimises the graph for each call."""
+    session.run(
+        [variable.initializer for variable in values],
+        {variable.initializer.inputs[1]: value for variable, value in values.items()},
+    )
+
+
 def restore_default_signals():
     """Restore the default signal handlers. Under `nohup python -m pytest &`, a child process would
     inherit ignored signals."""

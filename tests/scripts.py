@@ -12,9 +12,9 @@ class Script(NamedTuple):
     name: str  # of the module, and of the network's class
     title: str  # as in README.md
     parameters: dict  # {reduction ratio: trainable parameters for 10 classes}
+    multiply_adds: float  # in billions, of a forward pass of one image
     se_blocks: int
     tiny: dict  # hyperparameters of the smallest network for 32x32 images
-    slow: bool = False  # whether building even the smallest network takes seconds
 
     @property
     def module(self):
@@ -33,6 +33,7 @@ SCRIPTS = [
         "SE_ResNeXt",
         "SE-ResNeXt-29 8x64d",
         {0: 34_426_698, 16: 34_948_506},
+        multiply_adds=48.49,
         se_blocks=9,
         tiny={"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0},
     ),
@@ -40,25 +41,20 @@ SCRIPTS = [
         "SE_Inception_v4",
         "SE-Inception-v4",
         {0: 41_158_186, 16: 43_477_002},
+        multiply_adds=0.73,
         se_blocks=16,
         tiny={"padding": 22},
-        slow=True,
     ),
     Script(
         "SE_Inception_resnet_v2",
         "SE-Inception-ResNet-v2",
         {0: 30_310_378, 16: 35_704_030},
+        multiply_adds=0.57,
         se_blocks=22,
         tiny={"padding": 22},
-        slow=True,
     ),
 ]
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-# For tests that build the network.
-by_network = pytest.mark.parametrize(
-    "script",
-    [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.slow else []) for s in SCRIPTS],
-)
 
 # The smallest SE_ResNeXt, in float32 and without micro-batches.
 TINY = {**SCRIPTS[0].tiny, "micro_batch_size": 0, "mixed_precision": False}

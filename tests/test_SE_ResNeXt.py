@@ -1,6 +1,7 @@
 import numpy as np
 import numpy_layers as nl
 import pytest
+from conftest import load_values
 from scripts import TINY
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt
@@ -71,11 +72,13 @@ def test_a_block_matches_numpy(
     output = network.block(tf.constant(x), depth=2, stride=stride, layer_name="alone")
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        values = {}
-        for variable in tf.global_variables("alone/"):
-            values[variable.op.name] = rng.uniform(0.1, 1.5, variable.shape).astype(np.float32)
-            variable.load(values[variable.op.name], session)
+        drawn = {
+            variable: rng.uniform(0.1, 1.5, variable.shape).astype(np.float32)
+            for variable in tf.global_variables("alone/")
+        }
+        load_values(session, drawn)
         output = session.run(output)
+    values = {variable.op.name: value for variable, value in drawn.items()}
 
     pool = 1
     if downsampling == "max_pool":

@@ -1,4 +1,5 @@
 import numpy as np
+from conftest import load_values
 
 from senet.compat import tf
 from senet.data.datasets import Split, batches
@@ -46,8 +47,7 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in weights.items()}
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        for name, value in values.items():
-            weights[name].load(value, session)
+        load_values(session, {weights[name]: value for name, value in values.items()})
         evaluation = evaluate(session, outputs, inputs, batches(Split(images, labels), 4))
 
     def layer(x, name):

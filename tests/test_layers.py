@@ -3,7 +3,7 @@ import json
 import numpy as np
 import numpy_layers as nl
 import pytest
-from conftest import run_python
+from conftest import load_values, run_python
 
 from senet.compat import tf
 from senet.layers import (
@@ -19,9 +19,8 @@ def run(fetches, feed_dict=None, values=None):
     """Run `fetches` in a new session, with the variables named in `values` set to those values."""
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        for variable in tf.global_variables():
-            if values and variable.op.name in values:
-                variable.load(values[variable.op.name], session)
+        variables = {v.op.name: v for v in tf.global_variables()}
+        load_values(session, {variables[name]: v for name, v in (values or {}).items()})
         return session.run(fetches, feed_dict)
 
 
@@ -181,7 +180,7 @@ class TestBatchNormalization:
                 mean = 0.9 * mean + 0.1 * batch.mean(axis=(0, 1, 2))
                 variance = 0.9 * variance + 0.1 * batch.var(axis=(0, 1, 2), ddof=1)
                 session.run(updates, {x: batch})
-            moving = {v.op.name: session.run(v) for v in tf.global_variables()}
+            moving = session.run({v.op.name: v for v in tf.global_variables()})
         np.testing.assert_allclose(moving["bn/moving_mean"], mean, rtol=1e-5)
         np.testing.assert_allclose(moving["bn/moving_variance"], variance, rtol=1e-5)
 

@@ -1,5 +1,7 @@
 """Check how a batch is split into pieces, and the sums over the pieces."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -60,8 +62,8 @@ def data(rng):
     return Dataset("noise", split, split, ["a", "b", "c"])
 
 
-def first_step(data, part, micro_batch_size):
-    """Run a first step, without weight decay, on the images in the slice `part`. Return its
+def first_steps(data, parts, micro_batch_size):
+    """For each slice in `parts`, run a first step, without weight decay, on its images. Yield its
     gradients and the new moving averages as {name: array}."""
     hp = Hyperparameters(
         cardinality=2,
@@ -73,27 +75,26 @@ def first_step(data, part, micro_batch_size):
         mixed_precision=False,
         micro_batch_size=micro_batch_size,
     )
-    batch = Split(data.train.images[part], data.train.labels[part])
     with tf.Graph().as_default(), tf.Session() as session:
         inputs, train_step, _, _ = build_graph(data, hp)
-        session.run(tf.global_variables_initializer())
-        session.run(train_step, inputs.feed(batch))
+        initialize = tf.global_variables_initializer()
         # The momentum starts at zero, so after one step it is the gradient.
-        return {
-            v.op.name: session.run(v)
-            for v in tf.global_variables()
-            if "Momentum" in v.op.name or "moving_" in v.op.name
-        }
+        variables = [v for v in tf.global_variables() if re.search("Momentum|moving_", v.op.name)]
+        for part in parts:
+            session.run(initialize)
+            batch = Split(data.train.images[part], data.train.labels[part])
+            session.run(train_step, inputs.feed(batch))
+            yield session.run({v.op.name: v for v in variables})
 
 
 @pytest.mark.slow
 def test_a_step_in_micro_batches_is_the_mean_of_one_step_on_each(data, monkeypatch):
     monkeypatch.setattr(SE_ResNeXt, "shift_and_flip", lambda images, seed, step: images)
-    parts = [first_step(data, slice(start, start + 4), micro_batch_size=0) for start in (0, 4)]
-    together = first_step(data, slice(0, 8), micro_batch_size=4)
-    whole = first_step(data, slice(0, 8), micro_batch_size=0)
+    slices = [slice(0, 4), slice(4, 8), slice(0, 8)]
+    first, second, whole = first_steps(data, slices, micro_batch_size=0)
+    (together,) = first_steps(data, slices[2:], micro_batch_size=4)
     for name, value in together.items():
-        mean = (parts[0][name] + parts[1][name]) / 2
+        mean = (first[name] + second[name]) / 2
         np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6, err_msg=name)
     # Each micro-batch uses its own batch-norm statistics, so this differs from the whole batch.
     weights = "stage3/block1/merge/conv/weights/Momentum"

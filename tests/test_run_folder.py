@@ -56,11 +56,22 @@ class TestRows:
         with pytest.raises(Failure, match=f"{name}.* folder|{name}: Is a directory"):
             RunFolder(hyperparameters).__enter__()
 
-    def test_a_row_with_an_epoch_of_thousands_of_digits_is_ignored(self, hyperparameters):
+    @pytest.mark.parametrize(
+        "second",
+        [
+            "epoch: 2/3, train_loss: 1.0000, train_acc: 0.5000, test_loss: 1.0000, test_acc: 0.2",
+            "epoch: \udcff/3, train_loss: 1.0000, train_acc: 0.5000, test_loss: 1.0000, test_acc: "
+            "0.2500\n",
+            f"epoch: {'9' * 5000}/3, train_loss: 1.0000, train_acc: 0.5000, test_loss: 1.0000, "
+            "test_acc: 0.2500\n",
+        ],
+        ids=["incomplete", "invalid bytes", "thousands of digits"],
+    )
+    def test_a_damaged_row_is_ignored(self, hyperparameters, second):
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
-        row = folder.row_file.read_text()
-        folder.row_file.write_text(row + row.replace(" 1/", f" {'9' * 5000}/"))
+        first = folder.row_file.read_text()
+        folder.row_file.write_text(first + second, errors="surrogateescape")
         (folder.model / "model.ckpt-1.index").touch()
         folder.write_hyperparameters()
         with RunFolder(hyperparameters) as folder:

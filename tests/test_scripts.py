@@ -3,36 +3,9 @@
 import pytest
 from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
-from scripts import SCRIPTS, by_network, by_script
+from scripts import SCRIPTS, by_script
 
 from senet.compat import tf
-from senet.layers import GATES
-
-
-@by_network
-def test_a_network_has_the_published_parameters_and_se_blocks(script):
-    for ratio, parameters in script.parameters.items():
-        with tf.Graph().as_default():
-            x = tf.placeholder(tf.float32, [None, 32, 32, 3])
-            hyperparameters = script.hyperparameters(reduction_ratio=ratio)
-            model = script.network(x, True, hyperparameters).model
-            assert model.shape.as_list() == [None, 10]
-            assert model.dtype == tf.float32
-            found = sum(v.shape.num_elements() for v in tf.trainable_variables())
-            assert found == parameters
-            assert len(tf.get_collection(GATES)) == (script.se_blocks if ratio else 0)
-
-
-@by_network
-def test_a_second_network_shares_all_variables(graph, script):
-    x, hyperparameters = tf.zeros([2, 32, 32, 3]), script.hyperparameters(**script.tiny)
-    script.network(x, True, hyperparameters)
-    before = tf.global_variables()
-    with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-        script.network(x, False, hyperparameters)
-    # Only the step counter may be new: dropout's random numbers depend on it.
-    assert set(tf.global_variables()) - set(before) <= {tf.train.get_global_step()}
-
 
 DOCUMENTED = {
     "weight_decay": 5e-4,

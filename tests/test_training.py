@@ -62,7 +62,7 @@ def test_l2_loss_covers_all_trainable_variables(graph, data):
     _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, weight_decay=0.1))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        squares = [np.square(session.run(v)).sum() for v in tf.trainable_variables()]
+        squares = [np.square(value).sum() for value in session.run(tf.trainable_variables())]
         l2_loss = session.run(epoch_end["l2_loss"])
     assert l2_loss == pytest.approx(0.1 * sum(squares) / 2, rel=1e-5)
 
@@ -168,11 +168,12 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
             hp = Hyperparameters(**TINY, weight_decay=decay, batch_size=20)
             inputs, train_step, epoch_end, _ = build_graph(data, hp)
             session.run(tf.global_variables_initializer())
-            squares = {v.op.name: np.square(session.run(v)).sum() for v in weights()}
-            l2_loss = decay * sum(squares.values()) / 2
-            assert session.run(epoch_end["l2_loss"]) == pytest.approx(l2_loss, rel=1e-5)
+            trained = {v.op.name: v for v in tf.trainable_variables()}
+            before, l2_loss = session.run([trained, epoch_end["l2_loss"]])
+            squares = {v.op.name: np.square(before[v.op.name]).sum() for v in weights()}
+            assert l2_loss == pytest.approx(decay * sum(squares.values()) / 2, rel=1e-5)
             session.run(train_step, inputs.feed(data.train))
-            values[decay] = {v.op.name: session.run(v) for v in tf.trainable_variables()}
+            values[decay] = session.run(trained)
     changed = {n for n, value in values[0.0].items() if (value != values[0.5][n]).any()}
     # The weights before the gates start at zero, so decay does not change them.
     assert changed == {name for name, square in squares.items() if square > 0}

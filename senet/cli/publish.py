@@ -158,11 +158,8 @@ def _rows(run, trained, epoch_steps):
 
 def _save(trained, folder):
     """Write the network's variables, the data's statistics and the step as a checkpoint."""
-    restored = set(tf.global_variables())
     step = tf.train.get_or_create_global_step()
     checkpoints = Checkpoints(folder, trained.outputs)
-    added = [variable for variable in tf.global_variables() if variable not in restored]
-    trained.session.run(tf.variables_initializer(added))
     step.load(trained.step, trained.session)
     checkpoints.save(trained.session, trained.step)
 

@@ -1,8 +1,8 @@
 """Write checkpoints atomically, verify them when reading, and never save values that are not
 finite.
 
-A checkpoint consists of two files that `tf.train.Saver` writes, `model.ckpt-STEP.data-...` and
-`model.ckpt-STEP.index`, with all variables of the graph. The variable NETWORK lists those of the
+A checkpoint consists of two files in TensorFlow's format, `model.ckpt-STEP.data-...` and
+`model.ckpt-STEP.index`, with all variables of the graph. The entry NETWORK lists those of the
 network, so that other programs can distinguish them from the optimizer's.
 """
 
@@ -17,7 +17,7 @@ from senet.data.inputs import STATISTICS, json_to_numbers, numbers_to_json
 from senet.errors import Failure, first_line, shortened
 
 KEEP_NEWEST = 3
-NETWORK = "network_variables"  # the variable that lists the network's variables, as JSON
+NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON
 UNREADABLE = (
     tf.errors.OpError,
     IndexError,
@@ -32,14 +32,21 @@ class Checkpoints:
 
     def __init__(self, folder, outputs):
         self.folder = folder
-        network = json_to_numbers(variables_used_by(outputs))
-        restored = tf.global_variables()
-        self.shapes = {v.op.name: v.shape.as_list() for v in restored}
-        tf.get_variable(NETWORK, initializer=network, trainable=False)
-        self.reader = tf.train.Saver(restored)
-        self.writer = tf.train.Saver(max_to_keep=0)
-        floats = [v for v in restored if v.dtype.is_floating]
-        self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
+        variables = tf.global_variables()
+        self.shapes = {v.op.name: v.shape.as_list() for v in variables}
+        self.reader = tf.train.Saver(variables)
+        values = {v.op.name: tf.convert_to_tensor(v) for v in variables}
+        floats = [value for value in values.values() if value.dtype.is_floating]
+        self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(value)) for value in floats])
+        values[NETWORK] = tf.constant(json_to_numbers(variables_used_by(outputs)))
+        # Not another Saver, which would add several operations per variable.
+        self.path = tf.placeholder(tf.string, [])
+        self.writer = tf.raw_ops.SaveV2(
+            prefix=self.path,
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=list(values.values()),
+        )
         self.current = None  # step of the checkpoint that has the session's values
         self.damaged = []  # newer checkpoints that cannot be read, as (files, reason)
 
@@ -115,8 +122,7 @@ class Checkpoints:
             try:
                 with without_chatter():
                     self._write(session, step)
-            # The Saver raises ValueError if the folder is removed at this moment.
-            except (tf.errors.OpError, OSError, ValueError) as error:
+            except (tf.errors.OpError, OSError) as error:
                 raise Failure(
                     f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix that, "
                     f"then run the same command to resume from the last checkpoint"
@@ -133,8 +139,7 @@ class Checkpoints:
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
         aside.mkdir()
-        path = str(aside / "model.ckpt")
-        self.writer.save(session, path, step, write_meta_graph=False, write_state=False)
+        session.run(self.writer, {self.path: str(aside / f"model.ckpt-{step}")})
         files = sorted(aside.iterdir())
         for file in files:
             _flush(file)
