@@ -38,7 +38,7 @@ from senet.whitening import whitening_filters, whitening_layer
 
 # {downsampling: number of filters, kernel size and stride of a whitening stem}. At full resolution,
 # 24 filters are enough: both signs of the 12 directions with the largest variances.
-DOWNSAMPLING = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
+WHITENING_STEM = {"stride": (96, 4, 2), "max_pool": (24, 3, 1)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Hyperparameters(RunHyperparameters):
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
-    downsampling: Annotated[str, one_of(*DOWNSAMPLING)] = "stride"  # halve by stride or by max_pool
+    downsampling: Annotated[str, one_of(*WHITENING_STEM)] = "stride"  # by stride or by max_pool
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -118,7 +118,7 @@ class SE_ResNeXt:
         # and "stride", so are all maps from the output of the stem on.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
-            shape = DOWNSAMPLING[downsampling]
+            shape = WHITENING_STEM[downsampling]
             x = whitening_layer(x, *shape, self.stem_filters, layer_name="stem")
         else:
             x = self.conv_bn(x, 64, 3, layer_name="stem")
@@ -207,7 +207,7 @@ def build_graph(data, hyperparameters):
     inputs = image_inputs(data)
     stem_filters = None
     if hp.stem == "whitening":
-        filters, kernel, _ = DOWNSAMPLING[hp.downsampling]
+        filters, kernel, _ = WHITENING_STEM[hp.downsampling]
         mean, std = data.channel_statistics()
         stem_filters = whitening_filters(data.train.images, mean, std, filters, kernel)
     network = functools.partial(
@@ -226,7 +226,7 @@ def build_graph(data, hyperparameters):
     train_step, epoch_end = training_step(
         objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
-    # All scalars in these two dicts are written to TensorBoard.
+    # Scalars added to these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
     return inputs, train_step, epoch_end, test_batch

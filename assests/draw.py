@@ -13,7 +13,7 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     tables               ["ratio"], ["precision"]: other tables that include it
     headline             true: the run at the top of README.md, which has the learning curves
 
-Only the screenshots of TensorBoard are not drawn here.
+The screenshots of TensorBoard are not drawn here.
 """
 
 import ast

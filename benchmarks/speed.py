@@ -250,8 +250,8 @@ def prepare_ours(script, hyperparameters, candidate):
 
 
 def prepare_torch(script, hyperparameters, candidate):
-    """Return the same step in PyTorch (channels_last, autocast to bfloat16 if the CPU supports it)
-    and the number of parameters."""
+    """Return a training step in PyTorch on one prepared batch, without augmentation (channels_last,
+    autocast to bfloat16 if the CPU supports it), and the number of parameters."""
     import torch
     import torch_networks
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from SE_ResNeXt import DOWNSAMPLING
+from SE_ResNeXt import WHITENING_STEM
 
 
 class ConvBn(nn.Sequential):
@@ -102,7 +102,7 @@ def se_resnext(hp, classes=10):
     """Return the network of SE_ResNeXt.py for its Hyperparameters."""
     by_pooling = hp.downsampling == "max_pool"
     if hp.stem == "whitening":
-        channels, kernel, stride = DOWNSAMPLING[hp.downsampling]
+        channels, kernel, stride = WHITENING_STEM[hp.downsampling]
         convolution = nn.Conv2d(3, channels, kernel, stride, 1, bias=False).requires_grad_(False)
     else:
         channels = 64

@@ -18,7 +18,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     """Return two dicts of tensors. Fetching the first performs a training step and gives the loss
     and the accuracy; the second has the scalars for TensorBoard at the end of an epoch, by tag.
 
-    A step minimises the mean of `loss` over the batch, plus `weight_decay` times half the sum of
+    The objective is the mean of `loss` over the batch, plus `weight_decay` times half the sum of
     squares of the variables `decayed`. The returned loss (plain cross-entropy, without smoothing or
     decay) and accuracy are means over the epoch so far; `gradient_norm` covers the fed batch only.
 

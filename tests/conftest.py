@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_xdist_auto_num_workers(config):
     """Return the number of worker processes: three for the whole suite, because many tests mostly
-    wait, and none if tests are named on the command line: they then start at once and can be
-    debugged."""
+    wait for other processes; none if tests are named on the command line, so that they start
+    immediately and can be debugged."""
     return 0 if config.args_source is config.ArgsSource.ARGS else 3
 
 

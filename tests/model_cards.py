@@ -21,7 +21,8 @@ def card_numbers(card):
 
 
 def check_published(folder):
-    """Assert that the numbers on the card match the files, which contain no absolute paths."""
+    """Assert that the numbers on the card match the files, and that these contain no absolute
+    paths."""
     card = (folder / "README.md").read_text("utf-8")
     listed, parameters, table = card_numbers(card)
 

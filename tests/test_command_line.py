@@ -330,7 +330,7 @@ class TestHyperparametersOfARun:
         assert_one_line_error(result, 1, "hyperparameters.json ")
         assert message in result[2]
 
-    def test_a_missing_run_is_named_with_what_to_do(self, call):
+    def test_a_missing_run_is_named_with_a_remedy(self, call):
         result = call("evaluate", "--run_dir=nowhere")
         assert_one_line_error(
             result, 1, "no run in nowhere; train first, or use the --run_dir of an existing run"

@@ -32,16 +32,16 @@ def call(capsys, trained):
 
 
 @pytest.fixture(scope="session")
-def test_set(trained):
+def images_and_labels(trained):
     """Return (images, labels) of the test set, 40 images."""
     return load_cifar(CIFAR10, trained.parent / "data")[2:4]
 
 
 @pytest.fixture
-def files(tmp_path, test_set):
+def files(tmp_path, images_and_labels):
     """Return the paths of the test images as PNG files."""
-    paths = [tmp_path / f"{number}.png" for number in range(len(test_set[0]))]
-    for path, image in zip(paths, test_set[0], strict=True):
+    paths = [tmp_path / f"{number}.png" for number in range(len(images_and_labels[0]))]
+    for path, image in zip(paths, images_and_labels[0], strict=True):
         Image.fromarray(image).save(path)
     return paths
 
@@ -51,7 +51,7 @@ def rows(run_dir):
     return re.findall(r"test_loss: (\S+), test_acc: (\S+)", (run_dir / "logs.txt").read_text())
 
 
-def test_evaluate_matches_the_rows_of_logs_txt_and_the_labels(call, trained, test_set):
+def test_evaluate_matches_the_rows_of_logs_txt_and_the_labels(call, trained, images_and_labels):
     (first, second) = rows(trained)
     for options, (loss, accuracy) in ([], second), (["--checkpoint=model.ckpt-10"], first):
         status, output, errors = call("evaluate", *options)
@@ -67,7 +67,7 @@ def test_evaluate_matches_the_rows_of_logs_txt_and_the_labels(call, trained, tes
         assert all(line == ends[0] for line in ends)
         table = [line.replace(" .", " 0").split()[3:] for line in classes]
         matrix = np.array([row[2:] for row in table], int)
-        counts = np.bincount(test_set[1], minlength=10)
+        counts = np.bincount(images_and_labels[1], minlength=10)
         np.testing.assert_array_equal(matrix.sum(axis=1), counts)
         np.testing.assert_array_equal([int(row[1]) for row in table], counts)
         assert matrix.trace() == round(40 * float(accuracy))
@@ -85,7 +85,7 @@ def test_a_checkpoint_can_be_given_by_path_or_name(call, trained):
         assert (status, output.splitlines()[0]) == (0, f"checkpoint: {path}")
 
 
-def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, test_set):
+def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, images_and_labels):
     status, output, errors = call("predict", *files)
     assert (status, errors) == (0, "")
     lines = output.splitlines()
@@ -97,7 +97,7 @@ def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, test_set):
         assert probabilities == sorted(probabilities, reverse=True)
     correct = [
         int(prediction[0][0]) == label
-        for prediction, label in zip(predictions, test_set[1], strict=True)
+        for prediction, label in zip(predictions, images_and_labels[1], strict=True)
     ]
     assert f"{np.mean(correct):.4f}" == rows(trained)[-1][1]
 
@@ -231,7 +231,7 @@ def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path)
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
 
 
-def test_excitation_draws_one_panel_per_block(call, trained):
+def test_excitation_prints_one_line_per_block_and_draws_a_figure(call, trained):
     status, output, errors = call("excitation")
     assert (status, errors) == (0, "")
     _, head, *blocks, figure = output.splitlines()
@@ -251,14 +251,14 @@ def test_a_copied_run_gives_the_same_predictions(call, trained, tmp_path, files)
     assert call("predict", files[0], run_dir=tmp_path / "moved") == (0, output, "")
 
 
-def test_commands_write_nothing_but_figures(call, trained, files):
+def test_predict_writes_nothing_and_evaluate_only_a_figure(call, trained, files):
     def contents():
         return {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
 
     before = contents()
-    call("predict", files[0])
+    assert call("predict", files[0])[0] == 0
     assert contents() == before
-    call("evaluate")
+    assert call("evaluate")[0] == 0
     assert {p.name for p in contents().items() ^ before.items() for p in p[:1]} <= {
         "confusion_matrix.png"
     }

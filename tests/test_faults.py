@@ -43,7 +43,7 @@ def assert_one_line(errors, start):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def runs(tmp_path_factory):
     """Return a folder with the images, the finished run `three` of three epochs, and the run `two`,
     which was killed after two of them."""
     folder = tmp_path_factory.mktemp("trained")
@@ -58,10 +58,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def two(trained, tmp_path):
+def two(runs, tmp_path):
     """Return a copy of the run that was killed after two of three epochs."""
     write_folder(tmp_path / "data", make_files(count=IMAGES))
-    shutil.copytree(trained / "two", tmp_path / "two")
+    shutil.copytree(runs / "two", tmp_path / "two")
     for path in (tmp_path / "two" / "model").glob(f"model.ckpt-{3 * STEPS}*"):
         path.unlink()
     # Exists if the process was killed at the end of a save.
@@ -101,14 +101,14 @@ class TestDamagedCheckpoints:
         assert {file.suffix for file in files} <= {".index", ".data-00000-of-00001"}
         assert reason.startswith(f"{two}/model/model.ckpt-{2 * STEPS}: cannot be used (")
 
-    def test_training_resumes_from_the_previous_checkpoint(self, trained, two, capfd):
+    def test_training_resumes_from_the_previous_checkpoint(self, runs, two, capfd):
         flip_a_bit(two / "model" / f"model.ckpt-{2 * STEPS}.data-00000-of-00001")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 0
         assert_one_line(errors, f"warning: {two}/model/model.ckpt-20: cannot be used (")
         assert f"; resuming from {two}/model/model.ckpt-10" in errors
         assert "resuming at step 10 of 30" in output
-        rows = (trained / "three" / "logs.txt").read_text()
+        rows = (runs / "three" / "logs.txt").read_text()
         assert (two / "logs.txt").read_text() == rows
         assert len(list((two / "model").glob("*.damaged"))) >= 1
 
@@ -187,20 +187,20 @@ class TestCheckpointsKept:
 
 @pytest.mark.slow
 class TestRows:
-    def test_an_epoch_with_an_incomplete_row_is_evaluated_on_resume(self, trained, two, capfd):
+    def test_an_epoch_with_an_incomplete_row_is_evaluated_on_resume(self, runs, two, capfd):
         rows = (two / "logs.txt").read_text()
         (two / "logs.txt").write_text(rows[:-9])
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
         assert [line[:10] for line in output.splitlines()[5:7]] == ["epoch: 2/3", "epoch: 3/3"]
-        assert (two / "logs.txt").read_text() == (trained / "three" / "logs.txt").read_text()
+        assert (two / "logs.txt").read_text() == (runs / "three" / "logs.txt").read_text()
 
-    def test_a_run_without_rows_resumes_at_its_checkpoint(self, trained, two, capfd):
+    def test_a_run_without_rows_resumes_at_its_checkpoint(self, runs, two, capfd):
         (two / "logs.txt").unlink()
         shutil.rmtree(two / "logs")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
-        last_two = (trained / "three" / "logs.txt").read_text().splitlines()[1:]
+        last_two = (runs / "three" / "logs.txt").read_text().splitlines()[1:]
         assert (two / "logs.txt").read_text().splitlines() == last_two
 
 
@@ -249,12 +249,12 @@ class TestSettings:
         )
         assert file_contents(two / "model") == before
 
-    def test_a_finished_run_says_how_to_continue(self, trained, capfd):
-        before = file_contents(trained / "three" / "model")
-        status, output, errors = train(capfd, trained, "three", "--total_epochs=3")
+    def test_a_finished_run_says_how_to_continue(self, runs, capfd):
+        before = file_contents(runs / "three" / "model")
+        status, output, errors = train(capfd, runs, "three", "--total_epochs=3")
         assert (status, errors) == (0, "")
         assert "already finished; use a larger --total_epochs to continue" in output
-        assert file_contents(trained / "three" / "model") == before
+        assert file_contents(runs / "three" / "model") == before
 
 
 def wait_for_a_checkpoint(process, run_dir):
@@ -285,13 +285,13 @@ class TestProcesses:
 
     def test_a_second_signal_ends_the_process_at_once(self):
         code = (
-            "import signal, threading, time\n"
+            "import signal, time\n"
             "from senet.run.signals import StopSignals\n"
             "with StopSignals() as stop:\n"
             "    print('ready', flush=True)\n"
             "    while not stop.received: time.sleep(0.001)\n"
             "    print('first', flush=True)\n"
-            "    threading.Lock().acquire() and time.sleep(600)\n"
+            "    time.sleep(600)\n"
         )
         process = start_python("-c", code)
         assert process.stdout.readline() == "ready\n"

@@ -180,7 +180,7 @@ def empty(path):
         ),
     ],
 )
-def test_an_invalid_folder_is_named_with_what_to_do(tmp_path, damage, message):
+def test_an_invalid_folder_is_named(tmp_path, damage, message):
     write_image_folder(tmp_path, "abc")
     damage(tmp_path)
     with pytest.raises(Failure) as caught:

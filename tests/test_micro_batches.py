@@ -16,7 +16,7 @@ from senet.micro_batches import sum_over_micro_batches
 @pytest.mark.parametrize(
     "size, pieces",
     [
-        (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 images, split evenly
+        (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 images, as evenly as possible
         (5, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
         (16, [list(range(10))]),
         (0, [list(range(10))]),
@@ -27,32 +27,32 @@ def test_every_image_is_in_exactly_one_piece(graph, size, pieces):
     total = tf.get_variable("total", [10], trainable=False)
 
     def tower(images, labels):
-        # For each image, the size of its piece.
-        return tf.size(labels) * tf.reduce_sum(tf.one_hot(labels, 10, dtype=tf.int32), axis=0)
+        # At the label of each image: its value times the size of its piece.
+        in_piece = tf.cast(tf.size(labels), tf.float32)
+        return in_piece * tf.reduce_sum(images * tf.one_hot(labels, 10), axis=0)
 
-    sums = sum_over_micro_batches(
-        lambda *batch: tf.cast(tower(*batch), tf.float32), images, labels, size, shaped_like=total
-    )
+    sums = sum_over_micro_batches(tower, images, labels, size, shaped_like=total)
     with tf.Session() as session:
-        result = session.run(sums, {images: np.zeros([10, 1]), labels: np.arange(10)})
-    expected = [len(piece) for piece in pieces for _ in piece]
-    np.testing.assert_array_equal(result, expected)
+        values = np.arange(1, 11)
+        result = session.run(sums, {images: values[:, None], labels: np.arange(10)})
+    sizes = [len(piece) for piece in pieces for _ in piece]
+    np.testing.assert_array_equal(result, values * sizes)
 
 
 def test_each_piece_has_its_own_dropout(graph):
-    images, labels = tf.ones([30, 20]), tf.zeros([30], tf.int32)
-    total = tf.get_variable("total", [20], trainable=False)
+    images, labels = tf.ones([30, 20]), tf.range(30)
+    total = tf.get_variable("total", [30, 20], trainable=False)
     tf.train.get_or_create_global_step()
 
     def tower(images, labels):
-        return tf.reduce_sum(Dropout(images, rate=0.5, training=True), axis=0)
+        row = tf.one_hot(labels, 30, axis=0)
+        return tf.matmul(row, Dropout(images, rate=0.5, training=True))
 
     sums = sum_over_micro_batches(tower, images, labels, 1, shaped_like=total)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        result = session.run(sums)
-    # If all masks were equal, each sum would be 0 or 30 times 2.
-    assert ((result > 0) & (result < 60)).all()
+        masks = session.run(sums)
+    assert len(np.unique(masks, axis=0)) == 30
 
 
 @pytest.fixture

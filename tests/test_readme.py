@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 from conftest import ROOT, run_python
 from PIL import Image, ImageChops
-from scripts import SCRIPTS
+from scripts import SCRIPTS, by_script
 
 from assests import draw
 from assests.examples import EXAMPLES, draw_example
@@ -143,10 +143,7 @@ def test_every_link_is_valid(page):
         assert not anchor or anchor in anchors(target), link
 
 
-LISTED = [script for script in SCRIPTS if f"| {script.title} |" in README]
-
-
-@pytest.mark.parametrize("script", LISTED, ids=lambda script: script.name)
+@by_script
 def test_the_table_has_the_parameters_and_multiply_adds_of_each_network(script):
     section = README.partition("## The three networks\n")[2]
     cells = re.search(rf"\| {script.title} \| (.*)", section).group(1).split(" | ")

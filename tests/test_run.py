@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 
 def scalars(run_dir):
     """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. When a run is resumed,
-    TensorBoard discards earlier values from that step on."""
+    TensorBoard discards what was logged before for that step and later ones."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):

@@ -99,7 +99,7 @@ class TestLock:
             with pytest.raises(Failure, match="is being trained by another process"):
                 RunFolder(hyperparameters).__enter__()
 
-    def test_a_process_that_lost_the_lock_does_not_write(self, hyperparameters):
+    def test_a_process_that_lost_the_lock_adds_no_row(self, hyperparameters):
         with RunFolder(hyperparameters) as first:
             first.lock_file.unlink()
             with RunFolder(hyperparameters) as second:
@@ -112,9 +112,9 @@ class TestLock:
 
 class TestCheckpoints:
     @pytest.fixture
-    def checkpoints(self, tmp_path):
-        """Yield Checkpoints that has saved steps 1 and 2 of a graph with one variable, and its
-        session."""
+    def saved(self, tmp_path):
+        """Yield (Checkpoints, session) after saving steps 1 and 2 of a graph with one variable and
+        a step counter."""
         with tf.Graph().as_default(), tf.Session() as session:
             step = tf.train.get_or_create_global_step()
             variable = tf.get_variable("v", initializer=1.0)
@@ -125,10 +125,8 @@ class TestCheckpoints:
                 checkpoints.save(session, number)
             yield checkpoints, session
 
-    def test_a_copied_checkpoint_with_a_larger_step_is_not_used(
-        self, checkpoints, tmp_path, capsys
-    ):
-        checkpoints, session = checkpoints
+    def test_a_copied_checkpoint_with_a_larger_step_is_not_used(self, saved, tmp_path, capsys):
+        checkpoints, session = saved
         for file in tmp_path.glob("model.ckpt-2.*"):
             shutil.copy(file, tmp_path / file.name.replace("-2.", "-999."))
         assert checkpoints.restore(session)
@@ -139,14 +137,13 @@ class TestCheckpoints:
         assert warning.count("\n") == 1
         assert list(checkpoint_files(tmp_path)) == [1, 2]
 
-    def test_a_damaged_checkpoint_is_renamed_only_when_the_run_continues(
-        self, checkpoints, tmp_path
-    ):
-        checkpoints, session = checkpoints
+    def test_restore_skips_a_damaged_checkpoint_without_renaming_it(self, saved, tmp_path):
+        checkpoints, session = saved
         index = tmp_path / "model.ckpt-2.index"
         index.write_bytes(index.read_bytes()[:10])
         before = sorted(tmp_path.iterdir())
         assert checkpoints.restore(session)
+        assert checkpoints.current == 1
         assert sorted(tmp_path.iterdir()) == before
         checkpoints.rename_damaged()
         assert (tmp_path / "model.ckpt-2.index.damaged").exists()
@@ -200,7 +197,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.slow
-def test_an_epoch_is_saved_before_its_row_is_printed_and_deleted_files_return(
+def test_an_epoch_is_saved_before_its_row_is_printed_and_deleted_files_are_recreated(
     tmp_path, monkeypatch
 ):
     run_dir, terminal, saved = tmp_path / "run", Terminal(), []

@@ -7,7 +7,7 @@ from scripts import SCRIPTS, by_script
 
 from senet.compat import tf
 
-DOCUMENTED = {
+EXPECTED = {
     "weight_decay": 5e-4,
     "momentum": 0.9,
     "init_learning_rate": 0.1,
@@ -22,10 +22,10 @@ DOCUMENTED = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS[:3], ids=lambda script: script.name)
-def test_defaults_are_the_documented_ones(script):
+@by_script
+def test_all_scripts_share_these_defaults(script):
     hyperparameters = script.hyperparameters()
-    assert {name: getattr(hyperparameters, name) for name in DOCUMENTED} == DOCUMENTED
+    assert {name: getattr(hyperparameters, name) for name in EXPECTED} == EXPECTED
 
 
 @by_script

@@ -13,7 +13,8 @@ from senet.whitening import SHRINKAGE, whitening_filters, whitening_layer
 def images(rng):
     """Return noise blurred along the rows: neighbouring pixels are correlated, as in photos."""
     noise = rng.integers(0, 256, (20, 16, 19, 3)).astype(float)
-    return sum(noise[:, :, shift : shift + 16] for shift in range(4)).astype(np.uint8) // 4
+    blurred = sum(noise[:, :, shift : shift + 16] for shift in range(4)) / 4
+    return blurred.astype(np.uint8)
 
 
 def test_whitened_patches_are_uncorrelated(images):

@@ -47,7 +47,7 @@ def evaluation(trained):
 
 def evaluate(network, hyperparameters, checkpoint=""):
     """Print the loss, the accuracy, the accuracy of each class and the confusion matrix of the test
-    set, and draw the matrix to run_dir/confusion_matrix.png."""
+    set, and save a drawing of the matrix as run_dir/confusion_matrix.png."""
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         tested, data = evaluation(trained)
         matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
@@ -189,9 +189,9 @@ def export(network, hyperparameters, folder, checkpoint=""):
 
 
 def excitation(network, hyperparameters, checkpoint=""):
-    """Draw the mean gate of each channel of every SE block for each class of the test set to
-    run_dir/excitation.png, and print the standard deviations over channels and over classes (SENet,
-    arXiv 1709.01507, the section on the role of excitation)."""
+    """Plot the mean gate of each channel of every SE block for each class of the test set, save the
+    figure as run_dir/excitation.png, and print the standard deviations over channels and over
+    classes (SENet, arXiv 1709.01507, the section on the role of excitation)."""
     # Imported here because only this command needs Matplotlib.
     from senet.cli.excitation import save_excitation
 

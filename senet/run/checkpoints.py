@@ -173,7 +173,7 @@ def network_variables(reader):
 
 def is_published(folder):
     """Return whether `publish` wrote the newest checkpoint in `folder`. It has no optimizer state,
-    so that training cannot resume from it."""
+    so training cannot resume from it."""
     found = checkpoint_files(folder) if folder.is_dir() else {}
     if not found:
         return False

@@ -220,8 +220,9 @@ class Run:
             )
 
     def show(self, result):
-        """Show a step's result, a dict of scalars, in the progress bar. The result of an epoch's
-        last step also goes to TensorBoard. Raises Failure if the loss is not finite."""
+        """Show a step's result, a dict of scalars, in the progress bar. Of an epoch's last step,
+        scalars other than the loss and accuracy also go to TensorBoard. Raises Failure if the loss
+        is not finite."""
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate "
