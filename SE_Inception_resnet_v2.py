@@ -216,7 +216,7 @@ def loss(images, labels, network, hyperparameters):
 
 
 def decayed_variables():
-    """Return the variables that `weight_decay` applies to: all trained ones, as in the papers."""
+    """Return the variables that `weight_decay` applies to: all trainable ones, as in the papers."""
     return tf.trainable_variables()
 
 

@@ -159,7 +159,7 @@ class SE_ResNeXt:
                 )
                 branch = self.conv_bn(Relu(branch), out_dim, 1, layer_name="merge")
             else:
-                # Paths of two layers are the same as one wide path (figure 4).
+                # Paths of two layers are equivalent to one wide path (figure 4).
                 branch = self.conv_bn(x, width, 3, stride, pool=pool, layer_name="conv1")
                 branch = self.conv_bn(Relu(branch), out_dim, 3, layer_name="conv2")
             branch = self.SE(branch)
@@ -185,7 +185,7 @@ def loss(images, labels, network, hyperparameters):
 
 
 def decayed_variables():
-    """Return the variables that `weight_decay` applies to: all trained ones, as in the papers."""
+    """Return the variables that `weight_decay` applies to: all trainable ones, as in the papers."""
     return tf.trainable_variables()
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                    images/s of each, on random images
     python benchmarks/speed.py --steps=1          the same, with one step per turn
-    python benchmarks/speed.py --networks recipe  only one of them
+    python benchmarks/speed.py --networks recipe  only one network
     python benchmarks/speed.py growth             time and memory by batch and image size, ours only
     python benchmarks/speed.py input              the input path only, including augmentation
 

@@ -27,7 +27,7 @@ def shift_and_flip(images, seed, step):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
         crop = height // 8
-        shifts = 2 * crop + 1  # per direction
+        shifts = 2 * crop + 1  # per axis
         key = random_key(seed, step)
         draw = tf.random.stateless_uniform([batch, 1], key, 0, 2 * shifts**2, tf.int32)
         flip, down, right = draw // shifts**2, draw // shifts % shifts, draw % shifts

@@ -17,7 +17,7 @@ class HyperparameterError(OneLineError, ValueError):
 
 
 class Failure(OneLineError):
-    """A problem outside the code (data, disk, network, device) that stops the program."""
+    """A problem with data, disk, network, device or script that stops the program."""
 
 
 def first_line(error):

@@ -223,8 +223,8 @@ def _marked(Hyperparameters, marker):
     }
 
 
-def fields_affecting_result(hyperparameters):
-    """Return {name: value} of the fields that a resumed run must not change: all but MAY_CHANGE."""
+def fields_to_compare(hyperparameters):
+    """Return {name: value} of all fields not marked MAY_CHANGE."""
     may_change = _marked(type(hyperparameters), MAY_CHANGE)
     fields = dataclasses.asdict(hyperparameters)
     return {name: value for name, value in fields.items() if name not in may_change}
@@ -283,7 +283,7 @@ def changed_fields(hyperparameters, before):
     defaults = {field.name: field.default for field in dataclasses.fields(hyperparameters)}
     may_grow = _marked(type(hyperparameters), MAY_GROW)
     changes = []
-    for name, now in fields_affecting_result(hyperparameters).items():
+    for name, now in fields_to_compare(hyperparameters).items():
         was = before.get(name, defaults[name])
         if was != now and not (name in may_grow and now > was):
             changes.append((name, was, now))

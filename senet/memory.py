@@ -102,7 +102,7 @@ def _check(hyperparameters, subject, weights, maps, images):
     )
     raise HyperparameterError(
         f"{subject} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
-        f"({weights} for the weights, {maps} for the feature maps of {images:,} images), "
+        f"({weights} for variables, {maps} for the feature maps of {images:,} images), "
         f"but {available} is available; use a smaller network, smaller images or a smaller "
         f"--micro_batch_size (0 means the whole batch)"
     )

@@ -230,7 +230,7 @@ class TestSettings:
         assert "resuming at step 20 of 40" in output
         assert json.loads((two / "hyperparameters.json").read_text())["total_epochs"] == 4
 
-    def test_checkpoints_without_hyperparameters_are_rejected(self, two, capfd):
+    def test_checkpoints_with_unreadable_hyperparameters_are_rejected(self, two, capfd):
         (two / "hyperparameters.json").write_text("{")
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1

@@ -16,7 +16,7 @@ from senet.hyperparameters import (
     NOT_EMPTY,
     RunHyperparameters,
     changed_fields,
-    fields_affecting_result,
+    fields_to_compare,
     load_fields,
     one_of,
     parse_field,
@@ -191,8 +191,8 @@ class TestChangedFields:
             changed_fields(Settings(), before)
 
 
-def test_fields_affecting_result_exclude_those_that_may_change():
-    assert set(fields_affecting_result(Settings())) == {
+def test_fields_that_may_change_are_not_compared():
+    assert set(fields_to_compare(Settings())) == {
         *("width", "even", "rate", "kind", "name", "epochs", "fast"),
         *("image_size", "initial_checkpoint"),
     }

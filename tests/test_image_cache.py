@@ -108,7 +108,7 @@ def test_a_changed_folder_is_decoded_again_and_its_old_caches_are_removed(
     assert now not in earlier
 
 
-def test_images_are_decoded_again_when_the_decoder_changed(
+def test_images_are_decoded_again_when_the_decoder_changes(
     folder, data_dir, decoded, monkeypatch, tmp_path
 ):
     load_dataset(str(folder), data_dir)

@@ -1,4 +1,4 @@
-"""Compare the modules of the two Inception networks with the paper's figures, computed with NumPy.
+"""Compare the modules of the two Inception networks with NumPy versions of the paper's figures.
 
 Branches are written as in the figures: `1x1 64, 3x3 96/2V` is a 1x1 convolution with 64
 filters, then a 3x3 one with 96 filters, stride 2 and no padding.

@@ -44,7 +44,7 @@ def test_squeeze_excitation_starts_with_all_gates_at_one_half(graph, rng):
 
 
 @pytest.mark.parametrize("ratio", [0, 9])
-def test_squeeze_excitation_rejects_a_ratio_without_a_bottleneck(graph, ratio):
+def test_squeeze_excitation_rejects_an_invalid_ratio(graph, ratio):
     with pytest.raises(ValueError, match=f"ratio must be from 1 to 8, got {ratio}"):
         Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=ratio, layer_name="SE")
 

@@ -15,7 +15,7 @@ from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure, HyperparameterError, printable, shortened
 from senet.hyperparameters import (
-    fields_affecting_result,
+    fields_to_compare,
     load_fields,
     portable_fields,
     portable_path,
@@ -135,8 +135,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
 
 def _check_unchanged(hyperparameters, recorded):
     """Raise HyperparameterError if a field that affects the result differs from the run's."""
-    trained_with = fields_affecting_result(recorded)
-    for name, value in fields_affecting_result(hyperparameters).items():
+    trained_with = fields_to_compare(recorded)
+    for name, value in fields_to_compare(hyperparameters).items():
         if trained_with[name] != value:
             raise HyperparameterError(
                 f"--{name} must be {trained_with[name]}, the value that the run was trained with, "

@@ -16,7 +16,7 @@ from senet.compat import tf
 from senet.data.datasets import batches, epoch_order, steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure
-from senet.hyperparameters import fields_affecting_result
+from senet.hyperparameters import fields_to_compare
 from senet.run.checkpoints import Checkpoints
 from senet.run.cluster import Cluster
 from senet.run.console import long_run_note, progress_bar, say, start_lines
@@ -66,7 +66,7 @@ class Run:
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
         self.cluster.check_same(
-            hyperparameters=json.dumps(fields_affecting_result(self.hyperparameters)),
+            hyperparameters=json.dumps(fields_to_compare(self.hyperparameters)),
             code=_source_code(self.network),
             images=repr(data.checksums()),
         )
@@ -274,8 +274,7 @@ class Run:
 
 
 def _source_code(network):
-    """Return the source code of everything that affects the result: the script that defines
-    `network`, and `senet/`."""
+    """Return the source code of the script that defines `network`, and of `senet/`."""
     package = pathlib.Path(__file__).parent.parent
     files = [pathlib.Path(inspect.getfile(network)), *sorted(package.rglob("*.py"))]
     return "".join(file.read_text("utf-8") for file in files)
