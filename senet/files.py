@@ -20,7 +20,8 @@ def open_regular(path, largest=None):
 
     Raises OSError if the file has more than `largest` bytes or, without blocking, if it is not a
     regular file: a FIFO would wait for a writer, and a device may never end."""
-    # Check before opening, since opening a device may have side effects, and check the opened file too.
+    # Check before opening, since opening a device may have side effects, and check the opened file
+    # too.
     _check_regular(pathlib.Path(path).stat())
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:

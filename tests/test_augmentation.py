@@ -35,8 +35,8 @@ def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
     found = find_transformations(images, Augmentation(images)(step=3))
     assert None not in found
     down, right, flipped = np.array(found).T
-    # Of 2,000 images, 222 are expected to have each of the 9 shifts, with a standard deviation of 14, and 1,000 are
-    # flipped, with a standard deviation of 22.
+    # Of 2,000 images, 222 are expected to have each of the 9 shifts, with a standard deviation of
+    # 14, and 1,000 to be flipped, with a standard deviation of 22.
     for shifts in down, right:
         values, counts = np.unique(shifts, return_counts=True)
         assert values.tolist() == list(range(-4, 5))
