@@ -30,7 +30,7 @@ from senet.layers import (
 )
 from senet.losses import cross_entropy
 from senet.memory import check_training_memory
-from senet.micro_batches import check_pieces
+from senet.micro_batches import check_micro_batches
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -62,7 +62,7 @@ class Hyperparameters(RunHyperparameters):
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
-    SMALLEST_PIECE: ClassVar[int] = 2  # images; batch norm maps a single 1x1 map to 0
+    MIN_MICRO_BATCH: ClassVar[int] = 2  # images; batch norm maps a single 1x1 map to 0
     # Options of a shorter run, suggested if training without a GPU takes more than a day.
     SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
@@ -230,7 +230,7 @@ def build_graph(data, hyperparameters):
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
-    check_pieces(len(data.train.labels), epoch_steps, hp)
+    check_micro_batches(len(data.train.labels), epoch_steps, hp)
     inputs = image_inputs(data)
     network = functools.partial(SE_Inception_v4, hyperparameters=hp, classes=len(data.label_names))
 
@@ -267,8 +267,8 @@ def train(hyperparameters):
             for batch in run.train_batches(epoch):
                 run.show(session.run(train_step, inputs.feed(batch)))
             values = session.run(epoch_end, inputs.feed(data.train.first(hp.batch_size)))
-            tested = evaluate(session, test_batch, inputs, run.test_batches())
-            run.end_epoch(epoch, values, tested)
+            evaluation = evaluate(session, test_batch, inputs, run.test_batches())
+            run.end_epoch(epoch, values, evaluation)
         run.finish()
 
 

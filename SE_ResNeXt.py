@@ -28,7 +28,7 @@ from senet.layers import (
 )
 from senet.losses import cross_entropy
 from senet.memory import check_training_memory
-from senet.micro_batches import check_pieces
+from senet.micro_batches import check_micro_batches
 from senet.run.run import Run
 from senet.schedules import SCHEDULES, learning_rate
 from senet.training import current_step, training_step
@@ -203,7 +203,7 @@ def build_graph(data, hyperparameters):
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
     step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
-    check_pieces(len(data.train.labels), epoch_steps, hp)
+    check_micro_batches(len(data.train.labels), epoch_steps, hp)
     inputs = image_inputs(data)
     stem_filters = None
     if hp.stem == "whitening":
@@ -247,8 +247,8 @@ def train(hyperparameters):
             for batch in run.train_batches(epoch):
                 run.show(session.run(train_step, inputs.feed(batch)))
             values = session.run(epoch_end, inputs.feed(data.train.first(hp.batch_size)))
-            tested = evaluate(session, test_batch, inputs, run.test_batches())
-            run.end_epoch(epoch, values, tested)
+            evaluation = evaluate(session, test_batch, inputs, run.test_batches())
+            run.end_epoch(epoch, values, evaluation)
         run.finish()
 
 

@@ -115,7 +115,7 @@ class RunHyperparameters:
     devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
-    SMALLEST_PIECE: ClassVar[int] = 1  # minimum number of images per micro-batch
+    MIN_MICRO_BATCH: ClassVar[int] = 1  # minimum number of images per micro-batch
 
     def __init_subclass__(cls):
         # @dataclass ignores a default without an annotation: add the inherited annotation, or raise

@@ -13,7 +13,7 @@ import numpy as np
 from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
 from senet.errors import Failure, shortened
-from senet.micro_batches import piece_number
+from senet.micro_batches import micro_batch_number
 
 CLASSIFIER = "classifier"  # the variable scope of a network's last layer
 
@@ -207,12 +207,12 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 def Dropout(x, rate, training, layer_name="dropout"):
     """In training, set each value to zero with probability `rate` and divide the others by 1 - rate
     (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
-    global step and the number of the current piece of the batch."""
+    global step and the number of the current micro-batch."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope(layer_name):
-        seed = [layer_seed() + piece_number() * 2**32, step]
+        seed = [layer_seed() + micro_batch_number() * 2**32, step]
         draw = tf.random.stateless_uniform(tf.shape(x), seed)
         return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 

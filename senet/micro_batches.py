@@ -1,12 +1,11 @@
-"""Split a batch into pieces: each device processes its part of the batch in micro-batches, and
-needs memory for only one of them at a time."""
+"""Process each device's part of a batch in micro-batches, with memory for only one at a time."""
 
 import contextlib
 
 from senet.compat import tf
 from senet.errors import HyperparameterError
 
-PIECE = "piece"  # graph collection: the number of the piece whose tower is being built
+NUMBER = "micro_batch_number"  # graph collection: the micro-batch whose tower is being built
 
 
 def sum_over_micro_batches(tower, images, labels, size, shaped_like):
@@ -18,21 +17,24 @@ def sum_over_micro_batches(tower, images, labels, size, shaped_like):
     types. All variables of the tower must already exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
-    count = pieces_of_replica(batch, replicas, size)
+    count = micro_batches_per_replica(batch, replicas, size)
     first = replica.replica_id_in_sync_group * count
 
-    def piece(number):
-        # Split the batch evenly across the pieces of all replicas.
+    def micro_batch(number):
+        # Split the batch evenly across the micro-batches of all replicas.
         start, stop = (batch * n // (count * replicas) for n in (number, number + 1))
         with _building(number):
             return tower(images[start:stop], labels[start:stop])
 
+    def add(number, sums):
+        return number + 1, tf.nest.map_structure(tf.add, sums, micro_batch(number))
+
     if not size:
-        return piece(first)
+        return micro_batch(first)
     zeros = tf.nest.map_structure(lambda v: tf.zeros(v.shape, v.dtype.base_dtype), shaped_like)
     _, sums = tf.while_loop(
         lambda number, sums: number < first + count,
-        lambda number, sums: (number + 1, tf.nest.map_structure(tf.add, sums, piece(number))),
+        add,
         (first, zeros),
         parallel_iterations=1,
         back_prop=False,
@@ -41,24 +43,24 @@ def sum_over_micro_batches(tower, images, labels, size, shaped_like):
     return sums
 
 
-def pieces_of_replica(batch, replicas, size):
+def micro_batches_per_replica(batch, replicas, size):
     """Return the number of micro-batches in each replica's part of a batch."""
     return -(-batch // (replicas * size)) if size else 1
 
 
-def check_pieces(images, steps, hyperparameters):
+def check_micro_batches(images, steps, hyperparameters):
     """Raise HyperparameterError if a micro-batch on a device would have fewer images than
-    `hyperparameters.SMALLEST_PIECE`. An epoch has `images` images in `steps` steps."""
+    `hyperparameters.MIN_MICRO_BATCH`. An epoch has `images` images in `steps` steps."""
     hp = hyperparameters
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     # The batch sizes of an epoch, and that of the batch fed at its end.
     for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
-        pieces = replicas * pieces_of_replica(batch, replicas, hp.micro_batch_size)
-        if batch // pieces < hp.SMALLEST_PIECE:
+        count = replicas * micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
+        if batch // count < hp.MIN_MICRO_BATCH:
             raise HyperparameterError(
                 f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
-                f"split a batch of {batch} images into {pieces} pieces, but batch norm needs at "
-                f"least {hp.SMALLEST_PIECE} images in each; use a larger --micro_batch_size or "
+                f"split a batch of {batch} images into {count} micro-batches, but batch norm needs "
+                f"at least {hp.MIN_MICRO_BATCH} images in each; use a larger --micro_batch_size or "
                 f"--batch_size, or fewer devices"
             )
 
@@ -66,11 +68,11 @@ def check_pieces(images, steps, hyperparameters):
 @contextlib.contextmanager
 def _building(number):
     graph = tf.get_default_graph()
-    graph.add_to_collection(PIECE, tf.cast(number, tf.int64))
+    graph.add_to_collection(NUMBER, tf.cast(number, tf.int64))
     yield
-    graph.clear_collection(PIECE)
+    graph.clear_collection(NUMBER)
 
 
-def piece_number():
-    """Return the number, int64, of the piece whose tower is being built; 0 outside a piece."""
-    return (tf.get_collection(PIECE) or [0])[0]
+def micro_batch_number():
+    """Return the number, int64, of the micro-batch whose tower is being built; 0 outside one."""
+    return (tf.get_collection(NUMBER) or [0])[0]

@@ -23,11 +23,11 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     decay) and accuracy are means over the epoch so far; `gradient_norm` covers the fed batch only.
 
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
-    called for each piece of the batch: every device processes its part in micro-batches of at most
-    `micro_batch_size` images. Batch norm uses the statistics of its piece; gradients and moving
-    averages are means over all pieces, weighted by their number of images. `batch` is (images,
-    labels), `step` is the `current_step`. Raises Failure if the loss does not depend on a trainable
-    variable, or if a decayed variable is not trainable.
+    called for each micro-batch: every device processes its part of the batch in micro-batches of at
+    most `micro_batch_size` images. Batch norm uses the statistics of a micro-batch; gradients and
+    moving averages are means over all of them, weighted by their number of images. `batch` is
+    (images, labels), `step` is the `current_step`. Raises Failure if the loss does not depend on
+    a trainable variable, or if a decayed variable is not trainable.
     """
     hp, (images, labels) = hyperparameters, batch
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
@@ -41,8 +41,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     )
     strategy = tf.distribute.get_strategy()
 
-    def piece(images, labels):
-        """Return the contribution of a piece to gradients, moving averages and sums."""
+    def micro_batch(images, labels):
+        """Return the contribution of a micro-batch to gradients, moving averages and sums."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
             losses, logits = loss(images, labels)
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
@@ -55,7 +55,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
         """Perform one device's part of the step. Return its sums and its gradient, to be summed
         over the devices."""
         gradients, new_averages, sums = sum_over_micro_batches(
-            piece, images, labels, hp.micro_batch_size, (trainable, averages, sums_so_far)
+            micro_batch, images, labels, hp.micro_batch_size, (trainable, averages, sums_so_far)
         )
         decay = hp.weight_decay / strategy.num_replicas_in_sync
         decayed_names = {variable.op.name for variable in decayed}

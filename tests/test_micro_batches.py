@@ -1,4 +1,4 @@
-"""Check how a batch is split into pieces, and the sums over the pieces."""
+"""Check how a batch is split into micro-batches, and the sums over them."""
 
 import re
 
@@ -14,7 +14,7 @@ from senet.micro_batches import sum_over_micro_batches
 
 
 @pytest.mark.parametrize(
-    "size, pieces",
+    "size, parts",
     [
         (4, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]),  # 10 images, as evenly as possible
         (5, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
@@ -22,24 +22,24 @@ from senet.micro_batches import sum_over_micro_batches
         (0, [list(range(10))]),
     ],
 )
-def test_every_image_is_in_exactly_one_piece(graph, size, pieces):
+def test_every_image_is_in_exactly_one_micro_batch(graph, size, parts):
     images, labels = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.int32, [None])
     total = tf.get_variable("total", [10], trainable=False)
 
     def tower(images, labels):
-        # At the label of each image: its value times the size of its piece.
-        in_piece = tf.cast(tf.size(labels), tf.float32)
-        return in_piece * tf.reduce_sum(images * tf.one_hot(labels, 10), axis=0)
+        # At the label of each image: its value times the size of its micro-batch.
+        count = tf.cast(tf.size(labels), tf.float32)
+        return count * tf.reduce_sum(images * tf.one_hot(labels, 10), axis=0)
 
     sums = sum_over_micro_batches(tower, images, labels, size, shaped_like=total)
     with tf.Session() as session:
         values = np.arange(1, 11)
         result = session.run(sums, {images: values[:, None], labels: np.arange(10)})
-    sizes = [len(piece) for piece in pieces for _ in piece]
+    sizes = [len(part) for part in parts for _ in part]
     np.testing.assert_array_equal(result, values * sizes)
 
 
-def test_each_piece_has_its_own_dropout(graph):
+def test_each_micro_batch_has_its_own_dropout(graph):
     images, labels = tf.ones([30, 20]), tf.range(30)
     total = tf.get_variable("total", [30, 20], trainable=False)
     tf.train.get_or_create_global_step()

@@ -14,7 +14,7 @@ from senet.losses import cross_entropy
 
 @pytest.fixture
 def logits(monkeypatch):
-    """Return a list of the logits of each piece of a batch, filled while the graph is built."""
+    """Return a list of the logits of each micro-batch, filled while the graph is built."""
     found, loss = [], script.loss
 
     def recording_loss(*arguments, **fields):

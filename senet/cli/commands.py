@@ -29,7 +29,7 @@ TOP = 3  # classes printed per image
 PREDICT_BATCH = 64  # images
 
 
-def evaluation(trained):
+def evaluate_trained(trained):
     """Evaluate a TrainedNetwork on the test set; return the Evaluation and the Dataset. Raises
     Failure if the classes of the data set are not those that the network was trained on."""
     hp = trained.hyperparameters
@@ -49,11 +49,11 @@ def evaluate(network, hyperparameters, checkpoint=""):
     """Print the loss, the accuracy, the accuracy of each class and the confusion matrix of the test
     set, and save a drawing of the matrix as run_dir/confusion_matrix.png."""
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        tested, data = evaluation(trained)
-        matrix, names = tested.confusion_matrix(len(data.label_names)), data.label_names
+        evaluation, data = evaluate_trained(trained)
+        matrix, names = evaluation.confusion_matrix(len(data.label_names)), data.label_names
         print(f"checkpoint: {trained.checkpoint}")
-        print(f"data: {data.name}, {len(tested.labels):,} test images")
-        print(f"{result_line(tested)}\n")
+        print(f"data: {data.name}, {len(evaluation.labels):,} test images")
+        print(f"{result_line(evaluation)}\n")
         for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
@@ -62,9 +62,9 @@ def evaluate(network, hyperparameters, checkpoint=""):
         print(f"\nfigure: {figure}")
 
 
-def result_line(tested):
+def result_line(evaluation):
     """Return the loss and the accuracy of an Evaluation, formatted as in a row of logs.txt."""
-    return f"test_loss: {tested.loss:.4f}, test_acc: {tested.accuracy:.4f}"
+    return f"test_loss: {evaluation.loss:.4f}, test_acc: {evaluation.accuracy:.4f}"
 
 
 def class_table(matrix, names):
@@ -201,11 +201,11 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{trained.checkpoint} has no SE blocks (reduction_ratio=0); use the --run_dir "
                 f"of a network with SE blocks"
             )
-        tested, data = evaluation(trained)
+        evaluation, data = evaluate_trained(trained)
         print(f"checkpoint: {trained.checkpoint}")
-        width = max(map(len, tested.gates))
+        width = max(map(len, evaluation.gates))
         print(f"{'SE block':{width}}  channels  mean gate  std over channels  std over classes")
-        for block, gates in tested.gates.items():
+        for block, gates in evaluation.gates.items():
             over_classes = gates.std(axis=0).mean()
             print(
                 f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
@@ -213,5 +213,5 @@ def excitation(network, hyperparameters, checkpoint=""):
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
         with replacing(figure) as temporary:
-            save_excitation(temporary, tested.gates, data.label_names)
+            save_excitation(temporary, evaluation.gates, data.label_names)
         print(f"figure: {figure}")

@@ -9,7 +9,13 @@ import shlex
 
 import numpy as np
 
-from senet.cli.commands import class_table, evaluation, new_folder, result_line, temporary_folder
+from senet.cli.commands import (
+    class_table,
+    evaluate_trained,
+    new_folder,
+    result_line,
+    temporary_folder,
+)
 from senet.compat import tf
 from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
@@ -110,7 +116,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     run = RunFolder(hp)
     _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
     with TrainedNetwork(network, hp, checkpoint) as trained:
-        tested, data = evaluation(trained)
+        evaluation, data = evaluate_trained(trained)
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
             raise Failure(
                 f"the training images of {data.name} differ from those that {trained.checkpoint} "
@@ -124,11 +130,11 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
             _save(trained, copy.model)
             copy.row_file.write_text("".join(f"{row}\n" for row in rows), "utf-8")
             copy.settings.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
-            card = _card(trained, tested, data, rows, fields, portable_path(folder), note)
+            card = _card(trained, evaluation, data, rows, fields, portable_path(folder), note)
             (temporary / CARD).write_text(f"{card}{_hashes(temporary)}```\n", "utf-8")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"checkpoint: {trained.checkpoint}")
-    print(result_line(tested))
+    print(result_line(evaluation))
     print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
     print(f"next: python {_script(network)} predict IMAGE... --run_dir={target}")
 
@@ -168,7 +174,7 @@ def _script(network):
     return pathlib.Path(inspect.getfile(network)).name
 
 
-def _card(trained, tested, data, rows, fields, folder, note):
+def _card(trained, evaluation, data, rows, fields, folder, note):
     """Return the model card up to its list of files. `fields` are the portable hyperparameters,
     `folder` is the name of the published folder on the card."""
     network, hp, names = trained.network, trained.hyperparameters, data.label_names
@@ -197,8 +203,8 @@ def _card(trained, tested, data, rows, fields, folder, note):
         command=shlex.join(["python", _script(network), *options]),
         seed=hp.seed,
         row=rows[-1],
-        result=result_line(tested),
-        table="\n".join(class_table(tested.confusion_matrix(len(names)), names)),
+        result=result_line(evaluation),
+        table="\n".join(class_table(evaluation.confusion_matrix(len(names)), names)),
     )
 
 

@@ -89,25 +89,27 @@ def hyperparameter_page(network, hyperparameters):
     return summary
 
 
-def epoch_summary(scalars, images, tested, data):
+def epoch_summary(scalars, images, evaluation, data):
     """Return the tf.Summary of an epoch: its `scalars`, {tag: number}; some augmented training
     images, uint8 [N, side, side, 3]; and the gates, confusion matrix and misclassified images of
-    `tested`, the Evaluation of the test set of `data`."""
+    `evaluation`, the Evaluation of the test set of `data`."""
     summary, names = tf.Summary(), data.label_names
     for tag, value in scalars.items():
         summary.value.add(tag=tag, simple_value=value)
-    for layer, gates in tested.gates.items():
+    for layer, gates in evaluation.gates.items():
         summary.value.add(tag=f"gates/{layer}", histo=_histogram(gates))
-    wrong = np.flatnonzero(tested.predicted != tested.labels)
-    most_confident = wrong[np.argsort(-tested.probability[wrong], kind="stable")][:MISTAKES_SHOWN]
+    matrix = evaluation.confusion_matrix(len(names))
+    wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
+    order = np.argsort(-evaluation.probability[wrong], kind="stable")
+    most_confident = wrong[order[:MISTAKES_SHOWN]]
     pages = {
         "training_images/augmented": contact_sheet(images),
-        "test_images/confusion_matrix": confusion_page(tested.confusion_matrix(len(names)), names),
+        "test_images/confusion_matrix": confusion_page(matrix, names),
         "test_images/misclassified": mistakes_page(
             data.test.images[most_confident],
-            tested.labels[most_confident],
-            tested.predicted[most_confident],
-            tested.probability[most_confident],
+            evaluation.labels[most_confident],
+            evaluation.predicted[most_confident],
+            evaluation.probability[most_confident],
             names,
         ),
     }

@@ -233,17 +233,17 @@ class Run:
         text = f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.4f}"
         self.bar.set_postfix_str(text, refresh=False)
 
-    def end_epoch(self, epoch, values, tested):
+    def end_epoch(self, epoch, values, evaluation):
         """Write an epoch's row and its summary for TensorBoard, save a checkpoint, then print the
         row. `values` is a dict of scalars and of the `images` to show, uint8 [N, side, side, 3];
-        `tested` is the Evaluation of the test set."""
+        `evaluation` is the Evaluation of the test set."""
         if not self.cluster.chief:
             return
-        values = values | {"test_loss": tested.loss, "test_accuracy": tested.accuracy}
+        values = values | {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
         row = self.folder.add_row(epoch, values)
         images = values.pop("images")
         scalars = self._last_step_scalars() | values
-        self.events.write(step=epoch, summary=epoch_summary(scalars, images, tested, self.data))
+        self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
         self._save()
         say(row)
 

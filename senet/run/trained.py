@@ -77,9 +77,9 @@ class TrainedNetwork:
         """Return the probability of each class, float32 [batch, classes], for `images`, uint8
         [batch, side, side, 3]."""
         size = self.hyperparameters.micro_batch_size or len(images)
-        pieces = np.array_split(images, -(-len(images) // size))
+        parts = np.array_split(images, -(-len(images) // size))
         run, placeholder = self.session.run, self.inputs.images
-        return np.concatenate([run(self.predictions, {placeholder: piece}) for piece in pieces])
+        return np.concatenate([run(self.predictions, {placeholder: part}) for part in parts])
 
 
 def _named(checkpoint, model_folder):

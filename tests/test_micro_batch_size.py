@@ -1,4 +1,4 @@
-"""Check that every piece of a batch has at least two images: batch norm needs them for the 1x1 maps
+"""Check that every micro-batch has at least two images: batch norm needs them for the 1x1 maps
 at the end of the Inceptions."""
 
 import dataclasses
@@ -10,7 +10,7 @@ import SE_Inception_v4
 from senet.compat import tf
 from senet.data.datasets import Split, batches, steps_per_epoch
 from senet.errors import HyperparameterError
-from senet.micro_batches import check_pieces, sum_over_micro_batches
+from senet.micro_batches import check_micro_batches, sum_over_micro_batches
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from senet.micro_batches import check_pieces, sum_over_micro_batches
         (["--micro_batch_size=1"], "a batch of 125 images into 125"),
     ],
 )
-def test_a_piece_of_one_image_is_rejected(tmp_path, capsys, options, words):
+def test_a_micro_batch_of_one_image_is_rejected(tmp_path, capsys, options, words):
     options = ["--dataset=shapes", f"--run_dir={tmp_path / 'run'}", *options]
     assert SE_Inception_v4.main(options) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -34,14 +34,12 @@ def test_a_piece_of_one_image_is_rejected(tmp_path, capsys, options, words):
 class Sizes:
     batch_size: int
     micro_batch_size: int
-    SMALLEST_PIECE = 2
+    MIN_MICRO_BATCH = 2
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
-def test_exactly_the_splits_with_a_piece_of_one_image_are_rejected(
-    graph, batch_size, micro_batch_size
-):
+def test_exactly_the_splits_into_single_images_are_rejected(graph, batch_size, micro_batch_size):
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(
@@ -59,7 +57,7 @@ def test_exactly_the_splits_with_a_piece_of_one_image_are_rejected(
             found = any(session.run(single, {labels: batch.labels}) for batch in fed)
             try:
                 steps = steps_per_epoch(split, batch_size)
-                check_pieces(images, steps, Sizes(batch_size, micro_batch_size))
+                check_micro_batches(images, steps, Sizes(batch_size, micro_batch_size))
                 rejected = False
             except HyperparameterError:
                 rejected = True
