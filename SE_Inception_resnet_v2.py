@@ -14,7 +14,7 @@ from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
-from senet.devices import compute_type
+from senet.devices import compute_dtype
 from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
@@ -60,11 +60,11 @@ class Hyperparameters(RunHyperparameters):
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # images; 0: all
+    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
-    MIN_MICRO_BATCH: ClassVar[int] = 2  # images; batch norm maps a single 1x1 map to 0
+    MIN_MICRO_BATCH: ClassVar[int] = 2  # for one 1x1 map, batch norm returns only its offset
     # Options of a shorter run, suggested if training without a GPU takes more than a day.
     SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
@@ -97,7 +97,7 @@ class SE_Inception_resnet_v2:
     def Build_SEnet(self, x, classes):
         """Return the logits for `x`, float32 [batch, classes]."""
         padding = [self.hyperparameters.padding] * 2
-        x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
+        x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
         # Map sizes are those of 96x96 images.
         x = self.Stem(x)
@@ -216,7 +216,7 @@ def loss(images, labels, network, hyperparameters):
 
 
 def decayed_variables():
-    """Return the variables that `weight_decay` applies to: all trainable ones, as in the papers."""
+    """Return the variables that `weight_decay` applies to: all trainable ones."""
     return tf.trainable_variables()
 
 
@@ -242,20 +242,20 @@ def build_graph(data, hyperparameters):
 
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
-        test_batch = evaluation_outputs(logits, inputs.labels)
+        test_outputs = evaluation_outputs(logits, inputs.labels)
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)
-    objective = functools.partial(loss, network=network, hyperparameters=hp)
+    image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels
     train_step, epoch_end = training_step(
-        objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
+        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
     # Scalars added to these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
-    return inputs, train_step, epoch_end, test_batch
+    return inputs, train_step, epoch_end, test_outputs
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -267,13 +267,13 @@ def train(hyperparameters):
     run = Run(hp, SE_Inception_resnet_v2)
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     with run:
-        inputs, train_step, epoch_end, test_batch = build_graph(data, hp)
-        session = run.start(data, inputs, test_batch)
+        inputs, train_step, epoch_end, test_outputs = build_graph(data, hp)
+        session = run.start(data, inputs, test_outputs)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):
-                run.show(session.run(train_step, inputs.feed(batch)))
+                run.end_step(session.run(train_step, inputs.feed(batch)))
             values = session.run(epoch_end, inputs.feed(data.train.first(hp.batch_size)))
-            evaluation = evaluate(session, test_batch, inputs, run.test_batches())
+            evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
             run.end_epoch(epoch, values, evaluation)
         run.finish()
 

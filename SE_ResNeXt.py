@@ -13,7 +13,7 @@ from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
-from senet.devices import compute_type
+from senet.devices import compute_dtype
 from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
@@ -67,7 +67,7 @@ class Hyperparameters(RunHyperparameters):
 
     # data, memory and speed
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # images; 0: all
+    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
 
@@ -111,7 +111,7 @@ class SE_ResNeXt:
     def Build_SEnet(self, x, classes):
         """Return the logits for `x`, float32 [batch, classes]."""
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
-        x = tf.cast(x, compute_type(self.hyperparameters.mixed_precision))
+        x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
         # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
         # the output of stage 1 and all later maps are half as wide and high; with a whitening stem
@@ -216,20 +216,20 @@ def build_graph(data, hyperparameters):
 
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
-        test_batch = evaluation_outputs(logits, inputs.labels)
+        test_outputs = evaluation_outputs(logits, inputs.labels)
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)
-    objective = functools.partial(loss, network=network, hyperparameters=hp)
+    image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels
     train_step, epoch_end = training_step(
-        objective, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
+        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
     )
     # Scalars added to these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}
     epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
-    return inputs, train_step, epoch_end, test_batch
+    return inputs, train_step, epoch_end, test_outputs
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -241,13 +241,13 @@ def train(hyperparameters):
     run = Run(hp, SE_ResNeXt)
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
     with run:
-        inputs, train_step, epoch_end, test_batch = build_graph(data, hp)
-        session = run.start(data, inputs, test_batch)
+        inputs, train_step, epoch_end, test_outputs = build_graph(data, hp)
+        session = run.start(data, inputs, test_outputs)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):
-                run.show(session.run(train_step, inputs.feed(batch)))
+                run.end_step(session.run(train_step, inputs.feed(batch)))
             values = session.run(epoch_end, inputs.feed(data.train.first(hp.batch_size)))
-            evaluation = evaluate(session, test_batch, inputs, run.test_batches())
+            evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
             run.end_epoch(epoch, values, evaluation)
         run.finish()
 

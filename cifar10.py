@@ -107,7 +107,8 @@ def load_cifar(record, data_dir):
             unpack(record, archive)
     except OSError as error:
         raise Failure(
-            f"{archive}: cannot be read: {first_line(error)}; fix that, or use another --data_dir"
+            f"{archive}: cannot be read: {first_line(error)}; fix the cause, or use another "
+            f"--data_dir"
         ) from None
 
     label_names = read_label_names(record, folder / record.names_file)
@@ -191,8 +192,8 @@ def unpack(record, archive):
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
-                f"cannot unpack {archive} into {archive.parent}: {error.strerror}; fix that, then "
-                f"rerun the command"
+                f"cannot unpack {archive} into {archive.parent}: {error.strerror}; fix the "
+                f"cause, then rerun the command"
             ) from None
         raise Failure(
             f"{archive}: cannot be unpacked: {first_line(error)}; {record.archive_remedy}"

@@ -10,8 +10,8 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     seconds_per_epoch    from the median times of a step and of a test batch, idle machine
     machine              "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
-    tables               ["ratio"], ["precision"]: other tables that include it
-    headline             true: the run at the top of README.md, which has the learning curves
+    tables               ["ratio", "precision"] or one of them: other tables that include it
+    headline             true for the run at the top of README.md, whose learning curves are drawn
 
 The screenshots of TensorBoard are not drawn here.
 """

@@ -7,7 +7,7 @@
     python benchmarks/speed.py input              the input path only, including augmentation
 
 Each candidate runs in its own process. The candidates take turns of a few steps, so that other load
-on the machine affects all of them, and are compared by their median over all steps. The first step,
+on the machine affects all of them, and are compared by their median time per step. The first step,
 which includes building and compiling, is timed separately.
 """
 
@@ -73,18 +73,16 @@ def main():
             compare(*SETTINGS[network], arguments.steps, arguments.turns)
 
 
-def compare(network, settings, steps, turns):
+def compare(script, settings, steps, turns):
     """Print a table of all candidates for a network, and the share of convolutions in our step."""
-    workers = [Worker(network, candidate, settings) for candidate in CANDIDATES]
+    workers = [Worker(script, candidate, settings) for candidate in CANDIDATES]
     for _ in range(turns):
         for worker in workers:
             worker.run(steps)
     ours, *others = results = [worker.end() for worker in workers]
-    limit = Worker(network, "limit", settings).end()
+    limit = Worker(script, "limit", settings).end()
     batch, flop = limit["batch"], limit["flop"]
-    print(
-        f"\n{network}, {ours['parameters']:,} parameters, {settings or 'defaults'}, batch {batch}"
-    )
+    print(f"\n{script}, {ours['parameters']:,} parameters, {settings or 'defaults'}, batch {batch}")
     print(
         "|  | images/s | TFLOP/s | time relative to ours | first step | peak memory |\n"
         + "|---" * 6
@@ -107,15 +105,15 @@ def compare(network, settings, steps, turns):
     )
 
 
-def growth(network, steps):
+def growth(script, steps):
     """Print a table of speed and memory for growing batches and images."""
-    smallest = 0 if network == "SE_ResNeXt" else 24
-    print(f"\n{network}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
+    smallest = 0 if script == "SE_ResNeXt" else 24
+    print(f"\n{script}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
     cases += [(padding, 16) for padding in (16, 32) if padding > smallest]
     for padding, batch in cases:
         settings = {"padding": padding, "batch_size": batch, "micro_batch_size": 0}
-        worker = Worker(network, "ours", settings)
+        worker = Worker(script, "ours", settings)
         worker.run(steps)
         result, side = worker.end(), 32 + 2 * padding
         print(
@@ -153,9 +151,9 @@ def input_path(images=50_000, batch_size=128, epochs=5):
 class Worker:
     """A candidate in its own process, idle between its turns."""
 
-    def __init__(self, network, candidate, settings):
+    def __init__(self, script, candidate, settings):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "worker", json.dumps([network, candidate, settings])],
+            [sys.executable, __file__, "worker", json.dumps([script, candidate, settings])],
             # PyTorch's first step includes compiling, so do not use the cache of an earlier run.
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             stdin=subprocess.PIPE,
@@ -190,11 +188,11 @@ class Worker:
 # ------------------------------------------------------------------- inside a worker
 
 
-def work(network, candidate, settings):
+def work(script_name, candidate, settings):
     """Set up a candidate. For each number on standard input, run that many steps and print their
     times in seconds."""
     sys.path[:0] = [str(ROOT)]
-    script = importlib.import_module(network)
+    script = importlib.import_module(script_name)
     settings = settings | {"mixed_precision": candidate != "ours, float32"}
     hyperparameters = script.Hyperparameters(**settings)
     if candidate == "peak":
@@ -250,8 +248,8 @@ def prepare_ours(script, hyperparameters, candidate):
 
 
 def prepare_torch(script, hyperparameters, candidate):
-    """Return a training step in PyTorch on one prepared batch, without augmentation (channels_last,
-    autocast to bfloat16 if the CPU supports it), and the number of parameters."""
+    """Return a training step in PyTorch (channels_last, bfloat16 autocast if the CPU supports it)
+    on one prepared batch, without augmentation, and the number of parameters."""
     import torch
     import torch_networks
 
@@ -290,11 +288,11 @@ def matrix_peak(hyperparameters, side=4096):
     """Return the floating-point operations per second of the fastest of ten products of two large
     matrices, in the type in which the networks compute."""
     from senet.compat import tf
-    from senet.devices import compute_type
+    from senet.devices import compute_dtype
 
     with tf.Graph().as_default(), tf.Session() as session:
         noise = tf.random.stateless_normal([side, side], [0, 0])
-        matrix = tf.get_variable("matrix", initializer=tf.cast(noise, compute_type(True)))
+        matrix = tf.get_variable("matrix", initializer=tf.cast(noise, compute_dtype(True)))
         product = tf.matmul(matrix, matrix).op
         session.run(tf.global_variables_initializer())
         seconds = []
@@ -307,8 +305,8 @@ def matrix_peak(hyperparameters, side=4096):
 
 def convolution_limit(script, hyperparameters):
     """Return the seconds that all convolutions of a step take, forward and both gradients, each
-    timed alone in the faster of TensorFlow's implementation and ours, and the floating-point
-    operations of a step. A frozen stem is not included, since it has no gradients."""
+    timed alone in the faster of TensorFlow's implementation and ours, and their floating-point
+    operations. A frozen stem is not included, since it has no gradients."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution

@@ -39,11 +39,11 @@ class SE(nn.Module):
 
     def __init__(self, channels, ratio):
         super().__init__()
-        self.squeeze = nn.Linear(channels, channels // ratio)
-        self.excite = nn.Linear(channels // ratio, channels)
+        self.reduce = nn.Linear(channels, channels // ratio)
+        self.expand = nn.Linear(channels // ratio, channels)
 
     def forward(self, x):
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        gate = torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3))))))
         return x * gate[:, :, None, None]
 
 

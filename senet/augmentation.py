@@ -26,8 +26,8 @@ def shift_and_flip(images, seed, step):
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
-        crop = height // 8
-        shifts = 2 * crop + 1  # per axis
+        margin = height // 8
+        shifts = 2 * margin + 1  # per axis
         key = random_key(seed, step)
         draw = tf.random.stateless_uniform([batch, 1], key, 0, 2 * shifts**2, tf.int32)
         flip, down, right = draw // shifts**2, draw // shifts % shifts, draw % shifts
@@ -35,6 +35,6 @@ def shift_and_flip(images, seed, step):
         # One gather of whole pixels; `source` is each output pixel's index in the padded image.
         rows = down + tf.range(height)
         columns = right + tf.abs(flip * (width - 1) - tf.range(width))
-        source = rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]
-        padded = tf.pad(images, [[0, 0], [crop, crop], [crop, crop], [0, 0]])
+        source = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
+        padded = tf.pad(images, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
         return tf.gather(tf.reshape(padded, [batch, -1, channels]), source, batch_dims=1)

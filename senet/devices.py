@@ -95,7 +95,7 @@ def has_bfloat16():
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
-def compute_type(mixed_precision):
+def compute_dtype(mixed_precision):
     """Return the dtype of a network's feature maps, tf.bfloat16 or tf.float32. Variables, batch
     norm's statistics, gates and the loss are always float32. Gradients need no scaling, since
     bfloat16 has the range of float32."""
@@ -104,7 +104,7 @@ def compute_type(mixed_precision):
 
 def describe_precision(mixed_precision):
     """Return a description of the precision in use, str, for the startup lines."""
-    if compute_type(mixed_precision) == tf.bfloat16:
+    if compute_dtype(mixed_precision) == tf.bfloat16:
         return "mixed precision (bfloat16)"
     return "float32" + " (no bfloat16 support)" * mixed_precision
 

@@ -222,7 +222,7 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
     a value in (0, 1).
 
     The squeeze is the mean of each channel. The excitation computes the gates from the means with
-    two fully connected layers and a bottleneck of out_dim / ratio (SENet, arXiv 1709.01507,
+    two fully connected layers, with out_dim // ratio units in between (SENet, arXiv 1709.01507,
     sections 3.1 and 3.2, equations 2 to 4). Raises ValueError unless 1 <= ratio <= out_dim.
     """
     if not 1 <= ratio <= out_dim:

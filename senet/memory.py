@@ -1,7 +1,6 @@
 """Compare the available memory with a lower bound on the memory that a network needs."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import re
@@ -64,14 +63,14 @@ def check_training_memory(data, hyperparameters):
     # The backward pass needs the input of each batch norm and the output of its activation.
     maps = 2 * images * sum(_feature_maps())
     devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
-    _check(hp, "training", devices * weights, devices * maps, devices * images)
+    _check("training", devices * weights, devices * maps, devices * images)
 
 
-def check_test_memory(hyperparameters):
+def check_test_memory():
     """Raise HyperparameterError if the network in the default graph needs more memory than is
     available to classify one image."""
     weights, maps = _bytes(tf.global_variables()), 2 * max(_feature_maps(), default=0)
-    _check(hyperparameters, "the network", weights, maps, 1)
+    _check("the network", weights, maps, 1)
 
 
 def _bytes(variables):
@@ -88,21 +87,15 @@ def _feature_maps():
     return [x.shape[1:].num_elements() * x.dtype.size for x in maps]
 
 
-def _check(hyperparameters, subject, weights, maps, images):
+def _check(subject, weights, maps, images):
     available = available_memory()
     if chosen_gpus() or weights + maps <= available:
         return
-    given = [
-        f"--{field.name}={value}"
-        for field in dataclasses.fields(hyperparameters)
-        if type(value := getattr(hyperparameters, field.name)) is int and value != field.default
-    ]
     wanted, weights, maps, available = (
         f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)
     )
     raise HyperparameterError(
-        f"{subject} needs at least {wanted} of memory{' with ' * bool(given)}{' '.join(given)} "
-        f"({weights} for variables, {maps} for the feature maps of {images:,} images), "
-        f"but {available} is available; use a smaller network, smaller images or a smaller "
-        f"--micro_batch_size (0 means the whole batch)"
+        f"{subject} needs at least {wanted} of memory ({weights} for variables, {maps} for the "
+        f"feature maps of {images:,} images), but {available} is available; use a "
+        f"smaller network, smaller images or a smaller --micro_batch_size (0: whole batch)"
     )

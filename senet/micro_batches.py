@@ -5,16 +5,16 @@ import contextlib
 from senet.compat import tf
 from senet.errors import HyperparameterError
 
-NUMBER = "micro_batch_number"  # graph collection: the micro-batch whose tower is being built
+NUMBER = "micro_batch_number"  # graph collection: the micro-batch whose graph is being built
 
 
-def sum_over_micro_batches(tower, images, labels, size, shaped_like):
-    """Return the sum of `tower(images, labels)` over the micro-batches of this replica's part of
+def sum_over_micro_batches(compute, images, labels, size, shaped_like):
+    """Return the sum of `compute(images, labels)` over the micro-batches of this replica's part of
     the batch. They have at most `size` images and are processed one after the other; if `size` is
     0, the part is processed at once.
 
-    `tower` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes and
-    types. All variables of the tower must already exist, since a loop cannot create any."""
+    `compute` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes
+    and types. All variables that it uses must already exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = micro_batches_per_replica(batch, replicas, size)
@@ -24,7 +24,7 @@ def sum_over_micro_batches(tower, images, labels, size, shaped_like):
         # Split the batch evenly across the micro-batches of all replicas.
         start, stop = (batch * n // (count * replicas) for n in (number, number + 1))
         with _building(number):
-            return tower(images[start:stop], labels[start:stop])
+            return compute(images[start:stop], labels[start:stop])
 
     def add(number, sums):
         return number + 1, tf.nest.map_structure(tf.add, sums, micro_batch(number))
@@ -74,5 +74,5 @@ def _building(number):
 
 
 def micro_batch_number():
-    """Return the number, int64, of the micro-batch whose tower is being built; 0 outside one."""
+    """Return the number, int64, of the micro-batch whose graph is being built; 0 outside one."""
     return (tf.get_collection(NUMBER) or [0])[0]

@@ -9,8 +9,7 @@ from senet.micro_batches import sum_over_micro_batches
 
 
 def current_step():
-    """Return the number of completed steps, an int64 scalar. It is the graph's only step counter,
-    read once per step, before the update."""
+    """Return the number of completed steps, an int64 scalar, read before the update."""
     return tf.identity(tf.train.get_or_create_global_step(), name="step")
 
 

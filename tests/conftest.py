@@ -55,6 +55,13 @@ def load_values(session, values):
     )
 
 
+def flip_a_bit(path):
+    """Corrupt the file `path` by inverting one bit in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
 def restore_default_signals():
     """Restore the default signal handlers. Under `nohup python -m pytest &`, a child process would
     inherit ignored signals."""

@@ -11,6 +11,7 @@ import argparse
 import collections
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -46,13 +47,14 @@ def result(run_dir):
 
 def start_and_stop(folder, name, rng, number, during_save):
     """Start the run `name` and send it the signal `number` at a random moment or, if `during_save`,
-    in the next save after it. Return whether the signal stopped the run, and whether the run was
-    saving."""
+    during the first save after that moment. Return whether the signal stopped the run, and whether
+    the run was saving."""
     process = start_script(*command(folder, name, *OPTIONS))
     while not process.stdout.readline().startswith("run: "):
         assert process.poll() is None, process.communicate()
-    time.sleep(rng.uniform(0, 1.5))
     aside = folder / name / "model" / "aside"
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process; from now on, it means a save
+    time.sleep(rng.uniform(0, 1.5))
     while during_save and process.poll() is None and not aside.exists():
         time.sleep(0.0005)
     process.send_signal(number)

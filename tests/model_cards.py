@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from senet.compat import tf
-from senet.data.inputs import numbers_to_json
+from senet.data.inputs import decode_json
 
 
 def card_numbers(card):
@@ -40,7 +40,7 @@ def check_published(folder):
     (index,) = folder.glob("model/*.index")
     reader = tf.train.NewCheckpointReader(str(index.with_suffix("")))
     shapes = reader.get_variable_to_shape_map()
-    network = numbers_to_json(reader.get_tensor("network_variables"))
+    network = decode_json(reader.get_tensor("network_variables"))
     others = {"input/mean", "input/std", "input/label_names", "global_step", "network_variables"}
     assert shapes.keys() == network.keys() | others
     fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
@@ -54,7 +54,7 @@ def check_published(folder):
     for name in "mean", "std":
         digits = ", ".join(f"{value:.4f}" for value in reader.get_tensor(f"input/{name}"))
         assert f"{name} {digits} " in " ".join(card.split())
-    names = numbers_to_json(reader.get_tensor("input/label_names"))
+    names = decode_json(reader.get_tensor("input/label_names"))
     assert f"**Classes** ({len(names)}): {', '.join(names)}." in card
 
     rows = (folder / "logs.txt").read_text("utf-8").splitlines()

@@ -76,6 +76,11 @@ def test_a_block_matches_numpy(
             variable: rng.uniform(0.1, 1.5, variable.shape).astype(np.float32)
             for variable in tf.global_variables("alone/")
         }
+        # With large weights, all gates would be 1.
+        drawn |= {
+            variable: rng.normal(0, 0.05, variable.shape).astype(np.float32)
+            for variable in tf.global_variables("alone/SE/")
+        }
         load_values(session, drawn)
         output = session.run(output)
     values = {variable.op.name: value for variable, value in drawn.items()}

@@ -116,7 +116,7 @@ def test_a_record_has_the_published_hash_and_allows_the_largest_official_file(
     assert largest < record.largest_file
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
     """A handler that sends `content` and closes the connection after `cut` bytes."""
 
     content, cut, status = b"", None, 200
@@ -137,7 +137,7 @@ def serve():
     servers = []
 
     def start(content, **settings):
-        handler = type("Handler", (Server,), {"content": content, **settings})
+        handler = type("Handler", (Handler,), {"content": content, **settings})
         server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
@@ -175,7 +175,7 @@ def test_a_missing_data_set_is_downloaded_verified_and_unpacked(tmp_path, serve,
     ids=["truncated", "html", "different content", "not found"],
 )
 @by_record
-def test_a_failed_download_leaves_no_files_and_names_both_remedies(
+def test_a_failed_download_leaves_no_files_and_suggests_both_remedies(
     tmp_path, serve, content, settings, record
 ):
     local = with_archive_at(record, serve(content, **settings), make_archive(make_files()))
@@ -240,7 +240,7 @@ def long_names(count):
     ],
     ids=["html", "empty", "truncated", "overwritten", "truncated xz", "long names", "incomplete"],
 )
-def test_a_damaged_archive_is_named_and_leaves_no_files(tmp_path, content, message):
+def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content, message):
     archive = tmp_path / CIFAR10.archive
     archive.write_bytes(content)
     with pytest.raises(Failure, match=message) as failure:
@@ -291,7 +291,7 @@ def pickled_batch(**changes):
         (pickled_batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images and 0 labels"),
     ],
 )
-def test_an_invalid_batch_file_is_named(tmp_path, content, message):
+def test_an_invalid_batch_file_is_reported(tmp_path, content, message):
     folder = write_folder(tmp_path, {**make_files(), "data_batch_2": content})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
@@ -310,13 +310,13 @@ def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value) == (
         f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device; "
-        f"fix that, then rerun the command"
+        f"fix the cause, then rerun the command"
     )
     assert file_names(tmp_path) == [CIFAR10.archive]
 
 
 @pytest.mark.parametrize("name", [CIFAR10.test_file, "data_batch_5", CIFAR10.names_file])
-def test_a_missing_file_is_named(tmp_path, name):
+def test_a_missing_file_is_reported(tmp_path, name):
     files = make_files()
     del files[name]
     folder = write_folder(tmp_path, files)
@@ -392,7 +392,7 @@ def test_only_regular_files_are_read(tmp_path, name, make, kind):
 
 
 @by_irregular_file
-def test_only_a_regular_archive_is_read(tmp_path, make, kind):
+def test_an_archive_must_be_a_regular_file(tmp_path, make, kind):
     make(tmp_path / CIFAR10.archive)
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)

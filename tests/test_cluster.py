@@ -1,4 +1,5 @@
-"""Check that one device, two devices and two hosts give the same run. Hosts are local processes."""
+"""Check that one device, two devices and two hosts give the same run, and that invalid, missing and
+frozen workers are reported. Hosts are local processes."""
 
 import json
 import re
@@ -335,7 +336,7 @@ def test_invalid_devices_and_clusters_are_rejected_before_data_is_read(
     assert not (folder / "rejected").exists()
 
 
-def test_all_devices_are_used_by_default():
+def test_the_default_of_devices_is_all():
     assert SE_ResNeXt.Hyperparameters().devices == "all"
 
 
@@ -351,7 +352,7 @@ def start_impatient_worker(folder, name, addresses, index, *options, patience=30
 
 
 @pytest.mark.slow
-def test_a_worker_that_never_starts_is_named(folder):
+def test_a_worker_that_never_starts_is_reported(folder):
     addresses = free_addresses(2)
     worker = start_impatient_worker(folder, "never", addresses, 0, patience=12)
     ((status, _, errors),) = finish([worker], notes=True)

@@ -272,7 +272,7 @@ class TestFailures:
         assert call(train=lambda _: print("猫"))[0] == 0
         assert terminal.buffer.getvalue() == b"\\u732b\n"
 
-    def test_without_a_connection_and_data_both_remedies_are_named(self, call, monkeypatch):
+    def test_without_a_connection_and_data_both_remedies_are_reported(self, call, monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nothing listens there
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         result = call("--data_dir=here", **options)
@@ -280,7 +280,7 @@ class TestFailures:
         assert "into here" in result[2]
         assert "--dataset=shapes" in result[2]
 
-    def test_a_broken_data_file_is_named(self, call, tmp_path):
+    def test_a_broken_data_file_is_reported(self, call, tmp_path):
         write_folder(tmp_path / "data", {**make_files(), "test_batch": b""})
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         assert_one_line_error(call(**options), 1, "data/cifar-10-batches-py/test_batch: ")
@@ -295,7 +295,8 @@ class TestHyperparametersOfARun:
 
     @pytest.fixture
     def evaluate(self, call, tmp_path, monkeypatch):
-        """Return a function that evaluates a run whose hyperparameters.json has the given text."""
+        """Return a function that prints the hyperparameters that `evaluate` gets, for a run whose
+        hyperparameters.json has the given text."""
 
         def evaluate(text, *options):
             (tmp_path / "hyperparameters.json").write_text(text, "utf-8")
@@ -325,12 +326,12 @@ class TestHyperparametersOfARun:
             ("{", "cannot be read"),
         ],
     )
-    def test_an_unusable_file_is_named(self, evaluate, text, message):
+    def test_an_unusable_file_is_reported(self, evaluate, text, message):
         result = evaluate(text)
         assert_one_line_error(result, 1, "hyperparameters.json ")
         assert message in result[2]
 
-    def test_a_missing_run_is_named_with_a_remedy(self, call):
+    def test_a_missing_run_is_reported_with_a_remedy(self, call):
         result = call("evaluate", "--run_dir=nowhere")
         assert_one_line_error(
             result, 1, "no run in nowhere; train first, or use the --run_dir of an existing run"

@@ -127,7 +127,6 @@ def test_predict_skips_broken_images(call, files):
 LOAD_EXPORT = """
 import sys, numpy, tensorflow as tf
 from PIL import Image
-assert "senet" not in sys.modules
 model = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 images = numpy.stack([numpy.array(Image.open(path)) for path in sys.argv[2:]])
 for batch in images[:1], images:
@@ -182,6 +181,7 @@ def test_export_does_not_replace_a_link(call, tmp_path):
 
 
 def test_export_on_a_full_disk_gives_a_one_line_error_and_leaves_no_files(trained, tmp_path, capfd):
+    """Simulate the full disk by a limit on the size of files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -191,7 +191,7 @@ def test_export_on_a_full_disk_gives_a_one_line_error_and_leaves_no_files(traine
     output, errors = capfd.readouterr()
     assert (status, output) == (1, "")
     assert errors.startswith(f"error: cannot write {tmp_path}/model: ")
-    assert errors.endswith("File too large; fix that, or use another folder\n")
+    assert errors.endswith("File too large; fix the cause, or use another folder\n")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_predict_writes_nothing_and_evaluate_only_a_figure(call, trained, files)
     }
 
 
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, trained, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(call, trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     newest = run / "model" / "model.ckpt-20.data-00000-of-00001"
@@ -296,7 +296,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(call, traine
         (["evaluate", "more"], 2, "more"),
         (["predict"], 2, "IMAGE"),
         (["export"], 2, "FOLDER"),
-        (["export", "a", "b"], 2, "b"),
+        (["export", "a", "b"], 2, "unrecognized arguments: b"),
         (["export", "a\0b"], 2, r"FOLDER must not contain control characters, got 'a\x00b'"),
         (["export", "a" * 5000], 2, "FOLDER must have at most 4,096 characters, got 'aaa"),
         (["export", "\udcff"], 2, r"FOLDER must be valid UTF-8, got '\udcff'"),

@@ -1,4 +1,4 @@
-"""Check that all implementations of a convolution give the same output and gradients."""
+"""Compare the output and the gradients of convolutions with NumPy."""
 
 import numpy as np
 import numpy_layers as nl
@@ -38,7 +38,7 @@ def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, pa
     with tf.Session() as session:
         result, x_gradient, weights_gradient = session.run([y, *gradients], {x_input: x})
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-    # A convolution is linear in both inputs, so correct gradients make these products equal.
+    # A convolution is linear in each of its inputs, so correct gradients make these products equal.
     for _ in range(5):
         d_x, d_weights = rng.normal(size=x.shape), rng.normal(size=weights.shape)
         for gradient, direction, change in (

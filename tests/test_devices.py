@@ -74,7 +74,7 @@ def test_the_cpu_can_be_used_instead_of_gpus(two_gpus):
         ("all", ["/gpu:0", "/gpu:1"], "2 GPUs, Tesla T4, NVIDIA A100"),
     ],
 )
-def test_the_gpus_in_use_are_named(two_gpus, choice, names, words):
+def test_the_gpus_in_use_are_reported(two_gpus, choice, names, words):
     class Strategy:
         num_replicas_in_sync = len(names)
 

@@ -3,7 +3,7 @@ from conftest import load_values
 
 from senet.compat import tf
 from senet.data.datasets import Split, batches
-from senet.data.inputs import Statistics, inputs_with, json_to_numbers
+from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
 from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
 
@@ -34,7 +34,7 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     classifier. The last of the three classes has no images."""
     images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 2, 11).astype(np.int32)
-    names = json_to_numbers(["a", "b", "c"])
+    names = encode_json(["a", "b", "c"])
     statistics = Statistics(np.zeros(3, np.float32), np.full(3, 255, np.float32), names)
     inputs = inputs_with(8, statistics)
     with tf.name_scope("test"):

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, start_python
+from conftest import ROOT, flip_a_bit, start_python
 from fake_cifar10 import make_files, write_folder
 from forked import run_script, start_script
 from kill_and_resume import kill_and_resume
@@ -73,32 +73,26 @@ def file_contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 16
-    path.write_bytes(data)
-
-
-DAMAGES = {
-    "data cut short": ("data-00000-of-00001", lambda path: os.truncate(path, 1000)),
-    "data empty": ("data-00000-of-00001", lambda path: os.truncate(path, 0)),
+CORRUPTIONS = {
+    "truncated data": ("data-00000-of-00001", lambda path: os.truncate(path, 1000)),
+    "empty data": ("data-00000-of-00001", lambda path: os.truncate(path, 0)),
     "data with a flipped bit": ("data-00000-of-00001", flip_a_bit),
-    "data missing": ("data-00000-of-00001", lambda path: path.unlink()),
-    "index cut short": ("index", lambda path: os.truncate(path, 100)),
+    "missing data": ("data-00000-of-00001", lambda path: path.unlink()),
+    "truncated index": ("index", lambda path: os.truncate(path, 100)),
     "index with a flipped bit": ("index", flip_a_bit),
-    "index missing": ("index", lambda path: path.unlink()),
+    "missing index": ("index", lambda path: path.unlink()),
 }
 
 
 @pytest.mark.slow
 class TestDamagedCheckpoints:
-    @pytest.mark.parametrize("damage", DAMAGES)
-    def test_any_damage_is_detected(self, two, damage):
-        suffix, apply_damage = DAMAGES[damage]
-        apply_damage(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
+    @pytest.mark.parametrize("corruption", CORRUPTIONS)
+    def test_any_corruption_is_detected(self, two, corruption):
+        suffix, corrupt = CORRUPTIONS[corruption]
+        corrupt(two / "model" / f"model.ckpt-{2 * STEPS}.{suffix}")
         path, ((files, reason),) = newest_readable(two / "model")
         assert path == two / "model" / f"model.ckpt-{STEPS}"
-        assert {file.suffix for file in files} <= {".index", ".data-00000-of-00001"}
+        assert set(files) == set((two / "model").glob(f"model.ckpt-{2 * STEPS}.*"))
         assert reason.startswith(f"{two}/model/model.ckpt-{2 * STEPS}: cannot be used (")
 
     def test_training_resumes_from_the_previous_checkpoint(self, runs, two, capfd):
@@ -318,7 +312,7 @@ class TestProcesses:
         wait_for_a_checkpoint(first, tmp_path / "run")
         status, output, errors = train(capfd, tmp_path, "run", *self.LONG)
         assert (status, output) == (1, "")
-        assert_one_line(errors, f"error: {tmp_path}/run is being trained by another process")
+        assert_one_line(errors, f"error: another process is training in {tmp_path}/run; ")
         assert first.poll() is None
         first.kill()
         first.communicate()

@@ -54,7 +54,7 @@ def test_a_sparse_file_counts_at_its_full_length(tmp_path):
 
 
 def test_a_file_of_unknown_size_must_not_exceed_the_limit():
-    # Files in /proc have size 0 until they are read.
+    # Files in /proc report size 0, whatever they contain.
     with pytest.raises(OSError, match="more than the 10 allowed"):
         read_regular("/proc/self/status", 10)
 

@@ -128,10 +128,10 @@ def live_tensor_peak(operations, images):
 
 def test_live_tensor_peak_matches_one_worked_out_by_hand(graph):
     x = tf.placeholder(tf.float32, [None, 10])  # 80 bytes for two images
-    y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # relu and addition: 80 each; a constant
+    y = tf.nn.relu(tf.reshape(x, [-1, 5, 2])) + 1.0  # 80 bytes each, for relu and for the sum
     z = tf.reduce_sum(y)
-    # The peak is at the addition: relu's output, the constant of 4 bytes and the sum. x and the
-    # shape have been freed.
+    # The peak is at the addition: its inputs (relu's output and a constant of 4 bytes) and its
+    # output. x and the shape have been freed.
     assert live_tensor_peak(ancestors([z]), images=2) == 80 + 4 + 80
 
 
@@ -157,5 +157,5 @@ def test_the_default_command_needs_less_than_8_gigabytes_and_has_gpu_kernels(
         4 * sum(v.shape.num_elements() for v in group)
         for group in (tf.global_variables(), tf.trainable_variables())
     )
-    assert peak + variables + sums < 8e9  # the rest is for cuDNN and fragmentation
+    assert peak + variables + sums < 8e9  # not counted: cuDNN, fragmentation
     check_kernels(graph_parts, mixed_precision)

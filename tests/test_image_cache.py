@@ -12,7 +12,7 @@ import pytest
 from conftest import start_python
 from image_folders import plain, save, write_image_folder
 
-from senet.data import image_cache, image_files, summaries
+from senet.data import image_cache, image_files, image_sums
 from senet.data.datasets import load_dataset
 from senet.errors import Failure, HyperparameterError
 
@@ -132,7 +132,7 @@ def test_folders_do_not_share_a_cache(folder, data_dir, decoded, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, length", [("images.npy", n) for n in (0, 50, 128, -1)] + [("summaries.json", 9)]
+    "file, length", [("images.npy", n) for n in (0, 50, 128, -1)] + [("sums.json", 9)]
 )
 def test_a_truncated_cache_is_rewritten(folder, data_dir, decoded, file, length):
     load_dataset(str(folder), data_dir)
@@ -189,14 +189,15 @@ def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_pa
         load_dataset(str(folder), tmp_path / "file" / "data")
     start, end = str(caught.value).split(": ")
     assert start.startswith(f"cannot write {tmp_path}/file/data/cache/")
-    assert end == "Not a directory; fix that, or use another --data_dir"
+    assert end == "Not a directory; fix the cause, or use another --data_dir"
 
 
 def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(folder, data_dir):
+    """Simulate the full disk by a limit on the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(Failure, match="^cannot write .*: File too large; fix that, or use "):
+        with pytest.raises(Failure, match="^cannot write .*: File too large; fix the cause"):
             load_dataset(str(folder), data_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -243,7 +244,7 @@ def test_when_two_loads_overlap_one_decodes_and_the_other_waits(
     proceed.set()
     for thread in one, other:
         thread.join()
-    assert len(paths) == 10
+    assert (len(paths), len(loaded)) == (10, 2)
     for data in loaded:
         check_images(data)
 
@@ -301,12 +302,12 @@ def test_decoding_reads_only_a_few_images_per_core_ahead(tmp_path, monkeypatch):
 def test_a_summary_does_not_depend_on_the_chunk_size(rng, monkeypatch):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
     pixels = images.reshape(-1, 3).astype(int)
-    whole = summaries.summarise(images)
+    whole = image_sums.sum_images(images)
     assert whole.sums == pixels.sum(0).tolist()
     assert whole.squares == (pixels**2).sum(0).tolist()
     for size in 1, 7 * 8 * 8 * 3, 10**9:
-        monkeypatch.setattr(summaries, "CHUNK", size)
-        assert summaries.summarise(images) == whole
-    assert summaries.Summary(*json.loads(json.dumps(whole))) == whole
+        monkeypatch.setattr(image_sums, "CHUNK", size)
+        assert image_sums.sum_images(images) == whole
+    assert image_sums.ImageSums(*json.loads(json.dumps(whole))) == whole
     images[[0, 1]] = images[[1, 0]]
-    assert summaries.summarise(images).checksum != whole.checksum
+    assert image_sums.sum_images(images).checksum != whole.checksum

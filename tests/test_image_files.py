@@ -94,7 +94,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert (read_image(path, 32) == (255, 0, 0)).all()
 
 
-def broken_files(folder):
+def unreadable_files(folder):
     whole = save(folder / "whole.png", plain("RGB", "red", (200, 200))).read_bytes()
     half = folder / "half.png"
     half.write_bytes(whole[: len(whole) // 2])
@@ -116,8 +116,8 @@ def broken_files(folder):
     }
 
 
-def test_a_file_that_is_not_an_image_is_named_with_the_reason(tmp_path):
-    for path, reason in broken_files(tmp_path).items():
+def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path):
+    for path, reason in unreadable_files(tmp_path).items():
         with pytest.raises(ImageError) as caught:
             read_image(path, 32)
         assert str(caught.value).startswith(f"{path}: {reason}")
@@ -180,7 +180,7 @@ def empty(path):
         ),
     ],
 )
-def test_an_invalid_folder_is_named(tmp_path, damage, message):
+def test_an_invalid_folder_is_reported(tmp_path, damage, message):
     write_image_folder(tmp_path, "abc")
     damage(tmp_path)
     with pytest.raises(Failure) as caught:

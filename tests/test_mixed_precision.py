@@ -84,5 +84,5 @@ def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, supp
 )
 def test_the_precision_in_use_is_described(monkeypatch, requested, supported, dtype, words):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: supported)
-    assert devices.compute_type(requested) == dtype
+    assert devices.compute_dtype(requested) == dtype
     assert devices.describe_precision(requested) == words

@@ -31,7 +31,7 @@ def test_other_paths_that_are_patterns_are_rejected(trained, capsys, arguments):
     assert "must not contain *, ?, [ or \\" in line and "a[1]" in line
 
 
-@pytest.mark.parametrize("name", list(" !\"#$%&'()+,-.:;<=>@]^_`{|}~ü") + ["**", "[1]", "\\"])
+@pytest.mark.parametrize("name", list(" !\"#$%&'()+,-.:;<=>@]^_`{|}~ü"))
 def test_tensorflow_reads_back_a_checkpoint_with_any_allowed_name(tmp_path, graph, name):
     path = str(tmp_path / f"a{name}b")
     variable = tf.get_variable("v", [], initializer=tf.ones_initializer())
@@ -40,8 +40,5 @@ def test_tensorflow_reads_back_a_checkpoint_with_any_allowed_name(tmp_path, grap
         with tf.Session() as session:
             session.run(variable.assign(2.0 if other == "aXb" else 1.0))
             tf.train.Saver().save(session, str(tmp_path / other), write_state=False)
-    try:
-        found = tf.train.NewCheckpointReader(path).get_tensor("v") == 1
-    except (tf.errors.OpError, ValueError, RuntimeError):
-        found = False
-    assert found or not NOT_A_PATTERN.is_met(path)
+    assert NOT_A_PATTERN.is_met(path)
+    assert tf.train.NewCheckpointReader(path).get_tensor("v") == 1

@@ -1,5 +1,5 @@
-"""Check the command `publish`, which writes a run into a folder without its training state, on the
-tiny run `trained`."""
+"""Check the command `publish`, which writes a run without its optimizer state into a new folder, on
+the tiny run `trained`."""
 
 import json
 import shutil

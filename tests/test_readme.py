@@ -56,8 +56,8 @@ def test_ci_runs_the_test_command():
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory):
-    """Run the first command of README.md for two epochs instead of eight; return the folder."""
+def quick_start_run(tmp_path_factory):
+    """Run the quick-start command of README.md for two epochs, not eight; return the folder."""
     folder = tmp_path_factory.mktemp("first")
     ((script, arguments),) = calls(f"```bash\n{command('train')}```")
     command_line = ROOT / f"{script}.py", *arguments, "--total_epochs=2"
@@ -67,23 +67,23 @@ def first_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_first_command_learns_to_classify_shapes(first_run):
-    *_, last = (first_run / "runs/shapes/logs.txt").read_text().splitlines()
+def test_the_quick_start_command_learns_to_classify_shapes(quick_start_run):
+    *_, last = (quick_start_run / "runs/shapes/logs.txt").read_text().splitlines()
     assert float(last.rpartition("test_acc: ")[2]) >= 0.3  # chance: 0.1
 
 
 @pytest.mark.slow
-def test_the_commands_for_trained_networks_run(first_run, monkeypatch):
+def test_the_commands_for_trained_networks_run(quick_start_run, monkeypatch):
     _, _, images, labels, label_names = load_shapes()
     circle = Image.fromarray(images[list(labels).index(label_names.index("circle"))])
-    circle.save(first_run / "circle.png")
+    circle.save(quick_start_run / "circle.png")
     page = PAGES[ROOT / "docs" / "trained_networks.md"]
-    monkeypatch.chdir(first_run)
+    monkeypatch.chdir(quick_start_run)
     for script, arguments in calls(page):
         assert importlib.import_module(script).main(arguments) == 0, arguments
     # The export must be usable without this repository.
     (code,) = blocks(page, "python")
-    status, output, errors = run_python("-c", code, cwd=first_run, PYTHONPATH="")
+    status, output, errors = run_python("-c", code, cwd=quick_start_run, PYTHONPATH="")
     assert status == 0, errors
     assert re.fullmatch(r"b'\w+' [01]\.\d+\n", output)
 
@@ -133,7 +133,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_is_valid(page):
+def test_every_internal_link_is_valid(page):
     for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         if link.startswith("https://"):
             continue
@@ -162,7 +162,7 @@ def test_generated_parts_are_up_to_date(page):
     assert draw.regenerated(page) == page.read_text()
 
 
-def test_every_measured_run_can_be_repeated():
+def test_the_command_of_every_measured_run_has_the_epochs_of_its_log():
     for result in draw.results():
         ((script, arguments),) = calls(f"```bash\n{result.entry['command']}\n```")
         _, fields, _ = parse(arguments, HYPERPARAMETERS[script])

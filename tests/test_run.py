@@ -32,8 +32,8 @@ def whole(tmp_path_factory):
 
 
 def scalars(run_dir):
-    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. When a run is resumed,
-    TensorBoard discards what was logged before for that step and later ones."""
+    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. Like TensorBoard, discard
+    the earlier values of a START event's step and of later steps."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):

@@ -51,7 +51,7 @@ class TestRows:
         assert folder.row_file.read_text() == before
 
     @pytest.mark.parametrize("name", ["logs.txt", "lock"])
-    def test_a_folder_instead_of_a_file_is_named(self, hyperparameters, tmp_path, name):
+    def test_a_folder_instead_of_a_file_is_reported(self, hyperparameters, tmp_path, name):
         (tmp_path / "run" / name).mkdir(parents=True)
         with pytest.raises(Failure, match=f"{name}.* folder|{name}: Is a directory"):
             RunFolder(hyperparameters).__enter__()
@@ -78,6 +78,7 @@ class TestRows:
             assert list(folder.rows) == [1]
 
     def test_a_full_disk_while_writing_a_row_keeps_the_earlier_rows(self, hyperparameters):
+        """Simulate the full disk by a limit on the size of files."""
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
             before = folder.row_file.read_text()
@@ -96,14 +97,14 @@ class TestLock:
         with RunFolder(hyperparameters) as folder:
             folder.lock_file.unlink()
             folder.keep_lock()
-            with pytest.raises(Failure, match="is being trained by another process"):
+            with pytest.raises(Failure, match="another process is training in "):
                 RunFolder(hyperparameters).__enter__()
 
     def test_a_process_that_lost_the_lock_adds_no_row(self, hyperparameters):
         with RunFolder(hyperparameters) as first:
             first.lock_file.unlink()
             with RunFolder(hyperparameters) as second:
-                with pytest.raises(Failure, match="is being trained by another process"):
+                with pytest.raises(Failure, match="another process is training in "):
                     first.add_row(1, VALUES)
                 assert not first.row_file.exists()
                 second.add_row(1, VALUES)

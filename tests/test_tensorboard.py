@@ -94,7 +94,7 @@ def decode_image(value):
 def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[0]
     pages = [decode_image(shown["training_images/augmented"][epoch]) for epoch in (1, 2)]
-    # A batch of 20 images in rows of eight, enlarged three times, with six pixels between them.
+    # A batch of 20 images in rows of eight, enlarged by a factor of three, six pixels apart.
     assert pages[0].shape == (6 + 3 * (96 + 6), 6 + 8 * (96 + 6), 3)
     assert (pages[0] != pages[1]).any()
     for page in pages:
@@ -116,11 +116,11 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
             assert found
 
 
-def test_misclassified_images_are_from_the_test_set(shown, trained):
+def test_the_first_misclassified_image_is_from_the_test_set(shown, trained):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
     page = decode_image(shown["test_images/misclassified"][2])
-    # Rows of six images, enlarged four times, with six pixels between them and a caption 36 pixels
-    # high below each.
+    # Rows of six images, enlarged by a factor of four, six pixels apart, each above a caption of 36
+    # pixels.
     assert page.shape == (6 + 5 * (128 + 6 + 36), 6 + 6 * (128 + 6), 3)
     seen = page[6:134:4, 6:134:4]
     assert any((seen == image).all() for image in images)

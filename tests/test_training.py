@@ -69,14 +69,14 @@ def test_l2_loss_covers_all_trainable_variables(graph, data):
 
 @pytest.mark.slow
 def test_a_training_step_updates_every_moving_average(graph, data):
-    inputs, train_step, _, test_batch = build_graph(data, Hyperparameters(**TINY))
+    inputs, train_step, _, test_outputs = build_graph(data, Hyperparameters(**TINY))
     moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
     # A mean and a variance for the stem, and for four convolutions in each of three blocks.
     assert len(moving) == 2 * (1 + 3 * 4)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         before = session.run(moving)
-        session.run(test_batch, inputs.feed(data.test))
+        session.run(test_outputs, inputs.feed(data.test))
         for a, b in zip(before, session.run(moving), strict=True):
             np.testing.assert_array_equal(a, b)
         session.run(train_step, inputs.feed(data.train))
@@ -148,7 +148,7 @@ def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
-def test_the_gradient_norm_works_with_any_optimizer(graph, data, monkeypatch):
+def test_the_gradient_norm_works_with_adam(graph, data, monkeypatch):
     monkeypatch.setattr(script, "optimizer", lambda rate, hp: tf.train.AdamOptimizer(rate))
     inputs, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, batch_size=20))
     with tf.Session() as session:
@@ -179,13 +179,13 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
-def test_a_decayed_variable_that_is_not_trainable_is_named(graph, data, monkeypatch):
+def test_a_decayed_variable_that_is_not_trainable_is_reported(graph, data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
     with pytest.raises(Failure, match="only trainable variables, got stem/batch_norm"):
         build_graph(data, Hyperparameters(**TINY))
 
 
-def test_a_variable_that_the_loss_does_not_use_is_named(graph, data):
+def test_a_variable_that_the_loss_does_not_use_is_reported(graph, data):
     tf.get_variable("forgotten", [3])
     with pytest.raises(Failure, match="the loss does not depend on forgotten; use"):
         build_graph(data, Hyperparameters(**TINY))

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from test_faults import flip_a_bit
+from conftest import flip_a_bit
 from tiny_run import arguments
 
 import SE_ResNeXt
 from senet.compat import tf
-from senet.data.inputs import Statistics, inputs_with, json_to_numbers
+from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.errors import Failure
 from senet.run.checkpoints import Checkpoints
 from senet.run.weights import load_weights
@@ -29,7 +29,7 @@ class Network:
         with tf.Graph().as_default() as self.graph:
             step = tf.train.get_or_create_global_step()
             channels = np.full(3, value, np.float32)
-            statistics = [channels, channels, json_to_numbers(label_names)]
+            statistics = [channels, channels, encode_json(label_names)]
             inputs = inputs_with(8, Statistics(*statistics))
             for name, shape in shapes.items():
                 tf.get_variable(name, initializer=tf.fill(shape, value))
@@ -87,7 +87,7 @@ def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     )
 
 
-def test_variables_that_do_not_match_are_named(saved):
+def test_variables_that_do_not_match_are_reported(saved):
     shapes = {f"block{number}/weights": [1] for number in range(5)} | NETWORK
     del shapes["stem/moving_mean"]
     shapes["classifier/weights"] = [6, 2]

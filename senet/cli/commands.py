@@ -151,7 +151,7 @@ def temporary_folder(folder):
             temporary.rename(folder)
     except (tf.errors.OpError, OSError) as error:
         raise Failure(
-            f"cannot write {folder}: {first_line(error)}; fix that, or use another folder"
+            f"cannot write {folder}: {first_line(error)}; fix the cause, or use another folder"
         ) from None
 
 

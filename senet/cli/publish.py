@@ -93,7 +93,7 @@ numbered columns count the predictions of each class:
 
 ## License
 
-MIT, like the rest of the repository (see `LICENSE` there).
+The code has the MIT License (`LICENSE` in the repository). This card states none for the weights.
 
 ## Files
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.data.image_files import load_folder
+from senet.data.image_sums import ImageSums, sum_images
 from senet.data.shapes import load_shapes
-from senet.data.summaries import Summary, summarise
 from senet.errors import HyperparameterError, shortened
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
@@ -28,11 +28,11 @@ class Split(NamedTuple):
 
     images: np.ndarray  # uint8 [N, image_size, image_size, 3]
     labels: np.ndarray  # int32 [N], classes numbered from 0
-    summary: Summary | None = None  # of the images, if stored with them
+    sums: ImageSums | None = None  # of the images, if stored with them
 
-    def summarised(self):
-        """Return the Summary of the images."""
-        return self.summary or summarise(self.images)
+    def image_sums(self):
+        """Return the ImageSums of the images."""
+        return self.sums or sum_images(self.images)
 
     def first(self, count):
         """Return the first `count` images, or all if there are fewer."""
@@ -50,13 +50,13 @@ class Dataset(NamedTuple):
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of each channel of the training images, in pixel
         values, as two float32 arrays [3]. Both splits are normalised with them."""
-        return self.train.summarised().channel_statistics(self.train.images[..., 0].size)
+        return self.train.image_sums().channel_statistics(self.train.images[..., 0].size)
 
     def checksums(self):
         """Return (CRC-32 of the images, CRC-32 of the labels) of the training and of the test set,
         in a list."""
         return [
-            (split.summarised().checksum, zlib.crc32(split.labels.data))
+            (split.image_sums().checksum, zlib.crc32(split.labels.data))
             for split in (self.train, self.test)
         ]
 
@@ -74,7 +74,7 @@ def load_dataset(name, data_dir, image_size=SIDE):
                 f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
                 f"and test/<class>/, got {shortened([name])}"
             )
-        *arrays, label_names, summaries = load_folder(name, data_dir, image_size)
+        *arrays, label_names, sums = load_folder(name, data_dir, image_size)
     elif image_size != SIDE:
         raise HyperparameterError(
             f"--image_size must be {SIDE} for --dataset={name}, got {image_size}; only images in a "
@@ -82,10 +82,10 @@ def load_dataset(name, data_dir, image_size=SIDE):
         )
     else:
         *arrays, label_names = LOADERS[name](data_dir)
-        summaries = None, None
+        sums = None, None
     train_images, train_labels, test_images, test_labels = arrays
-    train = Split(train_images, train_labels, summaries[0])
-    test = Split(test_images, test_labels, summaries[1])
+    train = Split(train_images, train_labels, sums[0])
+    test = Split(test_images, test_labels, sums[1])
     return Dataset(name, train, test, label_names)
 
 

@@ -28,7 +28,7 @@ class ImageError(OneLineError):
 
 def read_image(path, side):
     """Return the image in a file as uint8 [side, side, 3]: rotated by its EXIF orientation,
-    composited onto white, centre-cropped to a square and resized. Of an animation, return the
+    composited onto white, centre-cropped to a square and resized. For an animation, return the
     first frame.
 
     Raises ImageError if Pillow cannot read it, or if its values have more than 16 bits."""
@@ -59,11 +59,11 @@ def _as_rgb(image):
 
 
 def load_folder(folder, data_dir, side):
-    """Return (train images, train labels, test images, test labels, label names, summaries) of the
+    """Return (train images, train labels, test images, test labels, label names, sums) of the
     images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
     Images are uint8 [N, side, side, 3], labels int32 [N]. The label names are those of the class
-    folders, in alphabetical order; summaries has two items, for the train and the test images.
+    folders, in alphabetical order; sums has two items, for the train and the test images.
     Hidden files are ignored. The images are decoded once, into a cache under `data_dir` that is
     mapped into memory.
 
@@ -79,23 +79,23 @@ def load_folder(folder, data_dir, side):
             missing = (test if name in classes else train) / name
             raise Failure(f"{missing} is missing; each class needs training and test images")
         label_names = [_label_name(train / name) for name in classes]
-        digest = _decoder()
+        digest = _decoder_hash()
         train_files, test_files = (
             [_files(split / name, digest) for name in classes] for split in (train, test)
         )
-        home = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     except OSError as error:
         raise Failure(f"{error.filename}: cannot be read: {first_line(error)}") from None
     train_labels, test_labels = _labels(train_files), _labels(test_files)
     split, paths = len(train_labels), [*itertools.chain(*train_files, *test_files)]
-    images, summaries = cached_images(
-        pathlib.Path(data_dir) / "cache" / home,
+    images, sums = cached_images(
+        pathlib.Path(data_dir) / "cache" / name,
         digest.hexdigest()[:16],
         (len(paths), side, side, 3),
         [slice(split), slice(split, None)],
         functools.partial(_decode, folder, paths, side),
     )
-    return images[:split], train_labels, images[split:], test_labels, label_names, summaries
+    return images[:split], train_labels, images[split:], test_labels, label_names, sums
 
 
 def _classes(folder):
@@ -115,7 +115,7 @@ def _label_name(folder):
         raise Failure(f"{folder}: the name is not UTF-8; rename the folder") from None
 
 
-def _decoder():
+def _decoder_hash():
     """Return a SHA-256 of what determines the decoded images: this file and Pillow's version."""
     return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
 

@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
 
     mean: Any  # float32 [3]: mean of each channel, in pixel values
     std: Any  # float32 [3]: standard deviation of each channel
-    label_names: Any  # int64 [length]: `json_to_numbers` of the list of names
+    label_names: Any  # int64 [length]: `encode_json` of the list of names
 
 
 SCOPE = "input"  # the variable scope of Statistics
@@ -48,7 +48,7 @@ def image_inputs(data):
 def statistics_of(data):
     """Return the Statistics of a Dataset, as arrays."""
     mean, std = data.channel_statistics()
-    return Statistics(mean, std, json_to_numbers(data.label_names))
+    return Statistics(mean, std, encode_json(data.label_names))
 
 
 def read_statistics(reader):
@@ -69,12 +69,12 @@ def inputs_with(image_size, statistics):
         return Inputs(images, labels, normalised, variables)
 
 
-def json_to_numbers(value):
+def encode_json(value):
     """Return the bytes of a value's JSON as int64 [length], since GPUs and collective operations
     between hosts support neither strings nor uint8."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int64)
 
 
-def numbers_to_json(numbers):
-    """Return the value that `json_to_numbers` encoded as `numbers`, int64 [length]."""
+def decode_json(numbers):
+    """Return the value that `encode_json` encoded as `numbers`, int64 [length]."""
     return json.loads(numbers.astype(np.uint8).tobytes())

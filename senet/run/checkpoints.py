@@ -13,7 +13,7 @@ import shutil
 import sys
 
 from senet.compat import tf, without_chatter
-from senet.data.inputs import STATISTICS, json_to_numbers, numbers_to_json
+from senet.data.inputs import STATISTICS, decode_json, encode_json
 from senet.errors import Failure, first_line, shortened
 
 KEEP_NEWEST = 3
@@ -38,7 +38,7 @@ class Checkpoints:
         values = {v.op.name: tf.convert_to_tensor(v) for v in variables}
         floats = [value for value in values.values() if value.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(value)) for value in floats])
-        values[NETWORK] = tf.constant(json_to_numbers(variables_used_by(outputs)))
+        values[NETWORK] = tf.constant(encode_json(variables_used_by(outputs)))
         # Not another Saver, which would add several operations per variable.
         self.path = tf.placeholder(tf.string, [])
         self.writer = tf.raw_ops.SaveV2(
@@ -124,8 +124,8 @@ class Checkpoints:
                     self._write(session, step)
             except (tf.errors.OpError, OSError) as error:
                 raise Failure(
-                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix that, "
-                    f"then run the same command to resume from the last checkpoint"
+                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix the "
+                    f"cause, then run the same command to resume from the last checkpoint"
                 ) from None
             self.current = step
         files = checkpoint_files(self.folder)
@@ -168,7 +168,7 @@ def network_variables(reader):
             "the checkpoint was written by an earlier version and does not list the network's "
             "variables; resume training with a larger --total_epochs to write one that does"
         )
-    return numbers_to_json(reader.get_tensor(NETWORK))
+    return decode_json(reader.get_tensor(NETWORK))
 
 
 def is_published(folder):

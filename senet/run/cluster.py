@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 from senet.compat import print_error, tf
-from senet.devices import compute_type, session_config, use_devices
+from senet.devices import compute_dtype, session_config, use_devices
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.run.console import say
 
@@ -204,7 +204,7 @@ class Cluster:
     def check_same_precision(self):
         """Raise Failure if only some of the workers compute in bfloat16. The message lists the
         addresses of those that do not."""
-        with_bfloat16 = compute_type(self.hyperparameters.mixed_precision) == tf.bfloat16
+        with_bfloat16 = compute_dtype(self.hyperparameters.mixed_precision) == tf.bfloat16
         has = self.gather([with_bfloat16])[:, 0].tolist()
         if len(set(has)) > 1:
             without = ", ".join(

@@ -78,8 +78,7 @@ class RunFolder:
                 self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(
-                f"{self.path} is being trained by another process; wait for it, or use another "
-                f"--run_dir"
+                f"another process is training in {self.path}; wait for it, or use another --run_dir"
             ) from None
 
     def keep_lock(self):
@@ -145,8 +144,8 @@ def writing(path):
         if isinstance(error, filelock.Timeout):
             raise
         raise Failure(
-            f"cannot write {path}: {first_line(error)}; fix that, then run the same command to "
-            f"resume from the last checkpoint"
+            f"cannot write {path}: {first_line(error)}; fix the cause, then run the same command "
+            f"to resume from the last checkpoint"
         ) from None
 
 

@@ -53,16 +53,16 @@ class Run:
     def __exit__(self, *error):
         return self._open.__exit__(*error)
 
-    def start(self, data, inputs, test_batch):
+    def start(self, data, inputs, test_outputs):
         """Return a session whose variables have the values of the newest checkpoint or, in a new
         run, of `initial_checkpoint` or the initializers. Print the startup lines. `data` is the
-        Dataset, `inputs` are its Inputs, `test_batch` are their `evaluation_outputs`."""
+        Dataset, `inputs` are its Inputs, `test_outputs` are the network's `evaluation_outputs`."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
         # Copy the graph before the operations that save and restore are added: they connect to
         # every variable and would dominate TensorBoard's graph page.
         graph = tf.get_default_graph().as_graph_def(add_shapes=True)
-        self.checkpoints = Checkpoints(self.folder.model, test_batch)
+        self.checkpoints = Checkpoints(self.folder.model, test_outputs)
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
         self.cluster.check_same(
@@ -78,12 +78,12 @@ class Run:
         checkpoint = self.checkpoints.load_chief_checkpoint(self.session, step) if resumed else ""
         self.cluster.check_same(checkpoint=checkpoint)
         initial = self.hyperparameters.initial_checkpoint
-        weights = self._load_weights(test_batch) if initial and not resumed else ""
+        weights = self._load_weights(test_outputs) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
             self.checkpoints.rename_damaged()
             self._open_logs(graph, resumed)
-            self._print_start(resumed, step, weights, inputs, test_batch)
+            self._print_start(resumed, step, weights, inputs, test_outputs)
         return self.session
 
     def _restore(self, inputs):
@@ -120,11 +120,11 @@ class Run:
             self.events.write(summary=chart_layout())
             self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
 
-    def _load_weights(self, test_batch):
+    def _load_weights(self, test_outputs):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
         path, failure = self.hyperparameters.initial_checkpoint, None
         try:
-            line, loaded = load_weights(self.session, path, test_batch, self.data.label_names)
+            line, loaded = load_weights(self.session, path, test_outputs, self.data.label_names)
         except Failure as error:
             line, loaded, failure = "", str(error), error
         self.cluster.check_same(initial_checkpoint=loaded)
@@ -132,7 +132,7 @@ class Run:
             raise failure
         return line
 
-    def _print_start(self, resumed, step, weights, inputs, test_batch):
+    def _print_start(self, resumed, step, weights, inputs, test_outputs):
         hp, strategy = self.hyperparameters, self.cluster.strategy
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
@@ -143,7 +143,7 @@ class Run:
         if epochs == 0:
             say("already finished; use a larger --total_epochs to continue")
         note = long_run_note(
-            lambda batch: self.session.run(test_batch, inputs.feed(batch)),
+            lambda batch: self.session.run(test_outputs, inputs.feed(batch)),
             self.data,
             epochs,
             shlex.join(["python", self._script(), *hp.SHORTER_RUN.split(), *self._data_options()]),
@@ -219,10 +219,10 @@ class Run:
                 f"run the same command to resume",
             )
 
-    def show(self, result):
-        """Show a step's result, a dict of scalars, in the progress bar. Of an epoch's last step,
-        scalars other than the loss and accuracy also go to TensorBoard. Raises Failure if the loss
-        is not finite."""
+    def end_step(self, result):
+        """Show the `result` of a step, a dict of scalars, in the progress bar. TensorBoard gets
+        those of an epoch's last step, except the loss and accuracy. Raises Failure if the loss is
+        not finite."""
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate "

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from senet.compat import tf, without_chatter
-from senet.data.inputs import inputs_with, numbers_to_json, read_statistics
+from senet.data.inputs import decode_json, inputs_with, read_statistics
 from senet.devices import session_config, use_devices
 from senet.errors import Failure
 from senet.evaluation import evaluation_outputs
@@ -41,7 +41,7 @@ class TrainedNetwork:
             self.statistics = read_statistics(reader)
             self.variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
-        self.label_names = numbers_to_json(self.statistics.label_names)
+        self.label_names = decode_json(self.statistics.label_names)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -53,7 +53,7 @@ class TrainedNetwork:
                 network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
                 self.outputs = evaluation_outputs(network.model, self.inputs.labels)
             self.predictions = tf.nn.softmax(network.model, name="predictions")
-            check_test_memory(hp)
+            check_test_memory()
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
             self._restore()
             self._open = stack.pop_all()

@@ -3,7 +3,7 @@
 import pathlib
 
 from senet.compat import tf, without_chatter
-from senet.data.inputs import STATISTICS, numbers_to_json, read_statistics
+from senet.data.inputs import STATISTICS, decode_json, read_statistics
 from senet.errors import Failure, shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
@@ -30,7 +30,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     with readable(path, OPTION):
         reader = verified_reader(path)
         saved = network_variables(reader)
-        same_classes = numbers_to_json(read_statistics(reader).label_names) == label_names
+        same_classes = decode_json(read_statistics(reader).label_names) == label_names
     wanted = variables_used_by(outputs)
     for shapes in saved, wanted:
         for name in STATISTICS & shapes.keys():

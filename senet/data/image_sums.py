@@ -8,7 +8,7 @@ import numpy as np
 CHUNK = 2**22  # bytes of images that are summed at a time
 
 
-class Summary(NamedTuple):
+class ImageSums(NamedTuple):
     """Sums over images uint8 [N, height, width, 3], and a checksum that depends on their order."""
 
     sums: list  # of 3 ints: the sum of each channel's values
@@ -23,8 +23,8 @@ class Summary(NamedTuple):
         return mean.astype(np.float32), np.maximum(std, 1).astype(np.float32)
 
 
-def summarise(images):
-    """Return the Summary of images uint8 [N, height, width, 3]."""
+def sum_images(images):
+    """Return the ImageSums of images uint8 [N, height, width, 3]."""
     sums, squares, checksum = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     rows = max(1, CHUNK // images[0].nbytes)
     for first in range(0, len(images), rows):
@@ -34,4 +34,4 @@ def summarise(images):
             channel = chunk[..., number]
             sums[number] += channel.sum(dtype=np.int64)
             squares[number] += np.square(channel, dtype=np.uint16).sum(dtype=np.int64)
-    return Summary(sums.tolist(), squares.tolist(), checksum)
+    return ImageSums(sums.tolist(), squares.tolist(), checksum)
