@@ -45,7 +45,7 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_resnet_v2"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0 removes them
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # in SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
@@ -188,8 +188,8 @@ class SE_Inception_resnet_v2:
         """Return relu(x + SE(0.1 * branch)). A linear 1x1 convolution maps the branches to the
         channels of `x`, and the scale stabilises training (section 3.3).
 
-        Figures 17 and 19 give the 1x1 convolution 1154 and 2048 channels. The sum requires the
-        number of channels of `x`: 1152 and 2144, the output of the preceding reduction."""
+        Figures 17 and 19 give the 1x1 convolution 1154 and 2048 channels. The sum requires
+        as many channels as `x` has: 1152 and 2144, the output of the preceding reduction."""
         branch = conv_layer(
             Concatenation(branches),
             x.shape[-1].value,

@@ -43,7 +43,7 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_v4"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # of SE blocks; 0 removes them
+    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # in SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
@@ -156,7 +156,7 @@ class SE_Inception_v4:
 
     def Inception_B(self, x, layer_name):
         """Return the output of an Inception-B module (figure 5). In the third branch, the figure
-        has 1x7 twice; as in the authors' code, this one has 1x7, then 7x1, which covers both
+        has 1x7 twice; this module has 1x7, then 7x1, as in the authors' code, to cover both
         directions."""
         with tf.variable_scope(layer_name):
             branches = [

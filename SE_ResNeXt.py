@@ -52,7 +52,7 @@ class Hyperparameters(RunHyperparameters):
     bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
     downsampling: Annotated[str, one_of(*WHITENING_STEM)] = "stride"  # by stride or by max_pool
-    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # of SE blocks; 0 removes them
+    reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # in SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
     # training
@@ -115,7 +115,7 @@ class SE_ResNeXt:
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
         # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
         # the output of stage 1 and all later maps are half as wide and high; with a whitening stem
-        # and "stride", so are all maps from the output of the stem on.
+        # and "stride", all maps from the output of the stem on are.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = WHITENING_STEM[downsampling]

@@ -278,8 +278,8 @@ class _Unsafe(Exception):
 # This is the unpickler written in Python. A damaged file can make the one in C allocate gigabytes,
 # because its memo table grows to any index in the file.
 class _PlainUnpickler(pickle._Unpickler):
-    """An unpickler that imports nothing: the few names that Python 2 and 3 use to pickle bytes and
-    NumPy arrays map to functions of this module; all others raise _Unsafe."""
+    """An unpickler that imports nothing: functions of this module replace the few names that Python
+    2 and 3 use to pickle bytes and NumPy arrays; all others raise _Unsafe."""
 
     def find_class(self, module, name):
         match module, name:

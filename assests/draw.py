@@ -10,7 +10,7 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     seconds_per_epoch    from the median times of a step and of a test batch, idle machine
     machine              "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
-    tables               ["ratio", "precision"] or one of them: other tables that include it
+    tables               [table, ...]: other tables that include the run, "ratio" or "precision"
     headline             true for the run at the top of README.md, whose learning curves are drawn
 
 The screenshots of TensorBoard are not drawn here.

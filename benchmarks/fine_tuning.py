@@ -119,8 +119,8 @@ def write_data_sets(folder, arguments):
 
 
 def write_folder(folder, splits, names, classes, train_count, test_count):
-    """Write the first `train_count` and `test_count` images of each of `classes`, None for all, as
-    PNG files, unless the folder exists."""
+    """Write the first `train_count` and `test_count` images (None: all) of each of `classes` as PNG
+    files, unless the folder exists."""
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}")

@@ -285,8 +285,8 @@ def prepare_torch(script, hyperparameters, candidate):
 
 
 def matrix_peak(hyperparameters, side=4096):
-    """Return the floating-point operations per second of the fastest of ten products of two large
-    matrices, in the type in which the networks compute."""
+    """Multiply two large matrices ten times, in the networks' type, and return the floating-point
+    operations per second of the fastest product."""
     from senet.compat import tf
     from senet.devices import compute_dtype
 

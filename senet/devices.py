@@ -59,7 +59,8 @@ def describe_devices(strategy):
             tf.config.experimental.get_device_details(gpu).get("device_name", "of unknown name")
             for gpu in chosen_gpus()
         ]
-        return f"{f'{count} GPUs,' if count > 1 else 'GPU'} {', '.join(dict.fromkeys(names))}"
+        different = ", ".join(dict.fromkeys(names))
+        return f"{count} GPUs ({different})" if count > 1 else f"GPU {different}"
     # Count cores as TensorFlow does: `taskset` can allow fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     hint = "; TF_CPP_MIN_LOG_LEVEL=0 shows why" if NVIDIA_DRIVER.exists() else ""

@@ -18,8 +18,8 @@ KINDS = {
 def open_regular(path, largest=None):
     """Open the regular file `path`, or the one that it links to, for reading bytes.
 
-    Raises OSError if the file has more than `largest` bytes or, without blocking, if it is not a
-    regular file: a FIFO would wait for a writer, and a device may never end."""
+    Raises OSError, without blocking, if it is not a regular file (a FIFO would wait for a writer,
+    and a device may never end) or has more than `largest` bytes."""
     # Check before opening, since opening a device may have side effects, and check the opened file
     # too.
     _check_regular(pathlib.Path(path).stat())

@@ -56,8 +56,7 @@ NOT_A_PATTERN = Rule(
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, or a list of different GPUs such as 0,1, or of CPU devices numbered from 0 such as "
-    "cpu:0,cpu:1",
+    "be all, or a list of different GPUs (0,1) or of CPU devices numbered from 0 (cpu:0,cpu:1)",
     _are_devices,
 )
 # Constraints on all fields of a type.

@@ -94,8 +94,9 @@ def _check(subject, weights, maps, images):
     wanted, weights, maps, available = (
         f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)
     )
+    count = f"{images:,} image{'s' * (images != 1)}"
     raise HyperparameterError(
         f"{subject} needs at least {wanted} of memory ({weights} for variables, {maps} for the "
-        f"feature maps of {images:,} images), but {available} is available; use a "
-        f"smaller network, smaller images or a smaller --micro_batch_size (0: whole batch)"
+        f"feature maps of {count}), but {available} is available; use a smaller network, smaller "
+        f"images or a smaller --micro_batch_size (0: whole batch)"
     )

@@ -11,10 +11,10 @@ NUMBER = "micro_batch_number"  # graph collection: the micro-batch whose graph i
 def sum_over_micro_batches(compute, images, labels, size, shaped_like):
     """Return the sum of `compute(images, labels)` over the micro-batches of this replica's part of
     the batch. They have at most `size` images and are processed one after the other; if `size` is
-    0, the part is processed at once.
+    0, the part is not split.
 
     `compute` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes
-    and types. All variables that it uses must already exist, since a loop cannot create any."""
+    and types. All variables that `compute` uses must exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = micro_batches_per_replica(batch, replicas, size)
@@ -57,11 +57,12 @@ def check_micro_batches(images, steps, hyperparameters):
     for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
         count = replicas * micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
         if batch // count < hp.MIN_MICRO_BATCH:
+            split, needed = (f"{n} image{'s' * (n != 1)}" for n in (batch, hp.MIN_MICRO_BATCH))
             raise HyperparameterError(
                 f"--batch_size={hp.batch_size} with --micro_batch_size={hp.micro_batch_size} would "
-                f"split a batch of {batch} images into {count} micro-batches, but batch norm needs "
-                f"at least {hp.MIN_MICRO_BATCH} images in each; use a larger --micro_batch_size or "
-                f"--batch_size, or fewer devices"
+                f"split a batch of {split} into {count} micro-batches, but batch norm needs at "
+                f"least {needed} in each; use a larger --micro_batch_size or --batch_size, or "
+                f"fewer devices"
             )
 
 

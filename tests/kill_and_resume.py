@@ -53,7 +53,7 @@ def start_and_stop(folder, name, rng, number, during_save):
     while not process.stdout.readline().startswith("run: "):
         assert process.poll() is None, process.communicate()
     aside = folder / name / "model" / "aside"
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process; from now on, it means a save
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
     time.sleep(rng.uniform(0, 1.5))
     while during_save and process.poll() is None and not aside.exists():
         time.sleep(0.0005)

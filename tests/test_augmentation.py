@@ -58,7 +58,7 @@ def test_augmentation_depends_only_on_seed_and_step(graph, rng):
 def test_shifted_images_are_filled_with_zeros(graph):
     output = Augmentation(np.ones((200, 32, 6, 1), np.float32))(step=0)
     assert set(np.unique(output)) == {0, 1}
-    # Shifted by 4 in both directions, 28x2 of 32x6 pixels are left.
+    # A shift by 4 in both directions leaves 28x2 of 32x6 pixels.
     assert output.sum((1, 2, 3)).min() == 28 * 2
 
 

@@ -140,8 +140,8 @@ class TestShapes:
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
     def test_colour_and_brightness_do_not_reveal_the_class(self):
-        """Check that the nearest class mean of each channel's mean and standard deviation is the
-        right class for few of the images."""
+        """Check that few images are classified correctly by the nearest class mean of their
+        channels' means and standard deviations."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

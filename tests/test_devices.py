@@ -71,7 +71,7 @@ def test_the_cpu_can_be_used_instead_of_gpus(two_gpus):
     [
         ("0", ["/gpu:0"], "GPU Tesla T4"),
         ("1", ["/gpu:1"], "GPU NVIDIA A100"),
-        ("all", ["/gpu:0", "/gpu:1"], "2 GPUs, Tesla T4, NVIDIA A100"),
+        ("all", ["/gpu:0", "/gpu:1"], "2 GPUs (Tesla T4, NVIDIA A100)"),
     ],
 )
 def test_the_gpus_in_use_are_reported(two_gpus, choice, names, words):

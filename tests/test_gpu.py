@@ -70,7 +70,7 @@ def check_kernels(graph_parts, mixed_precision):
     }
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow was built without GPU kernels")
-    # The only string is the message of a check on the learning rate that never fails.
+    # The only string is the message of a learning-rate check that never fails.
     assert {
         op.type + str(op.outputs)
         for op in operations

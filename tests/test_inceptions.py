@@ -39,7 +39,7 @@ class Module:
                 for variable in tf.global_variables()
                 if not variable.op.name.endswith("weights")
             }
-            # They start at zero, which would make the gates independent of the input.
+            # These weights start at zero, which would make the gates independent of the input.
             drawn |= {
                 variable: rng.normal(0, 0.1, variable.shape).astype(np.float32)
                 for variable in tf.global_variables(f"{name}/SE/fully_connected2/weights")

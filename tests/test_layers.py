@@ -95,7 +95,7 @@ with tf.Graph().as_default():
 
 @pytest.mark.slow
 def test_gradient_of_a_strided_1x1_convolution_does_not_corrupt_memory():
-    # glibc checks the heap only if this library of its own is loaded.
+    # glibc checks the heap only if its debugging library is loaded.
     check = {"MALLOC_CHECK_": "3", "LD_PRELOAD": "libc_malloc_debug.so.0"}
     status, _, errors = run_python("-c", STRIDED_GRADIENT, **check)
     assert status == 0, errors

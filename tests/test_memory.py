@@ -47,7 +47,7 @@ def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypat
     SE_ResNeXt.build_graph(data, hp)
     values = sum(v.shape.num_elements() for v in tf.trainable_variables())
     # The maps of each image: the stem's 32x32x64, then those of reduce, paths, merge and the
-    # shortcut, with 4, 4, 8 and 8 channels in the first stage and twice as many in each later one.
+    # shortcut, with 4, 4, 8 and 8 channels in the first stage, doubled in each later one.
     # The map of reduce has the size of the stage's input.
     maps = 32 * 32 * (64 + 24) + (32 * 32 * 8 + 16 * 16 * 40) + (16 * 16 * 16 + 8 * 8 * 80)
     needed = 4 * (3 * values + 2 * 4 * maps)  # float32; four images

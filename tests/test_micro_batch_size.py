@@ -39,7 +39,9 @@ class Sizes:
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 8])
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2, 3, 4])
-def test_exactly_the_splits_into_single_images_are_rejected(graph, batch_size, micro_batch_size):
+def test_a_split_is_rejected_if_and_only_if_a_micro_batch_has_one_image(
+    graph, batch_size, micro_batch_size
+):
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(

@@ -27,7 +27,7 @@ def test_every_image_is_in_exactly_one_micro_batch(graph, size, parts):
     total = tf.get_variable("total", [10], trainable=False)
 
     def tower(images, labels):
-        # At the label of each image: its value times the size of its micro-batch.
+        # Each image's value times the size of its micro-batch, at the index of its label.
         count = tf.cast(tf.size(labels), tf.float32)
         return count * tf.reduce_sum(images * tf.one_hot(labels, 10), axis=0)
 

@@ -175,7 +175,7 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
             session.run(train_step, inputs.feed(data.train))
             values[decay] = session.run(trained)
     changed = {n for n, value in values[0.0].items() if (value != values[0.5][n]).any()}
-    # The weights before the gates start at zero, so decay does not change them.
+    # The weights of the layer before the gates are initially zero, so decay does not change them.
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
@@ -191,7 +191,7 @@ def test_a_variable_that_the_loss_does_not_use_is_reported(graph, data):
         build_graph(data, Hyperparameters(**TINY))
 
 
-def test_a_loss_without_batch_norm_in_training_mode_is_an_error(graph, data, monkeypatch):
+def test_a_loss_that_builds_the_network_for_evaluation_is_an_error(graph, data, monkeypatch):
     def loss(images, labels, network, hyperparameters):
         logits = network(images, training=False).model
         return cross_entropy(logits, labels), logits

@@ -75,7 +75,7 @@ def run_command(train, network, Hyperparameters, argv=None):
 
     `train` is called with a Hyperparameters; `network` is the script's class. The other commands
     use the hyperparameters of the run in `run_dir`, unless the command line overrides them."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # class names in a terminal without UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what a terminal without UTF-8 cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)

@@ -126,7 +126,7 @@ def _prediction(path, probabilities, names, as_json):
 
 
 def new_folder(text):
-    """Return the path of the new folder that the argument FOLDER, `text`, names. Raises
+    """Return `text`, the argument FOLDER, as the path of a new folder. Raises
     HyperparameterError if the path is not allowed, Failure if it exists."""
     check_path("FOLDER", text)
     folder = pathlib.Path(text)

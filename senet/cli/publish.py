@@ -93,7 +93,8 @@ numbered columns count the predictions of each class:
 
 ## License
 
-The code has the MIT License (`LICENSE` in the repository). This card states none for the weights.
+The code is under the MIT License (`LICENSE` in the repository). This card states no license for
+the weights.
 
 ## Files
 

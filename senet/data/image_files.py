@@ -176,5 +176,6 @@ def _decode(folder, paths, side):
             else:
                 yield image
     if errors:
-        others = f" ({len(errors) - 1:,} more such files)" if len(errors) > 1 else ""
-        raise Failure(f"{min(errors)}; fix or remove it{others}")
+        others = len(errors) - 1
+        more = f" ({others:,} more such file{'s' * (others > 1)})" if others else ""
+        raise Failure(f"{min(errors)}; fix or remove it{more}")

@@ -57,8 +57,7 @@ class Checkpoints:
         if the newest does not match the network."""
         path, damaged = newest_readable(self.folder)
         if path is None:
-            # Files without an index are left over from a first save during which the process was
-            # killed.
+            # A process that was killed during its first save leaves files without an index.
             if any(file.suffix == ".index" for files, _ in damaged for file in files):
                 raise Failure(
                     f"{damaged[0][1]}; no other checkpoint in {self.folder} can be read either; "
@@ -96,7 +95,7 @@ class Checkpoints:
             raise Failure(f"{path}: cannot be loaded: {first_line(error)}") from None
 
     def load_chief_checkpoint(self, session, step):
-        """Load the checkpoint of `step`, unless it is already loaded, as on the chief. Return a
+        """Load the checkpoint of `step`, unless (on the chief) it is already loaded. Return a
         string that identifies it: the contents of its index file, which include a checksum of each
         value, or the error if it cannot be read."""
         path = self.folder / f"model.ckpt-{step}"

@@ -18,11 +18,11 @@ OPTION = "--initial_checkpoint"
 
 
 def load_weights(session, initial_checkpoint, outputs, label_names):
-    """Load those variables of a checkpoint, moving averages of batch norm included, whose names and
-    shapes match those of the network that computes `outputs`. The classifier keeps its initial
+    """Load the variables of a checkpoint whose names and shapes match those of the network that
+    computes `outputs`, including batch norm's moving averages. The classifier keeps its initial
     values unless all its variables match and `label_names`, a list, equals that of the checkpoint.
 
-    `initial_checkpoint` is the folder of a run, for its newest checkpoint, or the path of a
+    `initial_checkpoint` is the folder of a run, to load its newest checkpoint, or the path of a
     checkpoint. Return a line that says what was loaded and what was not, and the contents of the
     checkpoint's index file in hexadecimal, which include a checksum of each value. Raises Failure
     if nothing matches or the checkpoint cannot be read."""
