@@ -61,6 +61,9 @@ class Hyperparameters(RunHyperparameters):
     init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
+    max_shift: Annotated[float, Interval(ge=0, le=0.5)] = (
+        0.125  # of the image side, in augmentation
+    )
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -219,7 +222,7 @@ def build_graph(data, hyperparameters):
         test_outputs = evaluation_outputs(logits, inputs.labels)
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
-    images = shift_and_flip(inputs.normalised, hp.seed, step)
+    images = shift_and_flip(inputs.normalised, hp.seed, step, hp.max_shift)
     rate = learning_rate(step, epoch_steps, hp)
     image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels

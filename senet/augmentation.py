@@ -17,16 +17,17 @@ def random_key(seed, step, purpose=""):
     return [seed + ((zlib.crc32(purpose.encode()) & 0x7FFFFFFF) << 32), step]
 
 
-def shift_and_flip(images, seed, step):
+def shift_and_flip(images, seed, step, max_shift=1 / 8):
     """Return `images` randomly shifted and flipped: the usual CIFAR augmentation (ResNet, arXiv
-    1512.03385, section 4.2). Each image is shifted by up to an eighth of its side in each direction
-    (4 of 32 pixels), with zeros in the gap, and flipped left to right with probability 1/2.
+    1512.03385, section 4.2). Each image is shifted in each direction by up to the fraction
+    `max_shift` of its height (1/8: 4 of 32 pixels), with zeros in the gap, and flipped left to
+    right with probability 1/2.
 
     `images` is float32 [batch, height, width, channels], `step` is an int64 scalar."""
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
-        margin = height // 8
+        margin = int(max_shift * height)
         shifts = 2 * margin + 1  # per axis
         key = random_key(seed, step)
         draw = tf.random.stateless_uniform([batch, 1], key, 0, 2 * shifts**2, tf.int32)

@@ -1,14 +1,15 @@
 import numpy as np
+import pytest
 
 from senet.augmentation import random_key, shift_and_flip
 from senet.compat import tf
 
 
 class Augmentation:
-    def __init__(self, images, seed=0):
+    def __init__(self, images, seed=0, **options):
         self.images = images
         self.step = tf.placeholder(tf.int64, [])
-        self.output = shift_and_flip(tf.constant(images, tf.float32), seed, self.step)
+        self.output = shift_and_flip(tf.constant(images, tf.float32), seed, self.step, **options)
         self.session = tf.Session()
 
     def __call__(self, step):
@@ -65,6 +66,14 @@ def test_shifted_images_are_filled_with_zeros(graph):
 def test_images_shift_in_proportion_to_their_size(graph):
     output = Augmentation(np.ones((500, 48, 48, 1), np.float32))(step=0)
     assert output.sum((1, 2, 3)).min() == 42 * 42  # shifted by 6 of 48 in both directions
+
+
+@pytest.mark.parametrize("max_shift, shift", [(0.0, 0), (1 / 16, 2), (0.1, 3), (0.5, 16)])
+def test_max_shift_limits_the_shift(graph, max_shift, shift):
+    images = np.ones((2000, 32, 32, 1), np.float32)
+    output = Augmentation(images, max_shift=max_shift)(step=0)
+    rows = output.max(axis=2).sum(axis=1)  # that show the image
+    assert rows.min() == 32 - shift
 
 
 def test_random_keys_differ_between_seeds_and_purposes():
