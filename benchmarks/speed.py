@@ -34,13 +34,14 @@ SETTINGS = {
         "SE_ResNeXt",
         {
             "cardinality": 1,
-            "depth": 48,
-            "blocks": 2,
+            "depth": 128,
+            "blocks": 1,
+            "bottleneck": False,
             "stem": "whitening",
             "downsampling": "max_pool",
             "padding": 0,
             "micro_batch_size": 0,
-            "label_smoothing": 0.1,
+            "label_smoothing": 0.2,
         },
     ),
 }
