@@ -57,7 +57,7 @@ def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypat
             if fits:
                 SE_ResNeXt.build_graph(data, hp)
             else:
-                with pytest.raises(HyperparameterError, match="--micro_batch_size=4.* 4 images"):
+                with pytest.raises(HyperparameterError, match="the feature maps of 4 images"):
                     SE_ResNeXt.build_graph(data, hp)
 
 
