@@ -188,8 +188,8 @@ class SE_Inception_resnet_v2:
         """Return relu(x + SE(0.1 * branch)). A linear 1x1 convolution maps the branches to the
         channels of `x`, and the scale stabilises training (section 3.3).
 
-        Figures 17 and 19 give the 1x1 convolution 1154 and 2048 channels. The sum requires
-        as many channels as `x` has: 1152 and 2144, the output of the preceding reduction."""
+        In figures 17 and 19, the 1x1 convolution has 1154 and 2048 channels. The sum requires as
+        many as `x` has after the preceding reduction: 1152 and 2144."""
         branch = conv_layer(
             Concatenation(branches),
             x.shape[-1].value,

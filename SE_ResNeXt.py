@@ -62,7 +62,7 @@ class Hyperparameters(RunHyperparameters):
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = (
-        0.125  # of the image side, in augmentation
+        0.125  # largest shift, relative to the image side
     )
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
@@ -116,9 +116,9 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
-        # the output of stage 1 and all later maps are half as wide and high; with a whitening stem
-        # and "stride", all maps from the output of the stem on are.
+        # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". They are
+        # half as wide and high from the output of stage 1 on with "max_pool", and from the output
+        # of the stem on with a whitening stem and "stride".
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = WHITENING_STEM[downsampling]

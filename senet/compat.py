@@ -16,7 +16,7 @@ import threading
 
 # Hide the info and warning messages of TensorFlow's C++ code, such as the allocator's report before
 # an out-of-memory error. With several hosts, hide errors too: every session logs some when it
-# ends, and real ones are raised as well.
+# ends, and real ones also raise exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
 
 # TensorFlow turns oneDNN off on x86 CPUs without AVX-512 VNNI. Even with AVX2 alone, oneDNN makes

@@ -197,7 +197,7 @@ def check_field(Hyperparameters, name, value, prefix="--"):
 
 def check_path(name, path):
     """Raise HyperparameterError unless TensorFlow can write a checkpoint to `path` and read it
-    back. The message begins with `name`, that of the argument."""
+    back. The message begins with `name`, the name of the argument."""
     for rule in (*EVERY[str], NOT_A_PATTERN):
         if not rule.is_met(path):
             raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")

@@ -1,7 +1,7 @@
 """The layers of the networks, built on `tf.nn` and `tf.get_variable`.
 
 Images and feature maps are [batch, height, width, channels]. Every layer with variables opens a
-variable scope of its own name, so that building a network a second time under
+variable scope with its own name, so that building a network a second time under
 `tf.variable_scope(..., reuse=True)` shares the variables.
 """
 
@@ -26,7 +26,7 @@ class Gate(NamedTuple):
     """The gates of an SE layer."""
 
     layer: str  # its variable scope
-    name: str  # the operation's name, by which tf.get_collection selects a scope
+    name: str  # the operation's name, which tf.get_collection matches with a scope
     values: Any  # float32 [batch, channels]
 
 

@@ -1,7 +1,7 @@
 """Learning-rate schedules.
 
-A schedule returns the learning rate of `step`, float32; `step` is an int64 scalar that counts from
-0, the other arguments are Python numbers. To add one, write a function with the same arguments and
+A schedule returns the learning rate of `step`, float32. `step` is an int64 scalar that counts from
+0; the other arguments are Python numbers. To add one, write a function with the same arguments and
 add it to SCHEDULES; every script then accepts its name as --schedule.
 """
 

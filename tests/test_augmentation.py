@@ -72,7 +72,7 @@ def test_images_shift_in_proportion_to_their_size(graph):
 def test_max_shift_limits_the_shift(graph, max_shift, shift):
     images = np.ones((2000, 32, 32, 1), np.float32)
     output = Augmentation(images, max_shift=max_shift)(step=0)
-    rows = output.max(axis=2).sum(axis=1)  # that show the image
+    rows = output.max(axis=2).sum(axis=1)  # number of rows that show the image
     assert rows.min() == 32 - shift
 
 

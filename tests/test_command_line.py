@@ -175,7 +175,7 @@ class TestInvalidCommandLines:
 
 
 class TestHelp:
-    def test_help_lists_fields_with_comment_and_default_and_all_commands(self, call):
+    def test_help_lists_all_commands_and_fields_with_comment_and_default(self, call):
         status, output, errors = call("--help")
         assert (status, errors) == (0, "")
         text = " ".join(output.split())
@@ -306,7 +306,7 @@ class TestHyperparametersOfARun:
         monkeypatch.setitem(COMMANDS, "evaluate", print_fields)
         return evaluate
 
-    def test_the_command_line_overrides_the_file_and_the_file_the_defaults(self, evaluate):
+    def test_the_command_line_overrides_the_file_which_overrides_the_defaults(self, evaluate):
         status, output, _ = evaluate('{"width": 3, "rate": 0.1, "run_dir": "old"}', "--rate=0.2")
         assert status == 0
         assert "run_dir='.'" in output

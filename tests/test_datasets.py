@@ -140,8 +140,8 @@ class TestShapes:
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
     def test_colour_and_brightness_do_not_reveal_the_class(self):
-        """Check that few images are classified correctly by the nearest class mean of their
-        channels' means and standard deviations."""
+        """Check that the nearest class mean, computed from each channel's mean and standard
+        deviation, is seldom the right class."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

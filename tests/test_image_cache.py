@@ -277,7 +277,7 @@ image_files.load_folder(sys.argv[1], sys.argv[2], 32)
 """
 
 
-def test_leftovers_of_a_process_killed_while_it_decodes_are_removed(folder, data_dir, decoded):
+def test_leftovers_of_a_process_killed_while_decoding_are_removed(folder, data_dir, decoded):
     process = start_python("-c", DECODE_UNTIL_KILLED, folder, data_dir)
     assert process.stdout.readline() == "reading\n"
     assert cache_entries(data_dir) == ["new"]

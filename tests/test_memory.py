@@ -104,8 +104,8 @@ def test_control_groups_restrict_the_available_memory(tmp_path, monkeypatch, lin
 
 
 def test_mapped_files_do_not_count_in_a_control_group(tmp_path, monkeypatch):
-    """Check that 300 MB of 1 GB are available if 700 MB and, in addition, 5 GB of mapped files
-    are in use."""
+    """Check that 300 MB of 1 GB are available if 700 MB are in use, not counting 5 GB of
+    mapped files."""
     page = os.sysconf("SC_PAGE_SIZE")
     pages = [size // page for size in (9 * 10**9, 5_700_000_000, 5 * 10**9)]
     for name, text in {

@@ -127,7 +127,7 @@ def test_publish_does_not_replace_a_folder(trained, call, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_checkpoint_without_a_row_and_different_images_are_rejected(trained, call, tmp_path):
+def test_different_images_and_a_checkpoint_without_a_row_are_rejected(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)

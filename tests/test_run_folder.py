@@ -198,7 +198,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.slow
-def test_an_epoch_is_saved_before_its_row_is_printed_and_deleted_files_are_recreated(
+def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_printed(
     tmp_path, monkeypatch
 ):
     run_dir, terminal, saved = tmp_path / "run", Terminal(), []

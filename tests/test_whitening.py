@@ -63,7 +63,7 @@ def test_training_does_not_change_the_filters(graph, images):
 
 @pytest.mark.parametrize("filters", [0, 23, 26])
 def test_an_invalid_number_of_filters_is_rejected(images, filters):
-    # There are 12 directions in patches of 2x2 pixels with three channels, each with both signs.
+    # Patches of 2x2 pixels with three channels have 12 directions, each with both signs.
     # TensorFlow would fill missing filters with copies of the last value.
     with pytest.raises(ValueError, match=f"from 2 to 24 .*, got {filters}"):
         whitening_filters(images, np.zeros(3), np.ones(3), filters, side=2)

@@ -259,7 +259,7 @@ def _parser(Hyperparameters):
 
 def _comments(Hyperparameters):
     """Return {field: (heading, comment)}, the script's own fields first. The comment is the one
-    after the field's declaration, the heading is the nearest comment line above it. Without source
+    after the field's declaration; the heading is the nearest comment line above that. Without source
     code, they are "" and "hyperparameters"."""
     fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
     found = {}

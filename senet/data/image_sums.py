@@ -9,7 +9,7 @@ CHUNK = 2**22  # bytes of images that are summed at a time
 
 
 class ImageSums(NamedTuple):
-    """Sums over images uint8 [N, height, width, 3], and a checksum that depends on their order."""
+    """Sums over images, uint8 [N, height, width, 3], and a checksum that depends on their order."""
 
     sums: list  # of 3 ints: the sum of each channel's values
     squares: list  # of 3 ints: the sum of their squares
@@ -24,7 +24,7 @@ class ImageSums(NamedTuple):
 
 
 def sum_images(images):
-    """Return the ImageSums of images uint8 [N, height, width, 3]."""
+    """Return the ImageSums of `images`, uint8 [N, height, width, 3]."""
     sums, squares, checksum = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     rows = max(1, CHUNK // images[0].nbytes)
     for first in range(0, len(images), rows):

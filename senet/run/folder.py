@@ -62,7 +62,7 @@ class RunFolder:
         self.lock.release()
 
     def check_training_state(self):
-        """Raise Failure if the run was published: training cannot resume from it."""
+        """Raise Failure if the run is a published network: training cannot resume from it."""
         if is_published(self.model):
             raise Failure(
                 f"{self.path} is a published network and has no optimizer state to resume from; "

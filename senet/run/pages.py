@@ -61,7 +61,7 @@ def confusion_page(matrix, label_names):
     for row, counts in enumerate(matrix):
         for column, count in enumerate(counts):
             x, y = margin + cell * column, margin + cell * row
-            # The square root makes a few mistakes visible too.
+            # The square root makes even a few mistakes visible.
             weight = math.sqrt(count / max(1, counts.sum()))
             colour = 255 + weight * ((BLUE if row == column else RED) - 255)
             size = max(1, cell - 2)

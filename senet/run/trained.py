@@ -29,7 +29,7 @@ class TrainedNetwork:
 
     `network` is the class of the network. `checkpoint` is a path, or a name in the run's folder
     such as model.ckpt-189; "" means the newest checkpoint. The attribute `label_names` lists the
-    classes that the network was trained on, `step` is the number of training steps. Raises Failure
+    classes that the network was trained on; `step` is the number of training steps. Raises Failure
     if there is no such checkpoint, or if it does not match the network."""
 
     def __init__(self, network, hyperparameters, checkpoint=""):
