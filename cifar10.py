@@ -244,9 +244,9 @@ def read_label_names(record, path):
 
 
 def _read_pickle(record, path):
-    """Return the dict in a pickle file. It may contain strings, ints, lists, dicts and
-    arrays of bytes; strings and keys are returned as bytes, since Python 2 wrote them. Raises Failure if the
-    file cannot be read or contains anything else."""
+    """Return the dict in a pickle file. It may contain strings, ints, lists, dicts and arrays
+    of bytes; strings and keys are returned as bytes, since Python 2 wrote them. Raises Failure if
+    the file cannot be read or contains anything else."""
     remedy = record.folder_remedy
     try:
         content = io.BytesIO(read_regular(path, record.largest_file))

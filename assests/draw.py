@@ -237,7 +237,7 @@ class Result(NamedTuple):
 
     @property
     def minutes(self):
-        """Return the training time in minutes: epochs times the time per epoch on an idle machine."""
+        """Return the training time in minutes: epochs times the time per epoch, machine idle."""
         return len(self.rows) * self.entry["seconds_per_epoch"] / 60
 
     @property

@@ -259,8 +259,8 @@ def _parser(Hyperparameters):
 
 def _comments(Hyperparameters):
     """Return {field: (heading, comment)}, the script's own fields first. The comment is the one
-    after the field's declaration; the heading is the nearest comment line above that. Without source
-    code, they are "" and "hyperparameters"."""
+    after the field's declaration; the heading is the nearest comment line above that. Without
+    source code, they are "" and "hyperparameters"."""
     fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
     found = {}
     for cls in Hyperparameters.__mro__[:-1]:
