@@ -72,7 +72,7 @@ class Hyperparameters(RunHyperparameters):
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # use the CPU if a GPU has no kernel
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops without a GPU kernel on CPU
 
     # Options of a shorter run, suggested if training without a GPU takes more than a day.
     SHORTER_RUN: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
@@ -116,9 +116,9 @@ class SE_ResNeXt:
         padding, depth = [self.hyperparameters.padding] * 2, self.hyperparameters.depth
         x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-        # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". They are
-        # half as wide and high from the output of stage 1 on with "max_pool", and from the output
-        # of the stem on with a whitening stem and "stride".
+        # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
+        # maps are half as wide and high after stage 1; with a whitening stem and "stride", already
+        # after the stem.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = WHITENING_STEM[downsampling]

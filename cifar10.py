@@ -165,8 +165,8 @@ def unpack(record, archive):
                 if not (plain and place == record.folder):
                     raise Failure(
                         f"{archive} contains {member.name!r} ({member.size:,} bytes), but may "
-                        f"contain only regular files in {record.folder}/ of at most "
-                        f"{record.largest_file:,} bytes; {record.archive_remedy}"
+                        f"contain only regular files of at most {record.largest_file:,} bytes in "
+                        f"{record.folder}/; {record.archive_remedy}"
                     )
                 if name in record.files and (source := members.extractfile(member)):
                     with (temporary / name).open("wb") as copy:

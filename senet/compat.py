@@ -45,7 +45,7 @@ def _is_open(descriptor):
 
 
 def _open_standard_streams():
-    """Open closed standard streams (`2>&-`) as /dev/null, so that no other file gets their
+    """Point closed standard streams (`2>&-`) to /dev/null, so that no other file gets their
     descriptors. Return a copy of standard error's descriptor."""
     for descriptor in range(3):
         if not _is_open(descriptor):

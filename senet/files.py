@@ -55,7 +55,7 @@ def replacing(path):
 
 
 def _check_regular(status):
-    """Return the size in an `os.stat_result`. Raises OSError unless it is a regular file's."""
+    """Return the size in an `os.stat_result`. Raises OSError if the file is not a regular one."""
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise OSError(errno.EINVAL, f"not a regular file but a {kind}")

@@ -23,8 +23,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
 
     `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
     called for each micro-batch: every device processes its part of the batch in micro-batches of at
-    most `micro_batch_size` images. Batch norm uses the statistics of a micro-batch; gradients and
-    moving averages are means over all of them, weighted by their number of images. `batch` is
+    most `micro_batch_size` images. Batch norm uses each micro-batch's statistics; gradients and
+    moving averages are means over all micro-batches, weighted by number of images. `batch` is
     (images, labels), `step` is the `current_step`. Raises Failure if the loss does not depend on
     a trainable variable, or if a decayed variable is not trainable.
     """

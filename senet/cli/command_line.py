@@ -183,9 +183,9 @@ def _before_dashes(argv):
 
 def _sorted_words(words, flags, valueless):
     """Return three lists: the command (empty if there is none), the options, as --name=value, and
-    the other words. They are separated because argparse rejects other words that are not next to
-    each other, as in `predict a.png --json b.png`. Options in `flags` may omit their value; those
-    in `valueless` have none."""
+    the positional arguments. They are separated because argparse requires positional arguments to
+    be adjacent, unlike in `predict a.png --json b.png`. Options in `flags` may omit their
+    value; those in `valueless` have none."""
     options, others = [], []
     rest = collections.deque(words)
     while rest:
@@ -260,7 +260,7 @@ def _parser(Hyperparameters):
 def _comments(Hyperparameters):
     """Return {field: (heading, comment)}, the script's own fields first. The comment is the one
     after the field's declaration; the heading is the nearest comment line above that. Without
-    source code, they are "" and "hyperparameters"."""
+    source code, the comment is "" and the heading "hyperparameters"."""
     fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
     found = {}
     for cls in Hyperparameters.__mro__[:-1]:

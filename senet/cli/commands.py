@@ -181,7 +181,7 @@ def export(network, hyperparameters, folder, checkpoint=""):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"checkpoint: {trained.checkpoint}")
         print(
-            f"exported: {folder} ({size / 1e6:.1f} MB), which classifies images of "
+            f"exported: {folder} ({size / 1e6:.1f} MB); classifies images of "
             f"{hyperparameters.image_size}x{hyperparameters.image_size} pixels into {len(names)} "
             f"classes"
         )

@@ -76,7 +76,7 @@ The last row of `logs.txt`:
 {row}
 ```
 
-The output of `evaluate` when this folder was written. Each row of the table is a true class; the
+`evaluate` printed this when the folder was written. Each row of the table is a true class; the
 numbered columns count the predictions of each class:
 
 ```

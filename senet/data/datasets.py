@@ -62,8 +62,8 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(name, data_dir, image_size=SIDE):
-    """Return the Dataset `name`: one of LOADERS, which keeps its files in `data_dir`, or a folder
-    with images in train/<class>/ and test/<class>/, which are resized to `image_size` and cached in
+    """Return the Dataset `name`: one of LOADERS, with its files in `data_dir`, or a folder
+    whose images, in train/<class>/ and test/<class>/, are resized to `image_size` and cached in
     `data_dir`.
 
     Raises Failure if the images cannot be loaded, and HyperparameterError if there is no such data

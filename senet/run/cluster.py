@@ -131,8 +131,8 @@ class Cluster:
             if self.connected.is_set():
                 continue
             reason = _described(missing) or (
-                "all workers respond, but one is still starting, or has a TF_CONFIG that differs "
-                "from the others' in more than the index"
+                "all workers respond, but one is still starting, or its TF_CONFIG differs in more "
+                "than the index"
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60

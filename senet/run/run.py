@@ -153,7 +153,7 @@ class Run:
             say(note)
 
     def _data_options(self):
-        """Return the options that give a shorter run the same data, in a folder of its own."""
+        """Return the options that give a shorter run the same data and its own run_dir."""
         fields = dataclasses.fields(self.hyperparameters)
         given = [f for f in fields if f.name in ("dataset", "data_dir", "image_size")]
         values = {f.name: getattr(self.hyperparameters, f.name) for f in given}
@@ -172,8 +172,8 @@ class Run:
         return range(self.epochs_done + 1, self.hyperparameters.total_epochs + 1)
 
     def train_batches(self, epoch):
-        """Yield the remaining batches of an epoch, in its order. Between batches, save a checkpoint
-        if one is due, and stop on a signal."""
+        """Yield the remaining batches of an epoch, in the epoch's order. Between batches,
+        save a checkpoint if one is due, and stop on a signal."""
         hp, data = self.hyperparameters, self.data.train
         # A resumed epoch starts after the steps that are done.
         first = self._step() - (epoch - 1) * self.epoch_steps
