@@ -10,7 +10,7 @@ from SE_ResNeXt import WHITENING_STEM
 
 class ConvBn(nn.Sequential):
     """Convolution, max pooling if `pool` is greater than 1, and batch norm. Padding "SAME" requires
-    odd kernels, and all of these are odd."""
+    odd kernels; all kernels here are odd."""
 
     def __init__(self, channels, filters, kernel, stride=1, padding="SAME", groups=1, pool=1):
         kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
