@@ -459,7 +459,7 @@ def headline():
     result = headline_result()
     command = result.command_without("seed") if not result.seed else result.entry["command"]
     return (
-        f"**{result.accuracy:.1f} % test accuracy on CIFAR-10 (re-encoded as JPEG) after "
+        f"**{result.accuracy:.2f} % test accuracy on CIFAR-10 (re-encoded as JPEG) after "
         f"{result.minutes:.0f} minutes on two CPU cores:**\n\n```bash\n{wrapped(command)}\n```"
     )
 
