@@ -61,9 +61,7 @@ class Hyperparameters(RunHyperparameters):
     init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
-    max_shift: Annotated[float, Interval(ge=0, le=0.5)] = (
-        0.125  # largest shift, relative to the image side
-    )
+    max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest random shift / image side
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation

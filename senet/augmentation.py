@@ -20,8 +20,8 @@ def random_key(seed, step, purpose=""):
 def shift_and_flip(images, seed, step, max_shift=1 / 8):
     """Return `images` randomly shifted and flipped: the usual CIFAR augmentation (ResNet, arXiv
     1512.03385, section 4.2). Each image is shifted in each direction by up to the fraction
-    `max_shift` of its height (1/8: 4 of 32 pixels), with zeros in the gap, and flipped left to
-    right with probability 1/2.
+    `max_shift` of its height, in whole pixels (1/8: 4 of 32), with zeros in the gap, and flipped
+    left to right with probability 1/2.
 
     `images` is float32 [batch, height, width, channels], `step` is an int64 scalar."""
     with tf.name_scope("shift_and_flip"):

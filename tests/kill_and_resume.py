@@ -11,7 +11,6 @@ import argparse
 import collections
 import pathlib
 import random
-import shutil
 import signal
 import sys
 import time
@@ -45,6 +44,14 @@ def result(run_dir):
     return (run_dir / "logs.txt").read_text(), values
 
 
+def modified(path):
+    """Return the time of the last change of `path` in nanoseconds, or None if it does not exist."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def start_and_stop(folder, name, rng, number, during_save):
     """Start the run `name` and send it the signal `number` at a random moment or, if `during_save`,
     during the first save after that moment. Return whether the signal stopped the run, and whether
@@ -53,18 +60,22 @@ def start_and_stop(folder, name, rng, number, during_save):
     while not process.stdout.readline().startswith("run: "):
         assert process.poll() is None, process.communicate()
     aside = folder / name / "model" / "aside"
-    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
+    left = modified(aside)  # by a killed process; the next save replaces it
+
+    def saving():
+        return modified(aside) not in (None, left)
+
     time.sleep(rng.uniform(0, 1.5))
-    while during_save and process.poll() is None and not aside.exists():
+    while during_save and process.poll() is None and not saving():
         time.sleep(0.0005)
     process.send_signal(number)
-    saving = aside.exists()
+    was_saving = saving()
     _, errors = process.communicate()
     status = -number if number == signal.SIGKILL else 128 + number
     assert process.returncode in (0, status), (number, process.returncode, errors)
     if process.returncode == 128 + number:
         assert f"stopped by {number.name} and saved after step " in errors
-    return process.returncode != 0, saving
+    return process.returncode != 0, was_saving
 
 
 def kill_and_resume(folder, kills, seed=0, report=print):
