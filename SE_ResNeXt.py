@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
-from senet.augmentation import shift_and_flip
+from senet.augmentation import SHIFT_PADDINGS, cutout, shift_and_flip
 from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
@@ -62,6 +62,8 @@ class Hyperparameters(RunHyperparameters):
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest random shift / image side
+    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # zeros or reflect, at borders
+    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # side of a zeroed square / image side
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -220,7 +222,8 @@ def build_graph(data, hyperparameters):
         test_outputs = evaluation_outputs(logits, inputs.labels)
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
-    images = shift_and_flip(inputs.normalised, hp.seed, step, hp.max_shift)
+    images = shift_and_flip(inputs.normalised, hp.seed, step, hp.max_shift, hp.shift_padding)
+    images = cutout(images, hp.seed, step, hp.cutout)
     rate = learning_rate(step, epoch_steps, hp)
     image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels

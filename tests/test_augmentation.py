@@ -1,25 +1,25 @@
 import numpy as np
 import pytest
 
-from senet.augmentation import random_key, shift_and_flip
+from senet.augmentation import cutout, random_key, shift_and_flip
 from senet.compat import tf
 
 
 class Augmentation:
-    def __init__(self, images, seed=0, **options):
+    def __init__(self, images, seed=0, augment=shift_and_flip, **options):
         self.images = images
         self.step = tf.placeholder(tf.int64, [])
-        self.output = shift_and_flip(tf.constant(images, tf.float32), seed, self.step, **options)
+        self.output = augment(tf.constant(images, tf.float32), seed, self.step, **options)
         self.session = tf.Session()
 
     def __call__(self, step):
         return self.session.run(self.output, {self.step: step})
 
 
-def find_transformations(images, output):
+def find_transformations(images, output, mode="constant"):
     """Try all transformations of each image; return the (shift down, shift right, flipped) that
-    gives its output, or None where there is none."""
-    padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)])
+    gives its output, or None where there is none. `mode` is the mode of `np.pad`."""
+    padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)], mode)
     height, width = images.shape[1:3]
     found = [None] * len(images)
     for down in range(9):
@@ -47,9 +47,12 @@ def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
     assert abs(np.corrcoef([down, right, flipped]) - np.eye(3)).max() < 5 / np.sqrt(2000)
 
 
-def test_augmentation_depends_only_on_seed_and_step(graph, rng):
+@pytest.mark.parametrize("augment, options", [(shift_and_flip, {}), (cutout, {"side": 0.25})])
+def test_augmentation_depends_only_on_seed_and_step(graph, rng, augment, options):
     images = rng.normal(size=(50, 32, 6, 3)).astype(np.float32)
-    one, repeated, other_seed = (Augmentation(images, seed) for seed in (1, 1, 2))
+    one, repeated, other_seed = (
+        Augmentation(images, seed, augment, **options) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one(7), repeated(7))
     np.testing.assert_array_equal(one(7), one(7))
     assert (one(7) != one(8)).any()
@@ -63,6 +66,12 @@ def test_shifted_images_are_filled_with_zeros(graph):
     assert output.sum((1, 2, 3)).min() == 28 * 2
 
 
+def test_shifted_images_are_filled_with_their_mirror_image(graph, rng):
+    images = rng.normal(size=(200, 32, 6, 1)).astype(np.float32)
+    output = Augmentation(images, padding="reflect")(step=0)
+    assert None not in find_transformations(images, output, "reflect")
+
+
 def test_images_shift_in_proportion_to_their_size(graph):
     output = Augmentation(np.ones((500, 48, 48, 1), np.float32))(step=0)
     assert output.sum((1, 2, 3)).min() == 42 * 42  # shifted by 6 of 48 in both directions
@@ -74,6 +83,38 @@ def test_max_shift_limits_the_shift(graph, max_shift, shift):
     output = Augmentation(images, max_shift=max_shift)(step=0)
     rows = output.max(axis=2).sum(axis=1)  # number of rows that show the image
     assert rows.min() == 32 - shift
+
+
+def test_cutout_zeroes_a_square_centred_anywhere_in_the_image(graph, rng):
+    output = Augmentation(np.ones((2000, 32, 32, 3), np.float32), augment=cutout, side=0.25)(step=0)
+    zero = output == 0
+    assert (zero == zero[..., :1]).all()  # all channels
+    zero = zero[..., 0]
+    rows, columns = zero.any(axis=2), zero.any(axis=1)
+    np.testing.assert_array_equal(zero, rows[:, :, None] & columns[:, None, :])
+    for inside in rows, columns:
+        # The square starts between 4 pixels outside the image and 5 pixels before its end.
+        first = np.argmax(inside, axis=1)
+        last = 31 - np.argmax(inside[:, ::-1], axis=1)
+        start = np.where(first > 0, first, last - 7)
+        values, counts = np.unique(start, return_counts=True)
+        assert values.tolist() == list(range(-4, 28))
+        np.testing.assert_array_equal(inside.sum(axis=1), last - first + 1)
+        np.testing.assert_array_equal(last, np.minimum(start + 7, 31))
+        # Of 2,000 images, 62.5 are expected per start, with a standard deviation of 7.8.
+        assert counts.min() > 62.5 - 4 * 7.8
+        assert counts.max() < 62.5 + 4 * 7.8
+    assert (output[~zero] == 1).all()
+
+
+def test_cutout_is_in_proportion_to_the_image(graph):
+    output = Augmentation(np.ones((500, 48, 48, 1), np.float32), augment=cutout, side=0.5)(step=0)
+    assert (output == 0).sum((1, 2, 3)).max() == 24 * 24
+
+
+def test_cutout_of_side_0_returns_the_images(graph, rng):
+    images = rng.normal(size=(20, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(Augmentation(images, augment=cutout, side=0.0)(step=0), images)
 
 
 def test_random_keys_differ_between_seeds_and_purposes():
