@@ -61,9 +61,9 @@ class Hyperparameters(RunHyperparameters):
     init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
-    max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest random shift / image side
+    max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
     shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # zeros or reflect, at borders
-    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # side of a zeroed square / image side
+    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # random zeroed square (fraction of side)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -72,7 +72,7 @@ class Hyperparameters(RunHyperparameters):
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops without a GPU kernel on CPU
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # on CPU, run ops without GPU kernel
 
     # Options of a shorter run, suggested if training without a GPU takes more than a day.
     SHORTER_RUN: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"

@@ -171,7 +171,7 @@ def unpack(record, archive):
                 if name in record.files and (source := members.extractfile(member)):
                     with (temporary / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
-            # The checksum of a .gz follows the last member.
+            # Read to the end: the checksum of a .gz follows the last member.
             while members.fileobj.read(2**20):
                 pass
             for name in record.files:

@@ -305,9 +305,9 @@ def matrix_peak(hyperparameters, side=4096):
 
 
 def convolution_limit(script, hyperparameters):
-    """Return the seconds and the floating-point operations of all convolutions of a step and of
-    both their gradients. Each is timed alone, in the faster of TensorFlow's implementation and
-    ours. A frozen stem is not included, since it has no gradients."""
+    """Return the seconds and the floating-point operations of all convolutions of a step, including
+    the gradients of their inputs and filters. Each is timed alone, in the faster of TensorFlow's
+    implementation and ours. A frozen stem is not included, since it has no gradients."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution

@@ -181,7 +181,7 @@ def test_export_does_not_replace_a_link(call, tmp_path):
 
 
 def test_export_on_a_full_disk_gives_a_one_line_error_and_leaves_no_files(trained, tmp_path, capfd):
-    """Simulate the full disk by a limit on the size of files."""
+    """Simulate a full disk by limiting the size of files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:

@@ -83,7 +83,7 @@ def test_cifar100_is_loaded_by_name(tmp_path):
     assert (len(data.train.labels), len(data.test.labels)) == (20, 20)
 
 
-def test_a_data_set_is_added_by_one_entry(monkeypatch):
+def test_one_entry_adds_a_data_set(monkeypatch):
     arrays = np.zeros([2, 32, 32, 3], np.uint8), np.arange(2)
     monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, *arrays, ["a", "b"]))
     assert load_dataset("mine", "no/data").label_names == ["a", "b"]

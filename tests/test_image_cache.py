@@ -193,7 +193,7 @@ def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_pa
 
 
 def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(folder, data_dir):
-    """Simulate the full disk by a limit on the size of files."""
+    """Simulate a full disk by limiting the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:

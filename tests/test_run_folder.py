@@ -78,7 +78,7 @@ class TestRows:
             assert list(folder.rows) == [1]
 
     def test_a_full_disk_while_writing_a_row_keeps_the_earlier_rows(self, hyperparameters):
-        """Simulate the full disk by a limit on the size of files."""
+        """Simulate a full disk by limiting the size of files."""
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
             before = folder.row_file.read_text()

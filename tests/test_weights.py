@@ -122,7 +122,7 @@ def test_a_network_without_matching_variables_is_rejected(saved, shapes):
     )
 
 
-def test_other_classes_need_a_classifier_to_start_from_scratch(saved):
+def test_different_classes_require_a_layer_named_classifier(saved):
     shapes = {"stem/weights": [3, 4], "head/weights": [4, 2]}
     with pytest.raises(Failure, match="the classes of .* differ from .* 'classifier'"):
         Network(shapes, 1.0, ["a", "b"]).load(saved)

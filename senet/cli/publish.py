@@ -76,8 +76,8 @@ The last row of `logs.txt`:
 {row}
 ```
 
-`evaluate` printed this when the folder was written. Each row of the table is a true class; the
-numbered columns count the predictions of each class:
+The test results when the folder was written, as `evaluate` prints them. Each row of the table is a
+true class; the numbered columns count the predictions of each class:
 
 ```
 {result}

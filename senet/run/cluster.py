@@ -1,7 +1,7 @@
 """The devices and hosts of a run (tf.distribute).
 
-On one host, a run uses all GPUs or the given devices. Several hosts are listed in the environment
-variable TF_CONFIG of each host, as for every TensorFlow program; the first is the chief.
+On one host, a run uses all GPUs or the given devices. For several hosts, the environment variable
+TF_CONFIG of each one lists all of them, as for any TensorFlow program; the first is the chief.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ class Cluster:
             )
             if now - started > START_SECONDS:
                 minutes = START_SECONDS // 60
-                self._end(1, f"error: after {minutes} minutes, {reason}; {RESTART}")
+                self._end(1, f"error: gave up after {minutes} minutes: {reason}; {RESTART}")
             if now - noted > NOTE_SECONDS:
                 noted = now
                 print_error(f"still waiting after {now - started:.0f} s: {reason}")
@@ -217,7 +217,8 @@ class Cluster:
 
 
 class Unresponsive(str):
-    """A description of a worker that does not respond; it is `frozen` if it accepts connections."""
+    """The description of a worker that does not respond. `frozen` is true if the worker accepts
+    connections."""
 
     frozen = False
 

@@ -1,6 +1,6 @@
 """The folder of a run.
 
-run_dir/hyperparameters.json     the hyperparameters of its last start
+run_dir/hyperparameters.json     the hyperparameters with which it was last started
 run_dir/model/                   checkpoints
 run_dir/logs.txt                 one row per epoch
 run_dir/logs/                    event files for TensorBoard
