@@ -47,7 +47,7 @@ class Hyperparameters(RunHyperparameters):
 
     # network
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
-    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubles each stage
+    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubled at each stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
@@ -62,8 +62,8 @@ class Hyperparameters(RunHyperparameters):
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
-    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # zeros or reflect, at borders
-    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # random zeroed square (fraction of side)
+    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # fill: zeros or reflect
+    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # zeroed square (fraction of side)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -117,8 +117,8 @@ class SE_ResNeXt:
         x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
         x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
         # Map sizes are for 96x96 images, stem="conv" and downsampling="stride". With "max_pool",
-        # maps are half as wide and high after stage 1; with a whitening stem and "stride", already
-        # after the stem.
+        # maps are half as wide and high from the output of stage 1 on; with a whitening stem and
+        # "stride", from the output of the stem on.
         downsampling = self.hyperparameters.downsampling
         if self.hyperparameters.stem == "whitening":
             shape = WHITENING_STEM[downsampling]

@@ -188,7 +188,7 @@ def unpack(record, archive):
                     raise
     except Failure:
         raise
-    # Decompressors raise nearly any exception on a damaged archive.
+    # Decompressors can raise nearly any exception on a damaged archive.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
             raise Failure(
@@ -260,7 +260,7 @@ def _read_pickle(record, path):
             f"{path} is not safe to load: it uses {first_line(error)}, but may use only what NumPy "
             f"arrays need; {remedy}"
         ) from None
-    # The unpickler raises nearly any exception on a damaged pickle.
+    # The unpickler can raise nearly any exception on a damaged pickle.
     except Exception as error:
         raise Failure(f"{path}: damaged or truncated ({type(error).__name__}); {remedy}") from None
     if not isinstance(content, dict):

@@ -286,8 +286,8 @@ def prepare_torch(script, hyperparameters, candidate):
 
 
 def matrix_peak(hyperparameters, side=4096):
-    """Multiply two large matrices ten times, in the networks' type, and return the floating-point
-    operations per second of the fastest product."""
+    """Multiply two large matrices ten times, in the data type of the networks, and return the
+    floating-point operations per second of the fastest product."""
     from senet.compat import tf
     from senet.devices import compute_dtype
 
@@ -345,8 +345,8 @@ def convolution_limit(script, hyperparameters):
 
 def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flops):
     """Return the seconds of a convolution, its input gradient and its filter gradient, each timed
-    alone: the median of 9 runs after 3 warm-up runs. Append the operations of the convolution to
-    `flops`."""
+    alone: the median of 9 runs after 3 warm-up runs. Append the number of floating-point
+    operations of the convolution to `flops`."""
     from senet.compat import tf
 
     def variable(name, shape):

@@ -59,7 +59,7 @@ STANDARD_ERROR = _open_standard_streams()
 
 
 def print_error(line):
-    """Print a line on standard error, even inside `without_chatter`. Ignore write errors."""
+    """Print a line to standard error, even inside `without_chatter`. Ignore write errors."""
     with contextlib.suppress(OSError):
         os.write(STANDARD_ERROR, f"{line}\n".encode(errors="backslashreplace"))
 
@@ -133,7 +133,7 @@ tf.disable_v2_behavior()
 
 def _import_tflearn():
     """Import and return tflearn 0.5.0, which was written for TensorFlow 2.2 and Pillow 9. It needs
-    two names that newer packages removed, prints "Scipy not supported!", and creates a variable
+    two names that newer versions lack, prints "Scipy not supported!", and creates a variable
     `is_training` in the default graph."""
     import PIL.Image
     from tensorflow.python.util import nest

@@ -26,7 +26,7 @@ class Gate(NamedTuple):
     """The gates of an SE layer."""
 
     layer: str  # its variable scope
-    name: str  # the operation's name, which tf.get_collection matches with a scope
+    name: str  # the operation's name; tf.get_collection matches a scope against it
     values: Any  # float32 [batch, channels]
 
 

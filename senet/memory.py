@@ -42,8 +42,8 @@ def _cgroup_limits():
                 folder = CGROUPS / controllers / path.lstrip("/")
                 for group in folder, *folder.parents:
                     for name in "memory.max", "memory.limit_in_bytes":
-                        # Absent in the root; "max" means no limit. Inside a container, its own
-                        # group is the root.
+                        # Absent in the root; "max" means no limit. Inside a container, the
+                        # container's own group appears as the root.
                         with contextlib.suppress(OSError, ValueError):
                             yield int((group / name).read_text())
 

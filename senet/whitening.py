@@ -49,7 +49,7 @@ def whitening_layer(input_x, filters, side, stride, initial_weights, layer_name)
 
     `initial_weights` may be None if a checkpoint supplies the value, as in evaluate and predict."""
     with tf.variable_scope(layer_name):
-        # With NaN, training without filters fails; with zeros, it would run on empty feature maps.
+        # With NaN, training without filters fails; with zeros, it would run on all-zero maps.
         initial = tf.constant_initializer(np.nan if initial_weights is None else initial_weights)
         weights = tf.get_variable(
             "weights", [side, side, 3, filters], initializer=initial, trainable=False

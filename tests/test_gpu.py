@@ -24,7 +24,7 @@ def pretend_gpu(monkeypatch):
 
 
 def noise():
-    """Return a Dataset of which only the shapes matter."""
+    """Return a Dataset whose array shapes matter, but not its values."""
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
     return Dataset("noise", split, split, ["a", "b"])
 

@@ -66,7 +66,7 @@ def loaded_names(values):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return the path of a checkpoint of a network for cats and dogs whose variables are all 7."""
+    """Return the path of a checkpoint of a cats-and-dogs network; all its variables are 7."""
     return Network(NETWORK, 7.0, ANIMALS).save(tmp_path / "run" / "model", 30)
 
 
@@ -95,7 +95,7 @@ def test_variables_that_do_not_match_are_reported(saved):
     assert loaded_names(values) == {"stem/weights"}
     # The shape of the bias matches, but it is not loaded without its weights.
     assert line == (
-        f"weights: 1 of 8 variables from {saved}; not loaded (shape differs): "
+        f"weights: 1 of 8 variables from {saved}; not loaded (shapes in the layer differ): "
         f"classifier/bias, classifier/weights; not loaded (missing from the checkpoint): "
         f"block0/weights, block1/weights, block2/weights and 2 more; not used (not in the "
         f"network): stem/moving_mean"
@@ -118,7 +118,7 @@ def test_a_network_without_matching_variables_is_rejected(saved, shapes):
         f"{saved} does not match the network: it has classifier/bias, "
     )
     assert str(caught.value).endswith(
-        "of the same script with the same architecture hyperparameters"
+        "from the same script with the same architecture hyperparameters"
     )
 
 

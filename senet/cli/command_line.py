@@ -56,7 +56,7 @@ COMMANDS = {
     ),
     "publish": (
         publish,
-        "write the network, without the optimizer's state, and a model card into a new folder",
+        "write the network (without the optimizer's state) and a model card into a new folder",
         ("FOLDER", "folder", {"metavar": "FOLDER"}),
         CHECKPOINT,
         NOTE,

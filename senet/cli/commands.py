@@ -39,8 +39,8 @@ def evaluate_trained(trained):
             f"{trained.checkpoint} was trained on the classes {shortened(trained.label_names)}, "
             f"but {hp.dataset} has {shortened(data.label_names)}; use the training run's --dataset"
         )
-    # Use the same batches as tests during training: the results are then identical, bit for bit,
-    # on the same CPU with the same number of cores.
+    # Use the same batches as the evaluation after each epoch, so that the results are identical,
+    # bit for bit, on the same CPU with the same number of cores.
     test_batches = batches(data.test, hp.micro_batch_size or hp.batch_size)
     return evaluate_batches(trained.session, trained.outputs, trained.inputs, test_batches), data
 

@@ -105,7 +105,7 @@ SHA-256 checksums, which `sha256sum --check README.md` verifies in this folder:
 
 
 def publish(network, hyperparameters, folder, checkpoint="", note=""):
-    """Write a trained network, without the optimizer's state, and a model card into a new `folder`.
+    """Write a trained network (without the optimizer's state) and its card into a new `folder`.
     The folder works as a `run_dir` for the other commands and as an `initial_checkpoint` for
     training; it contains no absolute path of this machine. `note` is added to the card's paragraph
     on the training data.

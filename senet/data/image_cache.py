@@ -1,6 +1,6 @@
 """A cache of decoded images in memory-mapped files, which may be larger than memory.
 
-cache_dir/lock                     lock file of the process that writes
+cache_dir/lock                     lock file, held by the process that is writing
 cache_dir/DIGEST-SIDE/images.npy   uint8 [N, side, side, 3]
 cache_dir/DIGEST-SIDE/sums.json    their ImageSums, one for each split
 cache_dir/new/                     a cache that is being written
@@ -94,8 +94,8 @@ def _write(cache, shape, splits, decode):
     temporary = cache.with_name("new")
     temporary.mkdir()
     try:
-        # Write the file instead of mapping it: then a full disk raises an error; writing to a
-        # mapping would kill the process.
+        # Write the file instead of mapping it: a full disk then raises an error, whereas writing to
+        # a mapping would kill the process.
         with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

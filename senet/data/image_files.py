@@ -41,7 +41,7 @@ def read_image(path, side):
             return np.array(image)
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image file, or damaged") from None
-    # Decoders raise nearly any exception on a damaged image.
+    # Decoders can raise nearly any exception on a damaged image.
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
 

@@ -115,8 +115,8 @@ class Checkpoints:
         if step != self.current:
             if not session.run(self.finite):
                 raise Failure(
-                    f"a variable is not finite after step {step}; nothing was saved; restart in "
-                    f"another --run_dir with a lower --init_learning_rate"
+                    f"a variable is not finite after step {step}; the step was not saved; restart "
+                    f"in another --run_dir with a lower --init_learning_rate"
                 )
             try:
                 with without_chatter():

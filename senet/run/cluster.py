@@ -74,7 +74,7 @@ class Cluster:
         self.config = strategy.update_config_proto(self.config)
         self.config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         say(
-            f"worker {self.number} (of workers 0 to {len(self.addresses) - 1}): waiting up to "
+            f"worker {self.number} (of {len(self.addresses)}, from 0): waiting up to "
             f"{START_SECONDS // 60} minutes for the others"
         )
         try:
@@ -211,14 +211,14 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"no bfloat16 support on {without}, but the other workers use it; set "
+                f"{without} does not support bfloat16, but the other workers use it; set "
                 f"--mixed_precision=False on all workers"
             )
 
 
 class Unresponsive(str):
     """The description of a worker that does not respond. `frozen` is true if the worker accepts
-    connections."""
+    connections but does not reply."""
 
     frozen = False
 

@@ -4,7 +4,7 @@ run_dir/hyperparameters.json     the hyperparameters with which it was last star
 run_dir/model/                   checkpoints
 run_dir/logs.txt                 one row per epoch
 run_dir/logs/                    event files for TensorBoard
-run_dir/lock                     lock file of the process that trains
+run_dir/lock                     lock file, held by the training process
 """
 
 import contextlib
@@ -78,7 +78,8 @@ class RunFolder:
                 self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(
-                f"another process is training in {self.path}; wait for it, or use another --run_dir"
+                f"another process is training in {self.path}; wait for it to end, or use another "
+                f"--run_dir"
             ) from None
 
     def keep_lock(self):

@@ -48,8 +48,8 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     if not matching - classifier:
         raise Failure(
             f"{path} does not match the network: it has {shortened(sorted(saved))}, but the "
-            f"network has {shortened(sorted(wanted))}; use an {OPTION} of the same script with the "
-            f"same architecture hyperparameters"
+            f"network has {shortened(sorted(wanted))}; use an {OPTION} from the same script with "
+            f"the same architecture hyperparameters"
         )
     variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
     with readable(path, OPTION), without_chatter():
@@ -58,7 +58,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     new_classes = set() if same_classes else classifier
     parts = {
         "not loaded (classes differ)": new_classes,
-        "not loaded (shape differs)": (fresh & saved.keys()) - new_classes,
+        "not loaded (shapes in the layer differ)": (fresh & saved.keys()) - new_classes,
         "not loaded (missing from the checkpoint)": (fresh - saved.keys()) - new_classes,
         "not used (not in the network)": saved.keys() - wanted.keys(),
     }
