@@ -60,10 +60,10 @@ class Hyperparameters(RunHyperparameters):
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # on CPU, run ops without GPU kernel
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
 
     MIN_MICRO_BATCH: ClassVar[int] = 2  # for one 1x1 map, batch norm returns only its offset
-    # Options of a shorter run, suggested if training without a GPU takes more than a day.
+    # Options for a shorter run, suggested if training without a GPU would take over a day.
     SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):

@@ -47,7 +47,7 @@ class Hyperparameters(RunHyperparameters):
 
     # network
     cardinality: Annotated[int, Interval(ge=1, le=256)] = 8  # paths per block
-    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path; doubled at each stage
+    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path in the first stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
     stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
@@ -63,7 +63,7 @@ class Hyperparameters(RunHyperparameters):
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
     shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # fill: zeros or reflect
-    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # zeroed square (fraction of side)
+    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # side of a zeroed square (fraction)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -72,9 +72,9 @@ class Hyperparameters(RunHyperparameters):
     dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
     micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 8  # 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # on CPU, run ops without GPU kernel
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
 
-    # Options of a shorter run, suggested if training without a GPU takes more than a day.
+    # Options for a shorter run, suggested if training without a GPU would take over a day.
     SHORTER_RUN: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
 
     def __post_init__(self):

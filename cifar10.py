@@ -218,7 +218,7 @@ def read_batch(record, path, class_count):
         raise Failure(f"{path}: {key!r} must be a list of integers, got {shown(labels)}; {remedy}")
     if not len(data) == len(labels) > 0:
         raise Failure(
-            f"{path}: must have at least one image, and one label per image, got {len(data)} "
+            f"{path} must have at least one image, and one label per image, got {len(data)} "
             f"images and {len(labels)} labels; {remedy}"
         )
     if not 0 <= min(labels) <= max(labels) < class_count:

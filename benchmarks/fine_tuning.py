@@ -89,7 +89,7 @@ def main():
     columns |= {f"tuned{number}": options for number, options in enumerate(tuned)}
     epochs = f"--total_epochs={arguments.epochs}"
     accuracy = {}
-    # Loop over the seeds first, so that a table is printed after each.
+    # The outer loop is over the seeds, so that a table is printed after each.
     for seed in range(arguments.seeds):
         for name in small:
             for column, options in columns.items():

@@ -75,7 +75,7 @@ def main():
 
 
 def compare(script, settings, steps, turns):
-    """Print a table of all candidates for a network, and the share of convolutions in our step."""
+    """Print a table of all candidates for a network, and the time convolutions take in our step."""
     workers = [Worker(script, candidate, settings) for candidate in CANDIDATES]
     for _ in range(turns):
         for worker in workers:
@@ -107,7 +107,7 @@ def compare(script, settings, steps, turns):
 
 
 def growth(script, steps):
-    """Print a table of speed and memory for growing batches and images."""
+    """Print a table of speed and memory for increasing batch and image sizes."""
     smallest = 0 if script == "SE_ResNeXt" else 24
     print(f"\n{script}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]

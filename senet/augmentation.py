@@ -28,7 +28,7 @@ def shift_and_flip(images, seed, step, max_shift=1 / 8, padding="zeros"):
     probability 1/2. The gap is filled with zeros, or with the mirror image of the pixels next to it
     if `padding` is "reflect".
 
-    `images` is float32 [batch, height, width, channels], `step` is an int64 scalar."""
+    `images` is float32 [batch, height, width, channels] and `step` an int64 scalar."""
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
@@ -52,7 +52,7 @@ def cutout(images, seed, step, side):
     3.2). Its side is the fraction `side` of the image height, in whole pixels (1/4: 8 of 32). Its
     centre may be any pixel, so parts of the square may be outside the image.
 
-    `images` is float32 [batch, height, width, channels], `step` is an int64 scalar."""
+    `images` is float32 [batch, height, width, channels] and `step` an int64 scalar."""
     with tf.name_scope("cutout"):
         height, width = images.shape[1:3].as_list()
         pixels = int(side * height)

@@ -11,7 +11,7 @@ from senet.losses import cross_entropy
 
 def batch_sums(losses, logits, labels):
     """Return float64 [3] for a batch: its summed cross-entropy, its number of correct predictions
-    and its number of images. `losses` and `labels` are [batch], `logits` is [batch, classes]."""
+    and its number of images. `losses` and `labels` are [batch] and `logits` is [batch, classes]."""
     with tf.name_scope("batch_sums"):
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
         parts = losses, correct, tf.ones_like(labels)

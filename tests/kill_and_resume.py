@@ -60,7 +60,7 @@ def start_and_stop(folder, name, rng, number, during_save):
     while not process.stdout.readline().startswith("run: "):
         assert process.poll() is None, process.communicate()
     aside = folder / name / "model" / "aside"
-    left = modified(aside)  # by a killed process; the next save replaces it
+    left = modified(aside)  # from a killed process; the next save replaces it
 
     def saving():
         return modified(aside) not in (None, left)

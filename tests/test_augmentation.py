@@ -59,14 +59,14 @@ def test_augmentation_depends_only_on_seed_and_step(graph, rng, augment, options
     assert (one(7) != other_seed(7)).any()
 
 
-def test_shifted_images_are_filled_with_zeros(graph):
+def test_the_gap_left_by_a_shift_is_filled_with_zeros(graph):
     output = Augmentation(np.ones((200, 32, 6, 1), np.float32))(step=0)
     assert set(np.unique(output)) == {0, 1}
     # A shift by 4 in both directions leaves 28x2 of 32x6 pixels.
     assert output.sum((1, 2, 3)).min() == 28 * 2
 
 
-def test_shifted_images_are_filled_with_their_mirror_image(graph, rng):
+def test_the_gap_left_by_a_shift_is_filled_with_the_mirror_image(graph, rng):
     images = rng.normal(size=(200, 32, 6, 1)).astype(np.float32)
     output = Augmentation(images, padding="reflect")(step=0)
     assert None not in find_transformations(images, output, "reflect")

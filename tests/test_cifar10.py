@@ -64,7 +64,7 @@ def test_reads_the_official_format(tmp_path, record):
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_reads_pickles_of_python_3(tmp_path, protocol):
+def test_reads_pickles_written_by_python_3(tmp_path, protocol):
     folder = write_folder(tmp_path, make_files())
     for seed, name in enumerate(CIFAR10.train_files):
         (folder / name).write_bytes(pickle.dumps(make_batch(20, seed), protocol))
@@ -74,7 +74,7 @@ def test_reads_pickles_of_python_3(tmp_path, protocol):
 @by_record
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, record, algorithm):
-    # Like the official CIFAR-100 archive, include an additional file: an editor's backup.
+    # Include an additional file, an editor's backup, as the official CIFAR-100 archive does.
     content = make_archive(
         make_files(record=record), tar_member(f"{record.folder}/file.txt~"), record=record
     )

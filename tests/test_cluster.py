@@ -138,7 +138,7 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     name, results = two_hosts
     (status, output, errors), (other_status, other_output, other_errors) = results
     assert (status, errors, other_status, other_errors) == (0, "", 0, "")
-    waiting = "worker {} (of 2, from 0): waiting up to 10 minutes for the others"
+    waiting = "worker {} (2 workers, numbered from 0): waiting up to 10 minutes for the others"
     assert output.splitlines()[0] == waiting.format(0)
     assert other_output == waiting.format(1) + "\n"
     assert_same_run(folder, name, one)
@@ -235,8 +235,8 @@ def test_a_worker_without_bfloat16_support_is_rejected(folder, tmp_path):
     for status, _, errors in finish(workers):
         assert status == 1
         assert errors == (
-            f"error: {addresses[1]} does not support bfloat16, but the other workers use it; set "
-            f"--mixed_precision=False on all workers\n"
+            f"error: bfloat16 is not supported on {addresses[1]}, but the other workers use it; "
+            f"set --mixed_precision=False on all workers\n"
         )
 
 

@@ -272,7 +272,7 @@ class TestFailures:
         assert call(train=lambda _: print("猫"))[0] == 0
         assert terminal.buffer.getvalue() == b"\\u732b\n"
 
-    def test_both_remedies_are_suggested_without_a_connection_or_data(self, call, monkeypatch):
+    def test_without_a_connection_and_data_both_remedies_are_suggested(self, call, monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nothing listens there
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         result = call("--data_dir=here", **options)

@@ -102,7 +102,7 @@ def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, images_and_l
     assert f"{np.mean(correct):.4f}" == rows(trained)[-1][1]
 
 
-def test_predict_gives_the_same_predictions_as_json(call, files):
+def test_predict_with_json_gives_the_same_predictions(call, files):
     _, plain, _ = call("predict", files[0], files[1])
     status, output, errors = call("predict", files[0], files[1], "--json")
     assert (status, errors) == (0, "")

@@ -141,7 +141,7 @@ class TestShapes:
 
     def test_colour_and_brightness_do_not_reveal_the_class(self):
         """Check that the nearest class mean, computed from each channel's mean and standard
-        deviation, is seldom the right class."""
+        deviation, is seldom that of the right class."""
         train, labels, test, test_labels, _ = load_shapes()
 
         def statistics(images):

@@ -32,7 +32,7 @@ def session_devices(choice):
 
 
 @pytest.mark.parametrize("choice", ["cpu:1", "cpu:7,cpu:9", "cpu:0,cpu:2"])
-def test_cpu_devices_not_numbered_from_0_are_rejected(tmp_path, capsys, choice):
+def test_cpu_devices_not_numbered_consecutively_from_0_are_rejected(tmp_path, capsys, choice):
     assert SE_ResNeXt.main(tiny_run.arguments(tmp_path, "run", f"--devices={choice}")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --devices must be all") and line.endswith(f"got '{choice}'")

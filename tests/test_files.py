@@ -45,7 +45,7 @@ def test_a_file_replaced_by_a_fifo_is_rejected(tmp_path, monkeypatch):
         open_regular(path)
 
 
-def test_a_sparse_file_counts_at_its_full_length(tmp_path):
+def test_the_full_length_of_a_sparse_file_counts(tmp_path):
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(2**40)

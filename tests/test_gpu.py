@@ -24,7 +24,7 @@ def pretend_gpu(monkeypatch):
 
 
 def noise():
-    """Return a Dataset whose array shapes matter, but not its values."""
+    """Return a Dataset with images of the usual shape; their values do not matter."""
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
     return Dataset("noise", split, split, ["a", "b"])
 

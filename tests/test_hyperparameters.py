@@ -151,7 +151,7 @@ class TestDeclarations:
         with pytest.raises(TypeError, match="sizes must be int, float, bool or str"):
             WithList()
 
-    def test_a_constraint_that_is_not_checked_is_an_error(self):
+    def test_a_constraint_that_cannot_be_checked_is_an_error(self):
         @dataclass(frozen=True)
         class WithLength(RunHyperparameters):
             name: Annotated[str, Len(3)] = "abc"

@@ -299,7 +299,7 @@ def test_decoding_reads_only_a_few_images_per_core_ahead(tmp_path, monkeypatch):
     assert 5 <= len(read) <= 5 + 8 * os.cpu_count()
 
 
-def test_a_summary_does_not_depend_on_the_chunk_size(rng, monkeypatch):
+def test_image_sums_do_not_depend_on_the_chunk_size(rng, monkeypatch):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
     pixels = images.reshape(-1, 3).astype(int)
     whole = image_sums.sum_images(images)

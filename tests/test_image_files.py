@@ -28,7 +28,7 @@ def transparent_palette_image():
         ("grey.png", plain("L", 100), (100, 100, 100)),
         ("black and white.png", plain("1", 1), (255, 255, 255)),
         ("clear.png", plain("RGBA", (200, 0, 0, 0)), (255, 255, 255)),  # transparent, on white
-        ("half.png", plain("RGBA", (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
+        ("half.png", plain("RGBA", (0, 0, 0, 51)), (204, 204, 204)),  # black, a fifth opaque
         ("grey with alpha.png", plain("LA", (0, 51)), (204, 204, 204)),
         ("palette.gif", plain("RGB", (0, 255, 0)).quantize(4), (0, 255, 0)),
         ("hole.png", transparent_palette_image(), (255, 255, 255)),

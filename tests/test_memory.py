@@ -103,7 +103,7 @@ def test_control_groups_restrict_the_available_memory(tmp_path, monkeypatch, lin
     assert memory.available_memory() <= (10**9 if found else float("inf"))
 
 
-def test_mapped_files_do_not_count_in_a_control_group(tmp_path, monkeypatch):
+def test_mapped_files_do_not_count_towards_the_limit_of_a_control_group(tmp_path, monkeypatch):
     """Check that 300 MB of 1 GB are available if 700 MB are in use, not counting 5 GB of
     mapped files."""
     page = os.sysconf("SC_PAGE_SIZE")

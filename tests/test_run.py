@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 
 def scalars(run_dir):
     """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. Like TensorBoard, discard
-    values written before a START event for its step or a later one."""
+    at each START event all earlier values for its step and later steps."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):

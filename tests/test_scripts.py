@@ -80,8 +80,8 @@ def test_training_from_the_command_line_has_clean_output(script, tmp_path):
 
 
 def assert_readable_graph(logs):
-    """Assert that TensorBoard's graph page shows few boxes at the top level (the modules of the
-    Inceptions not counted) and, inside `test`, one box for each SE block."""
+    """Assert that TensorBoard's graph page shows few boxes at the top level (not counting the
+    modules of the Inceptions) and, inside `test`, one box for each SE block."""
     (file,) = logs.iterdir()
     events = list(tf.train.summary_iterator(str(file)))
     (graph,) = [event.graph_def for event in events if event.graph_def]

@@ -1,5 +1,5 @@
-"""Check output that cannot be written, Ctrl-C during imports, and warnings of other packages, each
-in its own process."""
+"""Check output that cannot be written, Ctrl-C during imports, and warnings from other packages.
+Each test runs its own process."""
 
 import os
 import pathlib

@@ -76,8 +76,8 @@ The last row of `logs.txt`:
 {row}
 ```
 
-The test results when the folder was written, as `evaluate` prints them. Each row of the table is a
-true class; the numbered columns count the predictions of each class:
+When this folder was written, `evaluate` printed these results. Each row of the table is a true
+class; the numbered columns count the predictions of each class:
 
 ```
 {result}

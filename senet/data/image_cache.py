@@ -27,7 +27,7 @@ def cached_images(cache_dir, digest, shape, splits, decode):
     """Return (images, sums) from a cache in the folder `cache_dir`: the images, uint8 of `shape`,
     and a list with the ImageSums of each of `splits`, a list of slices.
 
-    If there is no complete cache, write it first: `decode()` yields the images in order. `digest`
+    If there is no complete cache, write one first: `decode()` yields the images in order. `digest`
     is a string that identifies the image files; caches with another digest are removed. Raises
     Failure if the disk cannot be read or written, HyperparameterError if the images would not fit
     on it."""

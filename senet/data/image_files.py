@@ -63,7 +63,7 @@ def load_folder(folder, data_dir, side):
     images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
 
     Images are uint8 [N, side, side, 3], labels int32 [N]. The label names are those of the class
-    folders, in alphabetical order; sums has two items, for the train and the test images.
+    folders, in alphabetical order; sums has two items, for the training and test images.
     Hidden files are ignored. The images are decoded once, into a cache under `data_dir` that is
     mapped into memory.
 

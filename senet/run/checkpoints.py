@@ -171,8 +171,8 @@ def network_variables(reader):
 
 
 def is_published(folder):
-    """Return whether `publish` wrote the newest checkpoint in `folder`. It has no optimizer state,
-    so training cannot resume from it."""
+    """Return whether `publish` wrote the newest checkpoint in `folder`. Such a checkpoint has no
+    optimizer state, so training cannot resume from it."""
     found = checkpoint_files(folder) if folder.is_dir() else {}
     if not found:
         return False

@@ -74,8 +74,8 @@ class Cluster:
         self.config = strategy.update_config_proto(self.config)
         self.config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         say(
-            f"worker {self.number} (of {len(self.addresses)}, from 0): waiting up to "
-            f"{START_SECONDS // 60} minutes for the others"
+            f"worker {self.number} ({len(self.addresses)} workers, numbered from 0): waiting up "
+            f"to {START_SECONDS // 60} minutes for the others"
         )
         try:
             self.server = tf.distribute.Server(
@@ -211,7 +211,7 @@ class Cluster:
                 address for address, h in zip(self.addresses, has, strict=True) if not h
             )
             raise Failure(
-                f"{without} does not support bfloat16, but the other workers use it; set "
+                f"bfloat16 is not supported on {without}, but the other workers use it; set "
                 f"--mixed_precision=False on all workers"
             )
 

@@ -107,7 +107,7 @@ class RunFolder:
             )
 
     def write_hyperparameters(self):
-        """Write the hyperparameters of this start to hyperparameters.json."""
+        """Write the current hyperparameters to hyperparameters.json."""
         fields = dataclasses.asdict(self.hyperparameters)
         _replace_text(self.settings, json.dumps(fields, indent=2) + "\n")
 
@@ -131,7 +131,7 @@ class RunFolder:
 
     def best_epoch(self):
         """Return the first epoch with the best test accuracy, or None if there are no rows."""
-        # Of equal accuracies, the earliest epoch wins.
+        # If accuracies are equal, the earliest epoch wins.
         ranked = [(row.rpartition(" ")[2], -epoch) for epoch, row in self.rows.items()]
         return -max(ranked)[1] if ranked else None
 

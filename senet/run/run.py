@@ -248,7 +248,7 @@ class Run:
         say(row)
 
     def _last_step_scalars(self):
-        """Return the scalars of the epoch's last step, {} if a resumed epoch had no step left."""
+        """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""
         scalars = {tag: v for tag, v in self.result.items() if tag not in ("loss", "accuracy")}
         if self.images_per_second is not None:
             scalars["images_per_second"] = self.images_per_second

@@ -99,7 +99,7 @@ def _newest(model_folder):
     if not path:
         reason = f"{model_folder} has no checkpoint"
         if damaged:
-            reason = f"{damaged[0][1]}, and {model_folder} has no other checkpoint"
+            reason = f"{damaged[0][1]}, and no other checkpoint in {model_folder} can be read"
         raise Failure(f"{reason}; train first, or use the --run_dir of an existing run")
     for _, message in damaged:
         print(f"warning: {message}", file=sys.stderr)
