@@ -196,15 +196,21 @@ def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("difference", ["hyperparameters", "images", "code"])
-def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, difference):
-    other, start = command(folder, "other"), start_script
-    if difference == "hyperparameters":
-        other += ["--weight_decay=0.1"]
-    elif difference == "images":
+@pytest.mark.parametrize(
+    "difference, options",
+    [
+        ("hyperparameters", ["--weight_decay=0.1"]),
+        ("hyperparameters", ["--micro_batch_size=2"]),
+        ("images", []),
+        ("code", []),
+    ],
+)
+def test_a_worker_that_differs_from_the_chief_is_rejected(folder, tmp_path, difference, options):
+    other, start = command(folder, "other") + options, start_script
+    if difference == "images":
         write_folder(tmp_path / "data", make_files(count=11))
         other += [f"--data_dir={tmp_path / 'data'}"]
-    else:
+    elif difference == "code":
         # A script with a different name is still part of the code that is compared.
         for name in ("senet", "cifar10.py"):
             (tmp_path / name).symlink_to(ROOT / name)

@@ -65,8 +65,11 @@ class Run:
         self.checkpoints = Checkpoints(self.folder.model, test_outputs)
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
+        hp = self.hyperparameters
+        # The micro-batches determine how many batches a worker evaluates.
+        compared = fields_to_compare(hp) | {"micro_batch_size": hp.micro_batch_size}
         self.cluster.check_same(
-            hyperparameters=json.dumps(fields_to_compare(self.hyperparameters)),
+            hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
             images=repr(data.checksums()),
         )
@@ -99,7 +102,8 @@ class Run:
         return resumed, epochs_done
 
     def _compare_images(self, inputs):
-        """Raise Failure if the training images differ from those of the checkpoint."""
+        """Raise Failure if the training images (their mean and standard deviation) or the classes
+        differ from those of the checkpoint."""
         saved = self.session.run(inputs.statistics)
         if not all(map(np.array_equal, saved, statistics_of(self.data))):
             raise Failure(
