@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -129,6 +130,8 @@ class TestDamagedCheckpoints:
     def test_an_incomplete_first_save_is_ignored(self, two, capfd):
         for path in (two / "model").iterdir():
             path.unlink()
+        first, _ = (two / "logs.txt").read_text().splitlines(keepends=True)
+        (two / "logs.txt").write_text(first)
         (two / "model" / "model.ckpt-1.data-00000-of-00001").write_bytes(b"half")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
@@ -156,7 +159,17 @@ class TestCheckpointsKept:
             for step in range(1, 9):
                 checkpoints.save(session, step, best_step=2 if step > 1 else None)
         assert list(checkpoint_files(tmp_path)) == [2, 6, 7, 8]
-        assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-8")
+
+    def test_tensorflow_finds_the_newest_checkpoint_of_a_moved_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder = pathlib.Path("runs") / "model"
+        folder.mkdir(parents=True)
+        with tf.Graph().as_default(), tf.Session() as session:
+            checkpoints = Checkpoints(folder, tf.get_variable("v", initializer=1.0) + 1)
+            session.run(tf.global_variables_initializer())
+            checkpoints.save(session, 8)
+        moved = folder.rename(tmp_path / "moved")
+        assert tf.train.latest_checkpoint(str(moved)) == str(moved / "model.ckpt-8")
 
     @pytest.mark.slow
     def test_the_best_is_the_first_row_with_the_highest_test_accuracy(self, two, capfd):

@@ -41,12 +41,17 @@ class TestRows:
             rows = folder.row_file.read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3"]
 
-    def test_rows_without_their_checkpoints_are_kept(self, hyperparameters):
+    @pytest.mark.parametrize(
+        "left", [[], ["model.ckpt-10.data-00000-of-00001"], ["model.ckpt-10.index.damaged"]]
+    )
+    def test_rows_without_their_checkpoints_are_kept(self, hyperparameters, left):
         with RunFolder(hyperparameters) as folder:
             folder.add_row(1, VALUES)
-        shutil.rmtree(folder.model)
+            folder.add_row(2, VALUES)
+            for name in left:
+                (folder.model / name).touch()
         before = folder.row_file.read_text()
-        with pytest.raises(Failure, match=r"rows up to epoch 1, but .*/model has no checkpoint"):
+        with pytest.raises(Failure, match=r"rows up to epoch 2, but .*/model has no checkpoint"):
             RunFolder(hyperparameters).__enter__()
         assert folder.row_file.read_text() == before
 

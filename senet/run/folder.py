@@ -34,7 +34,7 @@ class RunFolder:
     which locks the run.
 
     Raises Failure if another process is training the run, if its checkpoints were made with
-    incompatible hyperparameters, or if it has rows but no checkpoint."""
+    incompatible hyperparameters, or if it has rows of several epochs but no checkpoint."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -49,9 +49,10 @@ class RunFolder:
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self.rows = read_rows(self.row_file)
-        if any(self.model.glob("model.ckpt-*")):
+        if any(self.model.glob("model.ckpt-*.index")):
             self._compare_hyperparameters()
-        elif self.rows:
+        # A process that was killed during its first save leaves at most the row of epoch 1.
+        elif max(self.rows, default=0) > 1:
             raise Failure(
                 f"{self.row_file} has rows up to epoch {max(self.rows):,}, but {self.model} has no "
                 f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
