@@ -34,6 +34,7 @@ def transparent_palette_image():
         ("hole.png", transparent_palette_image(), (255, 255, 255)),
         ("16 bits.png", sixteen_bit_image(51400), (200, 200, 200)),  # 200 x 257
         ("16 bits.tif", sixteen_bit_image(65535), (255, 255, 255)),
+        ("16 bits.pgm", sixteen_bit_image(51400), (200, 200, 200)),
         ("one pixel.png", plain("RGB", (10, 20, 30), (1, 1)), (10, 20, 30)),
         ("a line.png", plain("RGB", (10, 20, 30), (1, 500)), (10, 20, 30)),
         ("small.bmp", plain("RGB", (10, 20, 30), (7, 5)), (10, 20, 30)),

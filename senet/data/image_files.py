@@ -47,7 +47,7 @@ def read_image(path, side):
 
 
 def _as_rgb(image):
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("its values must have 8 or 16 bits; convert it to an 8-bit image")
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip values above 255
         values = np.asarray(image, np.float64) * 255 / 65535
