@@ -63,7 +63,7 @@ class Hyperparameters(RunHyperparameters):
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
     shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # fill: zeros or reflect
-    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # side of a zeroed square (fraction)
+    cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # zeroed square (fraction of side)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation
@@ -105,7 +105,6 @@ class SE_ResNeXt:
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:
             raise ValueError("stem_filters is required to train with stem='whitening', got None")
-        self.training = training
         self.hyperparameters = hyperparameters
         self.stem_filters = stem_filters
         self.conv_bn = functools.partial(conv_bn, training=training)
@@ -223,7 +222,8 @@ def build_graph(data, hyperparameters):
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step, hp.max_shift, hp.shift_padding)
-    images = cutout(images, hp.seed, step, hp.cutout)
+    if hp.cutout:
+        images = cutout(images, hp.seed, step, hp.cutout)
     rate = learning_rate(step, epoch_steps, hp)
     image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels

@@ -19,8 +19,9 @@ import threading
 # ends, and real ones also raise exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
 
-# TensorFlow turns oneDNN off on x86 CPUs without AVX-512 VNNI. Even with AVX2 alone, oneDNN makes
-# convolutions 1.1 to 3.3 times as fast, and grouped convolutions have no CPU gradient without it.
+# TensorFlow turns oneDNN off on x86 CPUs without VNNI or similar instructions. Even with AVX2
+# alone, oneDNN makes convolutions 1.1 to 3.3 times as fast. Without it, grouped convolutions have
+# no CPU gradient.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # TensorFlow imports Keras 3, which imports Matplotlib: a fifth of the startup time, for unused

@@ -79,16 +79,10 @@ def draw_shapes(labels, rng):
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def load_shapes(train_count=2000, test_count=500, seed=0):
-    """Return (train images, train labels, test images, test labels, label names) with the same
-    number of images of each class; images are uint8 [N, 32, 32, 3], labels int32 [N]."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(train_count + test_count, dtype=np.int32) % len(OUTLINES)
-    images = draw_shapes(labels, rng)
-    return (
-        images[:train_count],
-        labels[:train_count],
-        images[train_count:],
-        labels[train_count:],
-        list(OUTLINES),
-    )
+def load_shapes():
+    """Return (train images, train labels, test images, test labels, label names) of 2,000 training
+    and 500 test images, with the same number of each class. Images are uint8 [N, 32, 32, 3], labels
+    int32 [N]."""
+    labels = np.arange(2500, dtype=np.int32) % len(OUTLINES)
+    images = draw_shapes(labels, np.random.default_rng(0))
+    return images[:2000], labels[:2000], images[2000:], labels[2000:], list(OUTLINES)

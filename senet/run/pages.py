@@ -10,21 +10,21 @@ INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
 
 
-def contact_sheet(images, columns=8):
-    """Return a page of `images`, uint8 [N, side, side, 3], in rows of `columns`. Small images are
+def contact_sheet(images):
+    """Return a page of `images`, uint8 [N, side, side, 3], in rows of eight. Small images are
     enlarged, to at most 96 pixels a side."""
-    return _sheet(images, columns, max(1, 96 // images.shape[1]), caption_height=0)[0]
+    return _sheet(images, 8, max(1, 96 // images.shape[1]), caption_height=0)[0]
 
 
-def mistakes_page(images, true, predicted, probability, label_names, columns=6):
-    """Return a page of `images`, uint8 [N, side, side, 3]. The caption of each gives its true
-    class, its predicted class and the probability of the latter: the items of `true`, `predicted`
-    and `probability`, [N]."""
+def mistakes_page(images, true, predicted, probability, label_names):
+    """Return a page of `images`, uint8 [N, side, side, 3], in rows of six. Each caption gives the
+    true class, the predicted class and the probability of the latter: the items of `true`,
+    `predicted` and `probability`, [N]."""
     if not len(images):
         return _note("no test image is misclassified")
     # Enlarge the images to at least 120 pixels, the width of a caption.
     scale = math.ceil(120 / images.shape[1])
-    sheet, places = _sheet(images, columns, scale, caption_height=36)
+    sheet, places = _sheet(images, 6, scale, caption_height=36)
     page = Image.fromarray(sheet)
     draw, width = ImageDraw.Draw(page), scale * images.shape[1]
     for (x, y), label, guess, share in zip(places, true, predicted, probability, strict=True):
