@@ -34,7 +34,7 @@ SETTINGS = {
         "SE_ResNeXt",
         {
             "cardinality": 1,
-            "depth": 128,
+            "depth": 80,
             "blocks": 1,
             "bottleneck": False,
             "stem": "whitening",
