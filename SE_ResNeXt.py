@@ -98,9 +98,10 @@ class SE_ResNeXt:
     """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
     in the attribute `model`, float32 [batch, classes].
 
-    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch,
-    otherwise its moving averages. Training with a whitening stem requires `stem_filters`, the
-    `whitening_filters` of the training images; without them, it raises ValueError."""
+    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch;
+    otherwise, batch norm uses its moving averages. Raises ValueError if `training` is true
+    and the stem is "whitening", but `stem_filters`, the `whitening_filters` of the training images,
+    is missing."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:

@@ -7,7 +7,7 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
 
     command              the command line, with --seed and --run_dir
     parameters           number of trainable parameters
-    seconds_per_epoch    from the median times of a step and of a test batch, idle machine
+    seconds_per_epoch    from the median times of a step and a test batch on an idle machine
     machine              "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
     tables               [table, ...]: other tables that include the run, "ratio" or "precision"
@@ -237,7 +237,8 @@ class Result(NamedTuple):
 
     @property
     def minutes(self):
-        """Return the training time in minutes: epochs times the time per epoch, machine idle."""
+        """Return the training time in minutes: epochs times the time per epoch on an idle
+        machine."""
         return len(self.rows) * self.entry["seconds_per_epoch"] / 60
 
     @property
@@ -340,7 +341,7 @@ def draw_accuracy_by_minutes():
         axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
     axes.plot([], [], "o", color=SE, label="with SE")
     axes.plot([], [], "o", color=PLAIN, label="without SE")
-    axes.set_xlabel("minutes on two CPU cores (AVX2 or AVX-512)")
+    axes.set_xlabel("minutes on two CPU cores")
     axes.set_title("Test accuracy, %", loc="left")
     axes.margins(x=0.25)
     axes.set_xlim(left=0)

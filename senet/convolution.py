@@ -1,6 +1,6 @@
 """2-D convolution, in the implementation that is fastest for the given sizes.
 
-The speed-up factors in brackets are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU
+The speed-up factors below are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU
 cores with AVX-512 BF16.
 """
 
@@ -60,7 +60,7 @@ def _conv2d_gradient(op, gradient):
     patches and `gradient`.
 
     Speed-up at batch 128: 5 for 1x7 on 4x4 maps and for 3x3 with stride 2 on 9x9 maps. With 8x8
-    outputs, 1.2 for SE-ResNeXt's 3x3 in eight groups and 1.8 for the one with stride 2."""
+    outputs, 1.2 for SE-ResNeXt's 3x3 convolution in eight groups, or 1.8 if its stride is 2."""
     x, weights = op.inputs
     strides, padding = op.get_attr("strides"), op.get_attr("padding").decode()
     x_gradient = tf.nn.conv2d_backprop_input(tf.shape(x), weights, gradient, strides, padding)

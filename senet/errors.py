@@ -37,8 +37,8 @@ def printable(text):
 
 
 def shortened(names, count=5, width=60):
-    """Return the first `count` names, separated by commas, and the number of further ones: "a, b,
-    c, d, e and 2,995 more". Names are truncated after `width` characters."""
+    """Return the first `count` names, separated by commas, and the number of the others: "a, b, c,
+    d, e and 2,995 more". Names are truncated after `width` characters."""
     names = [name if len(name) <= width else f"{name[:width]}..." for name in map(printable, names)]
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -39,7 +39,7 @@ def _are_devices(text):
     if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
         return False
     numbers = sorted(map(int, re.findall("[0-9]+", text)))
-    if "cpu" in text:  # CPU devices split the cores, so they are numbered from 0 without gaps
+    if "cpu" in text:  # equal shares of the cores, numbered from 0 without gaps
         return numbers == list(range(len(numbers)))
     return len(set(numbers)) == len(numbers)
 
@@ -56,7 +56,7 @@ NOT_A_PATTERN = Rule(
     lambda path: not re.search(r"[*?\[\\]", path),
 )
 DEVICES = Rule(
-    "be all, or a list of different GPUs (0,1) or of CPU devices numbered from 0 (cpu:0,cpu:1)",
+    "be all, or a list of distinct GPUs (0,1) or of CPU devices numbered from 0 (cpu:0,cpu:1)",
     _are_devices,
 )
 # Constraints on all fields of a type.

@@ -222,8 +222,9 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
     a value in (0, 1).
 
     The squeeze is the mean of each channel. The excitation computes the gates from the means with
-    two fully connected layers, with out_dim // ratio units in between (SENet, arXiv 1709.01507,
-    sections 3.1 and 3.2, equations 2 to 4). Raises ValueError unless 1 <= ratio <= out_dim.
+    two fully connected layers, the first of which has out_dim // ratio units (SENet, arXiv
+    1709.01507, sections 3.1 and 3.2, equations 2 to 4). Raises ValueError unless `ratio` is from 1
+    to `out_dim`.
     """
     if not 1 <= ratio <= out_dim:
         raise ValueError(f"{layer_name}: ratio must be from 1 to {out_dim}, got {ratio}")

@@ -41,7 +41,8 @@ def linear(step, total_steps, epoch_steps, peak):
 
 
 def _warm_up(step, total_steps, epoch_steps):
-    """Return a factor that rises linearly to 1 over 5 % of the steps, but at most one epoch."""
+    """Return a factor that rises linearly to 1 over 5 % of the steps or one epoch, whichever
+    is shorter."""
     length = min(math.ceil(0.05 * total_steps), epoch_steps)
     return tf.minimum(tf.cast(step + 1, tf.float32) / length, 1.0)
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_can_be_given_by_path_or_name(call, trained):
         assert (status, output.splitlines()[0]) == (0, f"checkpoint: {path}")
 
 
-def test_predict_has_the_accuracy_in_logs_txt(call, trained, files, images_and_labels):
+def test_predictions_have_the_accuracy_in_logs_txt(call, trained, files, images_and_labels):
     status, output, errors = call("predict", *files)
     assert (status, errors) == (0, "")
     lines = output.splitlines()

@@ -1,5 +1,5 @@
-"""Check, on the tiny run `trained`, the command `publish`, which writes a run without its optimizer
-state into a new folder."""
+"""Use the tiny run `trained` to check the command `publish`, which writes a run without its
+optimizer state into a new folder."""
 
 import json
 import shutil
@@ -152,7 +152,7 @@ def test_a_damaged_network_gives_a_one_line_error(published, call, tmp_path):
 
 
 def test_machine_specific_settings_are_not_published(trained, tmp_path, call):
-    """Publish a run that has a data set at an absolute path, and --devices."""
+    """Set --dataset to an absolute path, and set --devices."""
     *splits, names = load_cifar(CIFAR10, trained.parent / "data")
     for split, images, labels in ("train", *splits[:2]), ("test", *splits[2:]):
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):

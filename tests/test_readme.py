@@ -27,8 +27,8 @@ README = PAGES[ROOT / "README.md"]
 
 
 def blocks(text, *languages):
-    """Return the fenced blocks of a page in one of `languages` ("" for none). Join each line that
-    ends in a backslash to the next."""
+    """Return the fenced blocks of a page that are in one of `languages` ("" for none). Join each
+    line that ends in a backslash to the next."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
     return [re.sub(r"\\\n\s*", "", block) for language, block in fenced if language in languages]
 

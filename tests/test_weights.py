@@ -95,7 +95,7 @@ def test_variables_that_do_not_match_are_reported(saved):
     assert loaded_names(values) == {"stem/weights"}
     # The shape of the bias matches, but it is not loaded without its weights.
     assert line == (
-        f"weights: 1 of 8 variables from {saved}; not loaded (shapes in the layer differ): "
+        f"weights: 1 of 8 variables from {saved}; not loaded (a shape in the layer differs): "
         f"classifier/bias, classifier/weights; not loaded (missing from the checkpoint): "
         f"block0/weights, block1/weights, block2/weights and 2 more; not used (not in the "
         f"network): stem/moving_mean"

@@ -184,8 +184,8 @@ def _before_dashes(argv):
 def _sorted_words(words, flags, valueless):
     """Return three lists: the command (empty if there is none), the options, as --name=value, and
     the positional arguments. They are separated because argparse requires positional arguments to
-    be adjacent, unlike in `predict a.png --json b.png`. Options in `flags` may omit their
-    value; those in `valueless` have none."""
+    be adjacent, which they are not in `predict a.png --json b.png`. Options in `flags` may omit
+    their value; those in `valueless` have none."""
     options, others = [], []
     rest = collections.deque(words)
     while rest:

@@ -27,7 +27,7 @@ class ImageError(OneLineError):
 
 
 def read_image(path, side):
-    """Return the image in a file as uint8 [side, side, 3]: rotated by its EXIF orientation,
+    """Return the image in a file as uint8 [side, side, 3]: rotated according to EXIF,
     composited onto white, centre-cropped to a square and resized. For an animation, return the
     first frame.
 

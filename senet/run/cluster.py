@@ -1,7 +1,7 @@
 """The devices and hosts of a run (tf.distribute).
 
-On one host, a run uses all GPUs or the given devices. For several hosts, the environment variable
-TF_CONFIG of each one lists all of them, as for any TensorFlow program; the first is the chief.
+On one host, a run uses all GPUs or the given devices. With several hosts, TF_CONFIG must be set on
+each and list all workers, as for any distributed TensorFlow program; the first worker is the chief.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ class Cluster:
             mine = tf.one_hot(self.number, len(self.addresses), dtype=tf.int64)[:, None] * row
             tables = self.strategy.run(lambda: tf.identity(mine))
             total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, tables, axis=None)
-            # Each device of a worker has added its row.
+            # Every device of a worker has added the worker's row.
             devices = self.strategy.num_replicas_in_sync // len(self.addresses)
             session = self.session()
             self._open.callback(session.close)

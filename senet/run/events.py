@@ -27,9 +27,9 @@ CHARTS = {
 
 
 class EventFile:
-    """An event file for TensorBoard in `folder`. Unlike `tf.summary.FileWriter`, which writes in
-    the background, `write` returns only once the event is in the file, and raises Failure if it
-    cannot be written."""
+    """An event file for TensorBoard in `folder`. `tf.summary.FileWriter` writes in the background;
+    this class's `write` returns only once the event is in the file, and raises Failure if it cannot
+    be written."""
 
     def __init__(self, folder):
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"

@@ -38,7 +38,8 @@ def mistakes_page(images, true, predicted, probability, label_names):
 def confusion_page(matrix, label_names):
     """Return a drawing of a confusion matrix, int [classes, classes], whose rows are the true
     classes. The larger a cell's fraction of its row, the darker the cell: blue on the diagonal, red
-    elsewhere. Above 60 classes, their names are omitted; above 250, a note replaces the drawing."""
+    elsewhere. With more than 60 classes, their names are omitted; with more than 250, a note
+    replaces the drawing."""
     classes = len(matrix)
     if classes > 250:
         return _note(f"a confusion matrix of {classes} classes is too large to draw")

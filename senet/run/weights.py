@@ -1,4 +1,4 @@
-"""Load the weights of another run at the start: the hyperparameter `initial_checkpoint`."""
+"""Start a run from the weights of another one: the hyperparameter `initial_checkpoint`."""
 
 import pathlib
 
@@ -58,7 +58,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     new_classes = set() if same_classes else classifier
     parts = {
         "not loaded (classes differ)": new_classes,
-        "not loaded (shapes in the layer differ)": (fresh & saved.keys()) - new_classes,
+        "not loaded (a shape in the layer differs)": (fresh & saved.keys()) - new_classes,
         "not loaded (missing from the checkpoint)": (fresh - saved.keys()) - new_classes,
         "not used (not in the network)": saved.keys() - wanted.keys(),
     }
