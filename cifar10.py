@@ -97,7 +97,7 @@ def load_cifar(record, data_dir):
     `record`, a Cifar, in the folder `data_dir`. If necessary, download and unpack it there first.
 
     Images are uint8 [N, 32, 32, 3], labels int32 [N]. Raises Failure if the data set cannot be
-    downloaded or unpacked, or if a file is missing, damaged or not in this format."""
+    downloaded or unpacked, or if a file is missing, damaged or not in the CIFAR format."""
     folder = pathlib.Path(data_dir) / record.folder
     archive = pathlib.Path(data_dir) / record.archive
     try:
@@ -275,8 +275,8 @@ class _Unsafe(Exception):
     """Raised for a pickle that imports a name that arrays of bytes do not need."""
 
 
-# This is the unpickler written in Python. A damaged file can make the one in C allocate gigabytes,
-# because its memo table grows to any index in the file.
+# The base class is the unpickler written in Python. With the one written in C, a damaged file could
+# allocate gigabytes, because its memo table grows to whatever index the file specifies.
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: functions of this module replace the few names that Python
     2 and 3 use to pickle bytes and NumPy arrays; all others raise _Unsafe."""

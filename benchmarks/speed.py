@@ -75,7 +75,7 @@ def main():
 
 
 def compare(script, settings, steps, turns):
-    """Print a table of all candidates for a network, and the time convolutions take in our step."""
+    """Print a table of all candidates for a network, and the convolutions' share of our step."""
     workers = [Worker(script, candidate, settings) for candidate in CANDIDATES]
     for _ in range(turns):
         for worker in workers:

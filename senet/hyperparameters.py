@@ -50,7 +50,7 @@ def _is_utf8(text):
 
 LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
 NOT_EMPTY = Rule("not be empty", bool)
-# Given a pattern, TensorFlow reads the checkpoints of all matching folders, or of none.
+# Given a pattern, TensorFlow would read the checkpoints of all matching folders.
 NOT_A_PATTERN = Rule(
     "not contain *, ?, [ or \\, which TensorFlow reads as a pattern",
     lambda path: not re.search(r"[*?\[\\]", path),

@@ -25,8 +25,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     called for each micro-batch: every device processes its part of the batch in micro-batches of at
     most `micro_batch_size` images. Batch norm uses each micro-batch's statistics; gradients and
     moving averages are means over all micro-batches, weighted by number of images. `batch` is
-    (images, labels), `step` is the `current_step`. Raises Failure if the loss does not depend on
-    a trainable variable, or if a decayed variable is not trainable.
+    (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
+    variable that the loss does not depend on, or if a decayed variable is not trainable.
     """
     hp, (images, labels) = hyperparameters, batch
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()

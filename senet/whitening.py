@@ -1,7 +1,7 @@
 """A frozen first convolution that whitens patches of the image.
 
 On the training images, half of its outputs are uncorrelated and of similar variance, and the others
-are their negatives. The layers after it can therefore learn right from the first step (Page, "How
+are their negatives. The layers after it can therefore start to learn at the first step (Page, "How
 to train your ResNet" part 8; Jordan, arXiv 2404.00498, section 3.2).
 """
 

@@ -1,5 +1,5 @@
-"""Check that one device, two devices and two hosts give the same run, and that invalid, missing and
-frozen workers are reported. Hosts are local processes."""
+"""Check that one device, two devices and two hosts produce the same run, and that invalid, missing
+and frozen workers are reported. Hosts are local processes."""
 
 import json
 import re
@@ -119,7 +119,7 @@ def assert_same_run(folder, name, other):
 
 
 @pytest.mark.slow
-def test_two_devices_give_the_same_run_as_one(folder, one):
+def test_two_devices_produce_the_same_run_as_one(folder, one):
     status, output, errors = run_script(*command(folder, "two", "--devices=cpu:0,cpu:1"))
     assert (status, errors) == (0, "")
     assert "split into 2 devices" in output

@@ -210,7 +210,7 @@ def test_export_stopped_by_sigterm_leaves_no_files(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_figures_replace_symbolic_links_and_do_not_write_through_them(call, trained, tmp_path):
+def test_saving_a_figure_replaces_a_symbolic_link_instead_of_following_it(call, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for command, name in ("evaluate", "confusion_matrix.png"), ("excitation", "excitation.png"):
         for place in name, f"{name}.new":

@@ -11,7 +11,7 @@ from fake_cifar10 import Exploit, make_archive, make_batch, make_files, python2_
 from cifar10 import CIFAR10, load_cifar, read_batch
 from senet.errors import Failure
 
-# Pickle opcodes that look up a name, call, build, or read a length from the file.
+# Pickle opcodes that look up a name, call a function, build an object, or read a length.
 DANGEROUS = (
     b"cRbioB\x81\x82\x83\x84\x85\x86\x87\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
 )

@@ -173,7 +173,7 @@ class TestChangedFields:
         assert changed_fields(Settings(epochs=11), {"epochs": 10}) == []
         assert changed_fields(Settings(epochs=9), {"epochs": 10}) == [("epochs", 10, 9)]
 
-    def test_a_field_missing_from_the_file_counts_as_its_default(self):
+    def test_a_field_missing_from_the_file_has_its_default(self):
         assert changed_fields(Settings(), {}) == []
         assert changed_fields(Settings(width=9), {}) == [("width", 8, 9)]
 

@@ -143,7 +143,7 @@ def inception(request):
     return built_network(NUMBERS[request.param])
 
 
-def test_the_modules_have_the_expected_number_and_map_sizes(inception):
+def test_the_network_has_the_expected_modules_and_map_sizes(inception):
     rows = MODULES[inception.script.name].items()
     network = [(kind, size) for kind, (count, size) in rows for _ in range(count)]
     assert inception.modules == 2 * network

@@ -32,8 +32,9 @@ def whole(tmp_path_factory):
 
 
 def scalars(run_dir):
-    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. Like TensorBoard, discard
-    at each START event all earlier values for its step and later steps."""
+    """Return the scalars that TensorBoard shows, {tag: {epoch: value}}. At each START
+    event, discard the earlier values for the event's step and for all steps after it, as
+    TensorBoard does."""
     shown = {}
     for file in sorted((run_dir / "logs").iterdir()):
         for event in tf.train.summary_iterator(str(file)):

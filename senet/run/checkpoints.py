@@ -146,8 +146,8 @@ class Checkpoints:
             file.replace(self.folder / file.name)
         _flush(self.folder)
         aside.rmdir()
-        # For tf.train.latest_checkpoint and other tools; this class does not read it. If the folder
-        # were relative, TensorFlow would write a path relative to the current folder.
+        # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it. With a
+        # relative folder, TensorFlow would write a path relative to the current folder.
         tf.train.update_checkpoint_state(str(self.folder.absolute()), f"model.ckpt-{step}")
 
 

@@ -50,7 +50,7 @@ def long_run_note(test, data, epochs, shorter, strategy):
 
 
 def progress_bar(text, images, done, visible):
-    """Return a progress bar from `done` to `images` images, shown on a terminal only."""
+    """Return a progress bar from `done` to `images` images, shown only on a terminal."""
     return tqdm(
         total=images,
         initial=done,
