@@ -22,6 +22,8 @@ def transparent_palette_image():
     return image
 
 
+# senet/data/image_files.py ignores this warning, but pytest replaces its filter.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     "name, image, colour",
     [
