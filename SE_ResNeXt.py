@@ -85,6 +85,12 @@ class Hyperparameters(RunHyperparameters):
                 f"--reduction_ratio must be at most {channels}, the number of channels in the "
                 f"first stage, got {self.reduction_ratio}"
             )
+        for name in ("max_shift", "cutout"):
+            if 0 < getattr(self, name) * self.image_size < 1:
+                raise HyperparameterError(
+                    f"--{name} must be 0 or at least 1/{self.image_size}, one pixel, got "
+                    f"{getattr(self, name)}"
+                )
 
     def out_dim(self, depth):
         """Return the number of channels of a block whose paths have `depth` channels."""

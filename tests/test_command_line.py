@@ -173,6 +173,13 @@ class TestInvalidCommandLines:
         assert SE_ResNeXt.main([*options, "--reduction_ratio=17"]) == 2
         assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 16")
 
+    @pytest.mark.parametrize("name", ["max_shift", "cutout"])
+    def test_a_fraction_of_the_side_is_at_least_a_pixel(self, capsys, name):
+        assert SE_ResNeXt.main([f"--{name}=0.03"]) == 2  # 0.96 of 32 pixels
+        message = f"error: --{name} must be 0 or at least 1/32, one pixel, got 0.03\n"
+        assert capsys.readouterr().err == message
+        SE_ResNeXt.Hyperparameters(**{name: 0.03}, image_size=34)
+
 
 class TestHelp:
     def test_help_lists_all_commands_and_fields_with_comment_and_default(self, call):
