@@ -85,12 +85,10 @@ class Hyperparameters(RunHyperparameters):
                 f"--reduction_ratio must be at most {channels}, the number of channels in the "
                 f"first stage, got {self.reduction_ratio}"
             )
-        for name in ("max_shift", "cutout"):
-            if 0 < getattr(self, name) * self.image_size < 1:
-                raise HyperparameterError(
-                    f"--{name} must be 0 or at least 1/{self.image_size}, one pixel, got "
-                    f"{getattr(self, name)}"
-                )
+        for name, value in ("max_shift", self.max_shift), ("cutout", self.cutout):
+            if 0 < value * self.image_size < 1:
+                least = f"1/{self.image_size}, one pixel"
+                raise HyperparameterError(f"--{name} must be 0 or at least {least}, got {value}")
 
     def out_dim(self, depth):
         """Return the number of channels of a block whose paths have `depth` channels."""
@@ -105,9 +103,9 @@ class SE_ResNeXt:
     in the attribute `model`, float32 [batch, classes].
 
     `training` is a Python bool. If it is true, batch norm uses the statistics of the batch;
-    otherwise, batch norm uses its moving averages. Raises ValueError if `training` is true
-    and the stem is "whitening", but `stem_filters`, the `whitening_filters` of the training images,
-    is missing."""
+    otherwise, batch norm uses its moving averages. Raises ValueError if `training` is true and the
+    stem is "whitening", but `stem_filters`, the `whitening_filters` of the training images, is
+    missing."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem_filters=None):
         if training and hyperparameters.stem == "whitening" and stem_filters is None:
