@@ -18,6 +18,7 @@ are reused. For a quick test of everything:
 """
 
 import argparse
+import json
 import pathlib
 import re
 import shlex
@@ -76,6 +77,7 @@ def main():
     )
     arguments = parser.parse_args()
 
+    check_options(arguments)
     data = arguments.folder / "data"
     small = write_data_sets(data, arguments)
     network = shlex.split(arguments.network)
@@ -99,6 +101,17 @@ def main():
                 run_dir = arguments.folder / "runs" / f"{name}_{column}_s{seed}"
                 accuracy.setdefault((name, column), []).append(train(data / name, run_dir, options))
         print_table(small, columns, accuracy)
+
+
+def check_options(arguments):
+    """Exit if FOLDER has data sets or runs of other options than the given ones."""
+    options = {name: getattr(arguments, name) for name in ("unseen", "max_images", "start")}
+    file = arguments.folder / "options.json"
+    if file.exists() and json.loads(file.read_text()) != options:
+        names = ", ".join(f"--{name}" for name in options)
+        sys.exit(f"error: {file} has other values of {names}; choose another FOLDER")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(options))
 
 
 def write_data_sets(folder, arguments):

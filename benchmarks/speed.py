@@ -1,4 +1,5 @@
-"""Compare the training steps of the three scripts with those of the same networks in PyTorch.
+"""Compare the training steps of the three scripts with those of the same networks in PyTorch, on
+the CPU.
 
     python benchmarks/speed.py                    images/s of each, on random images
     python benchmarks/speed.py --steps=1          the same, with one step per turn
@@ -66,8 +67,9 @@ def main():
         peak = Worker("SE_ResNeXt", "peak", {}).end()
         print(f"matrix products reach {peak['flop_per_second'] / 1e12:.2f} TFLOP/s here")
     if arguments.mode == "growth":
-        for script in dict.fromkeys(SETTINGS[network][0] for network in arguments.networks):
-            growth(script, arguments.steps)
+        for network in arguments.networks:
+            print(f"\n{network}", flush=True)
+            growth(*SETTINGS[network], arguments.steps)
     else:
         for network in arguments.networks:
             print(f"\n{network}", flush=True)
@@ -106,15 +108,15 @@ def compare(script, settings, steps, turns):
     )
 
 
-def growth(script, steps):
+def growth(script, settings, steps):
     """Print a table of speed and memory for increasing batch and image sizes."""
     smallest = 0 if script == "SE_ResNeXt" else 24
-    print(f"\n{script}\n| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
+    print("| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
     cases += [(padding, 16) for padding in (16, 32) if padding > smallest]
     for padding, batch in cases:
-        settings = {"padding": padding, "batch_size": batch, "micro_batch_size": 0}
-        worker = Worker(script, "ours", settings)
+        sizes = {"padding": padding, "batch_size": batch, "micro_batch_size": 0}
+        worker = Worker(script, "ours", settings | sizes)
         worker.run(steps)
         result, side = worker.end(), 32 + 2 * padding
         print(
@@ -155,8 +157,12 @@ class Worker:
     def __init__(self, script, candidate, settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps([script, candidate, settings])],
-            # PyTorch's first step includes compiling, so do not use the cache of an earlier run.
-            env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
+            env={
+                **os.environ,
+                # PyTorch's first step includes compiling, so do not use an earlier run's cache.
+                "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+                "CUDA_VISIBLE_DEVICES": "-1",  # compare on the CPU
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -311,6 +317,7 @@ def convolution_limit(script, hyperparameters):
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
+    from senet.devices import has_grouped_convolution
 
     calls = {}
 
@@ -330,7 +337,10 @@ def convolution_limit(script, hyperparameters):
     seconds = flop = 0
     for (*size, dtype, weights, stride, padding, groups), count in calls.items():
         best = [float("inf")] * 3
-        for form in plain, convolution:
+        forms = [convolution]
+        if groups == 1 or has_grouped_convolution():
+            forms.append(plain)
+        for form in forms:
             with tf.Graph().as_default():
                 times = time_alone(
                     form, [batch, *size], weights, dtype, stride, padding, groups, flops := []

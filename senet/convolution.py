@@ -38,10 +38,12 @@ def _effective_kernel(weights, size):
     """Return `weights` without the positions that only ever see padding on maps of `size`: on 1x1
     maps, only the centre of a 1x3 kernel matters. (Speed-up of 1x3 on 1x1 maps: 8.)"""
     kernel = weights.shape[:2].as_list()
-    spare = [max(0, side // 2 + 1 - length) for side, length in zip(kernel, size, strict=True)]
-    if not any(spare):
+    before = [(side - 1) // 2 for side in kernel]  # the padding before the first output
+    first = [max(0, pad + 1 - length) for pad, length in zip(before, size, strict=True)]
+    end = [min(k, pad + length) for k, pad, length in zip(kernel, before, size, strict=True)]
+    if first == [0, 0] and end == kernel:
         return weights
-    return weights[spare[0] : kernel[0] - spare[0], spare[1] : kernel[1] - spare[1]]
+    return weights[first[0] : end[0], first[1] : end[1]]
 
 
 def _pointwise(x, weights):

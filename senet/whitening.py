@@ -5,12 +5,15 @@ are their negatives. The layers after it can therefore start to learn at the fir
 to train your ResNet" part 8; Jordan, arXiv 2404.00498, section 3.2).
 """
 
+import math
+
 import numpy as np
 
 from senet.compat import tf
 from senet.convolution import convolution
 
-IMAGES = 5000  # approximate number used to compute the filters
+IMAGES = 5000  # at most this many are used to compute the filters
+POSITIONS = 16  # patches per row and column of a large image
 SHRINKAGE = 1e-2  # added to the variances, so that noise is not amplified to unit variance
 
 
@@ -29,12 +32,15 @@ def whitening_filters(images, mean, std, filters, side):
             f"filters must be an even number from 2 to {6 * side * side} for a kernel of side "
             f"{side}, got {filters}"
         )
-    # Evenly spaced, since the images of a folder are sorted by class.
-    pixels = (images[:: max(1, len(images) // IMAGES)].astype(np.float32) - mean) / std
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
-    # Every other position: [N, rows, columns, 3, side, side] to [patches, side * side * 3].
-    windows = windows[:, ::2, ::2].transpose(0, 1, 2, 4, 5, 3)
-    patches = windows.reshape(-1, side * side * 3).astype(np.float64)
+    # Evenly spaced, since the images of a folder are sorted by class. Only the patches are copied,
+    # since the images may be larger than memory.
+    images = images[:: max(1, math.ceil(len(images) / IMAGES))]
+    windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
+    # Every other position of 32x32 images: [N, rows, columns, 3, side, side] to [..., 3].
+    step = max(2, images.shape[1] // POSITIONS)
+    windows = windows[:, ::step, ::step].transpose(0, 1, 2, 4, 5, 3)
+    pixels = (windows.reshape(-1, 3).astype(np.float32) - mean) / std
+    patches = pixels.reshape(-1, side * side * 3).astype(np.float64)
     variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
     # LAPACK does not define the sign: make the largest component positive.
     largest = directions[np.abs(directions).argmax(axis=0), range(len(variances))]

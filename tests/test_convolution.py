@@ -16,6 +16,8 @@ CASES = {
     "7x1 on a large map": (12, (7, 1), 1, "SAME", 1),
     "3x3 with only its centre inside the map": (1, (3, 3), 1, "SAME", 1),
     "1x7 with three columns inside the map": (2, (1, 7), 1, "SAME", 1),
+    "4x4 with three rows inside the map": (2, (4, 4), 1, "SAME", 1),
+    "2x6 with one position inside": (1, (2, 6), 1, "SAME", 1),
     "strided, small, even": (8, (3, 3), 2, "SAME", 1),
     "strided, small, odd": (9, (3, 3), 2, "VALID", 1),
     "strided, large": (24, (3, 3), 2, "SAME", 1),

@@ -1,4 +1,5 @@
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -80,15 +81,61 @@ def test_an_image_is_centre_cropped(tmp_path):
     assert (read[:, 2:-2] == (0, 255, 0)).all()
 
 
-def test_an_image_is_rotated_per_exif(tmp_path):
-    array = np.zeros([64, 64, 3], np.uint8)
-    array[:32, :, 0] = array[32:, :, 2] = 255  # red above, blue below
+@pytest.mark.parametrize(
+    "name, mode", [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.png", "I;16")]
+)
+def test_an_image_is_rotated_per_exif(tmp_path, name, mode):
+    array = np.zeros([64, 64], np.uint8)
+    array[:32] = 255  # white above, black below
+    image = Image.fromarray(array)
+    image = Image.fromarray(array * np.uint16(257)) if mode == "I;16" else image.convert(mode)
     exif = Image.Exif()
     exif[0x0112] = 6  # the top row belongs on the right
-    path = save(tmp_path / "rotated.jpg", Image.fromarray(array), exif=exif, quality=95)
+    shown = read_image(save(tmp_path / name, image, exif=exif), 32)
+    assert (shown[:, 20:] > 250).all()
+    assert (shown[:, :12] < 5).all()
+
+
+def test_the_transparent_value_of_a_16_bit_image_becomes_white(tmp_path):
+    values = np.full([32, 32], 51400, np.uint16)
+    values[16:] = 51401  # with 8 bits, the same grey, 200
+    path = save(tmp_path / "a.png", Image.fromarray(values), transparency=51401)
     shown = read_image(path, 32)
-    assert shown[16, 28, 0] > 200 > 50 > shown[16, 28, 2]
-    assert shown[16, 3, 2] > 200 > 50 > shown[16, 3, 0]
+    assert (shown[:16] == 200).all()
+    assert (shown[16:] == 255).all()
+
+
+def write_grey_tiff(path, bits, white_is_zero, data):
+    """Write an uncompressed TIFF of one row of two grey pixels with `bits` bits each."""
+    tags = {
+        256: 2,  # width
+        257: 1,  # height
+        258: bits,
+        259: 1,  # no compression
+        262: 0 if white_is_zero else 1,
+        273: 8,  # offset of the data
+        277: 1,  # channels
+        278: 1,  # rows per strip
+        279: len(data),
+    }
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = data.ljust(4, b"\0")
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(header + data + struct.pack("<H", len(tags)) + directory + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize(
+    "bits, white_is_zero, data, expected",
+    [
+        (12, False, b"\x80\x88\x08", 128),  # two pixels of 0x808, of at most 0xfff
+        (16, False, b"\x80\x80\x80\x80", 128),  # two pixels of 0x8080
+        (16, True, b"\x80\x80\x80\x80", 127),
+    ],
+)
+def test_a_grey_tiff_is_scaled_by_its_largest_value(tmp_path, bits, white_is_zero, data, expected):
+    path = write_grey_tiff(tmp_path / "a.tif", bits, white_is_zero, data)
+    assert (read_image(path, 8) == expected).all()
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):

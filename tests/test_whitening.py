@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import numpy_layers as nl
 import pytest
@@ -73,3 +75,17 @@ def test_training_without_filters_is_an_error(graph):
     hp = script.Hyperparameters(**TINY, stem="whitening")
     with pytest.raises(ValueError, match="stem_filters"):
         script.SE_ResNeXt(tf.zeros([2, 32, 32, 3]), True, hp)
+
+
+def test_the_filters_of_many_large_images_need_little_memory():
+    """The 6,000 images would take 0.9 GB as they are, and 86 GB as overlapping patches."""
+    image = np.arange(224 * 224 * 3, dtype=np.uint8).reshape(1, 224, 224, 3)
+    images = np.broadcast_to(image, (6000, 224, 224, 3))
+    tracemalloc.start()
+    try:
+        filters = whitening_filters(images, np.full(3, 128.0), np.full(3, 60.0), 24, 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.isfinite(filters).all()
+    assert peak < 0.9e9

@@ -12,6 +12,8 @@ import warnings
 import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION as PHOTOMETRIC
 from tqdm import tqdm
 
 from senet.data.image_cache import cached_images
@@ -36,8 +38,8 @@ def read_image(path, side):
         with open_regular(path) as file, Image.open(file) as image:
             # Decode a JPEG at a fraction of its size if that is still large enough.
             image.draft("", (2 * side, 2 * side))
-            image = ImageOps.exif_transpose(_as_rgb(image))
-            image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+            image = ImageOps.exif_transpose(_with_8_bits(image))
+            image = ImageOps.fit(_on_white(image), (side, side), Image.Resampling.BICUBIC)
             return np.array(image)
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image file, or damaged") from None
@@ -46,12 +48,27 @@ def read_image(path, side):
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
 
 
-def _as_rgb(image):
+def _with_8_bits(image):
+    """Return `image` with 8 bits per channel; Pillow's own conversion would clip larger values."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("its values must have 8 or 16 bits; convert it to an 8-bit image")
-    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip values above 255
-        values = np.asarray(image, np.float64) * 255 / 65535
-        image = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, np.float64)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    (bits, *_), white_is_zero = tags.get(BITSPERSAMPLE, (16,)), tags.get(PHOTOMETRIC) == 0
+    grey = np.clip(np.round(values * 255 / (2**bits - 1)), 0, 255).astype(np.uint8)
+    result = Image.fromarray(255 - grey if white_is_zero else grey)
+    if "transparency" in image.info:  # the value of the transparent pixels
+        opaque = values != image.info["transparency"]
+        result.putalpha(Image.fromarray(np.uint8(255 * opaque)))
+    if "exif" in image.info:
+        result.info["exif"] = image.info["exif"]
+    return result
+
+
+def _on_white(image):
+    """Return `image` in RGB, composited onto white where it is transparent."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
