@@ -24,6 +24,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ e
 # no CPU gradient.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# Allocate GPU memory as needed, even in the sessions and contexts that TensorFlow opens itself for
+# several devices.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 # TensorFlow imports Keras 3, which imports Matplotlib: a fifth of the startup time, for unused
 # packages. With this setting, TensorFlow looks for `tf_keras` instead, which is not installed.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")

@@ -19,7 +19,8 @@ import SE_ResNeXt
 from senet import devices
 from senet.compat import tf
 from senet.run import cluster
-from senet.run.checkpoints import checkpoint_files
+from senet.run.checkpoints import Checkpoints, checkpoint_files
+from senet.run.run import Run
 
 # An epoch is one step on all 50 images, so the 8 rows describe 8 steps. Every micro-batch has 25
 # images, on one device or on two, so batch norm sees the same images.
@@ -144,10 +145,21 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     assert_same_run(folder, name, one)
 
 
+def save_slowly():
+    """Make a checkpoint take longer than the detection of a worker that has ended."""
+    cluster.CHECK_SECONDS = 1
+    save = Checkpoints.save
+    Checkpoints.save = lambda *arguments: (time.sleep(4), save(*arguments))
+
+
 @pytest.mark.slow
 def test_two_hosts_stop_together_and_one_resumes(folder, one):
-    processes, _ = start_workers(command(folder, "fewer"), command(folder, "fewer"))
-    wait_for_step(folder, "fewer", 3, processes)
+    addresses = free_addresses(2)
+    processes = [
+        start_worker(addresses, number, *command(folder, "fewer"), prepare=(save_slowly,))
+        for number in range(2)
+    ]
+    wait_for_step(folder, "fewer", 1, processes)
     processes[1].send_signal(signal.SIGTERM)
     (status, _, errors), (other_status, _, other_errors) = finish(processes)
     assert (status, other_status) == (143, 143)
@@ -155,6 +167,25 @@ def test_two_hosts_stop_together_and_one_resumes(folder, one):
     assert other_errors == errors
     assert run_script(*command(folder, "fewer"))[0] == 0
     assert_same_run(folder, "fewer", one)
+
+
+def run_out_of_memory():
+    def end_step(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    Run.end_step = end_step
+
+
+@pytest.mark.slow
+def test_a_host_without_enough_memory_says_so(folder):
+    addresses = free_addresses(2)
+    workers = [
+        start_worker(addresses, number, *command(folder, "large"), prepare=(run_out_of_memory,))
+        for number in range(2)
+    ]
+    for status, _, errors in finish(workers):
+        assert status == 1
+        assert errors.startswith("error: out of memory; use a smaller --micro_batch_size")
 
 
 @pytest.mark.slow

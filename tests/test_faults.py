@@ -290,7 +290,15 @@ class TestProcesses:
         step = int(errors.split("after step ")[1].split(";")[0])
         assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
 
-    def test_a_second_signal_ends_the_process_at_once(self):
+    @pytest.mark.parametrize(
+        "numbers, status",
+        [
+            ([signal.SIGTERM, signal.SIGINT], 130),
+            # A shell and the kernel both send SIGHUP when a terminal closes: it ends nothing.
+            ([signal.SIGHUP, signal.SIGHUP, signal.SIGTERM], 143),
+        ],
+    )
+    def test_a_second_signal_ends_the_process_at_once(self, numbers, status):
         code = (
             "import signal, time\n"
             "from senet.run.signals import StopSignals\n"
@@ -302,10 +310,12 @@ class TestProcesses:
         )
         process = start_python("-c", code)
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        first, *others = numbers
+        process.send_signal(first)
         assert process.stdout.readline() == "first\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        for number in others:
+            process.send_signal(number)
+        assert process.wait(timeout=60) == status
         process.communicate()
 
     def test_two_consecutive_signals_do_no_damage(self, tmp_path, capfd):

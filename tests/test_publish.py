@@ -120,6 +120,14 @@ def test_options_that_differ_from_the_run_are_rejected(
     assert not folder.exists()
 
 
+def test_the_card_has_the_micro_batches_of_the_run(trained, tmp_path):
+    folder = tmp_path / "new"
+    options = [f"--run_dir={trained}", "--micro_batch_size=7"]  # for the evaluation
+    assert SE_ResNeXt.main(["publish", str(folder), *options]) == 0
+    assert "--micro_batch_size=0\n" in (folder / "README.md").read_text()
+    assert json.loads((folder / "hyperparameters.json").read_text())["micro_batch_size"] == 0
+
+
 def test_publish_does_not_replace_a_folder(trained, call, tmp_path):
     (tmp_path / "file").write_text("precious")
     result = call("publish", tmp_path, f"--run_dir={trained}")

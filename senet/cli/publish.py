@@ -115,7 +115,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     result differs from the run's."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
-    _check_unchanged(hp, type(hp)(**load_fields(run.settings, type(hp))))
+    recorded = type(hp)(**load_fields(run.settings, type(hp)))
+    _check_unchanged(hp, recorded)
     with TrainedNetwork(network, hp, checkpoint) as trained:
         evaluation, data = evaluate_trained(trained)
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
@@ -124,7 +125,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
                 f"was trained on; restore them, or use the training run's --dataset and --data_dir"
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
-        fields = portable_fields(hp)
+        fields = portable_fields(dataclasses.replace(recorded, dataset=hp.dataset))
         with temporary_folder(target) as temporary:
             copy = RunFolder(dataclasses.replace(hp, run_dir=str(temporary)))
             copy.model.mkdir(parents=True)

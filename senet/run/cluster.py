@@ -100,7 +100,8 @@ class Cluster:
     def __exit__(self, kind, error, _):
         self.finished.set()
         self._open.close()
-        if len(self.addresses) > 1 and isinstance(error, tf.errors.OpError):
+        out_of_memory = isinstance(error, tf.errors.ResourceExhaustedError)  # of this worker
+        if len(self.addresses) > 1 and isinstance(error, tf.errors.OpError) and not out_of_memory:
             unresponsive = _described(_unresponsive_workers(self.addresses))
             raise Failure(f"{unresponsive or 'a worker stopped: ' + first_line(error)}; {RESTART}")
 
@@ -179,13 +180,16 @@ class Cluster:
         self.gather([0])
         self.finished.set()
 
+    def stop(self, flag):
+        """Return whether `flag` is true on any worker. If so, any worker may end."""
+        stop = bool(self.gather([bool(flag)]).any())
+        if stop:
+            self.finished.set()
+        return stop
+
     def from_chief(self, *values):
         """Return the chief's integers `values` on every worker."""
         return self.gather(values)[0].tolist()
-
-    def any(self, flag):
-        """Return whether `flag` is true on any worker."""
-        return bool(self.gather([bool(flag)]).any())
 
     def check_same(self, **strings):
         """Raise Failure unless every worker passes the same `strings` as the chief. The message

@@ -212,7 +212,7 @@ class Run:
 
     def _between_steps(self):
         received = self.signals.received
-        stop = self.cluster.any(received)
+        stop = self.cluster.stop(received)
         if stop or time.monotonic() - self.saved_at > 60 * self.hyperparameters.save_minutes:
             self._save()
         if stop:

@@ -42,8 +42,8 @@ def signals_as_exceptions():
 
 class StopSignals:
     """Handle signals inside a `with` statement: store the first signal in `received`, and end the
-    process on the second one. A signal that was ignored before, as SIGHUP is under nohup, stays
-    ignored.
+    process on the second one, unless that is SIGHUP. A signal that was ignored before, as SIGHUP is
+    under nohup, stays ignored.
 
     A Python signal handler runs only when the main thread returns from TensorFlow, which may take a
     whole training step. The wakeup socket has no such delay: a thread reads its other end.
@@ -80,6 +80,9 @@ class StopSignals:
 
     def _note(self, number):
         if self.received:
+            # When a terminal closes, both its shell and the kernel send SIGHUP.
+            if number == signal.SIGHUP:
+                return
             os._exit(128 + number)
         self.received = number
         if number == signal.SIGHUP:
