@@ -1,6 +1,7 @@
 """Process each device's part of a batch in micro-batches, with memory for only one at a time."""
 
 import contextlib
+import functools
 
 from senet.compat import tf
 from senet.errors import HyperparameterError
@@ -19,10 +20,13 @@ def sum_over_micro_batches(compute, images, labels, size, shaped_like):
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = micro_batches_per_replica(batch, replicas, size)
     first = replica.replica_id_in_sync_group * count
+    wide = functools.partial(tf.cast, dtype=tf.int64)  # the product below can exceed an int32
 
     def micro_batch(number):
         # Split the batch evenly across the micro-batches of all replicas.
-        start, stop = (batch * n // (count * replicas) for n in (number, number + 1))
+        start, stop = (
+            wide(batch) * wide(n) // wide(count * replicas) for n in (number, number + 1)
+        )
         with _building(number):
             return compute(images[start:stop], labels[start:stop])
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -44,6 +46,16 @@ def graph():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """Simulate a file system that has no locks."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 def load_values(session, values):

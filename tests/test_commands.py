@@ -12,6 +12,7 @@ import pytest
 from conftest import run_python
 from image_folders import write_image_folder
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
@@ -146,6 +147,10 @@ def test_an_export_loaded_in_plain_tensorflow_agrees_with_predict(call, files, t
         "-c", LOAD_EXPORT, tmp_path / "models" / "1", *files[:5], cwd=tmp_path, PYTHONPATH=""
     )
     assert code == 0, errors
+    graph = saved_model_pb2.SavedModel()
+    graph.ParseFromString((tmp_path / "models" / "1" / "saved_model.pb").read_bytes())
+    nodes = graph.meta_graphs[0].graph_def.node
+    assert {node.device for node in nodes} == {""}  # it may run on other devices
     labels, probabilities = json.loads(predictions.replace("'", '"'))
     _, output, _ = call("predict", *files[:5], "--json")
     for line, names, values in zip(output.splitlines(), labels, probabilities, strict=True):
@@ -229,6 +234,15 @@ def test_saving_a_figure_replaces_a_symbolic_link_instead_of_following_it(call, 
 @pytest.mark.filterwarnings("error")
 def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path):
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
+
+
+def test_the_legend_of_gates_has_every_class_name_as_it_is():
+    names = ["$10_$20", "_other", "cat"]
+    figure = draw_excitation({"block": np.full([3, 8], 0.5)}, names)
+    figure.canvas.draw()  # parses mathematics
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [r"\$10_\$20", " _other", "cat"]
 
 
 def test_excitation_prints_one_line_per_block_and_draws_a_figure(call, trained):

@@ -192,6 +192,11 @@ def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_pa
     assert end == "Not a directory; fix the cause, or use another --data_dir"
 
 
+def test_a_file_system_without_locks_is_an_error(folder, data_dir, without_locks):
+    with pytest.raises(Failure, match="^cannot write "):
+        load_dataset(str(folder), data_dir)
+
+
 def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(folder, data_dir):
     """Simulate a full disk by limiting the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -39,6 +39,19 @@ def test_every_image_is_in_exactly_one_micro_batch(graph, size, parts):
     np.testing.assert_array_equal(result, values * sizes)
 
 
+def test_a_large_batch_is_split_without_overflow(graph):
+    """The last boundary, 1,000,000 x 2,500 / 2,500, has a product above 2^31."""
+    images, labels = tf.range(1_000_000), tf.zeros([1_000_000], tf.int32)
+    total = tf.get_variable("total", [], tf.float64, trainable=False)
+
+    def tower(images, labels):
+        return tf.reduce_sum(tf.cast(images, tf.float64))
+
+    sums = sum_over_micro_batches(tower, images, labels, 400, shaped_like=total)
+    with tf.Session() as session:
+        assert session.run(sums) == 999_999 * 1_000_000 / 2
+
+
 def test_each_micro_batch_has_its_own_dropout(graph):
     images, labels = tf.ones([30, 20]), tf.range(30)
     total = tf.get_variable("total", [30, 20], trainable=False)

@@ -2,6 +2,7 @@
 optimizer state into a new folder."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -126,6 +127,29 @@ def test_the_card_has_the_micro_batches_of_the_run(trained, tmp_path):
     assert SE_ResNeXt.main(["publish", str(folder), *options]) == 0
     assert "--micro_batch_size=0\n" in (folder / "README.md").read_text()
     assert json.loads((folder / "hyperparameters.json").read_text())["micro_batch_size"] == 0
+
+
+def test_the_card_has_the_epoch_of_the_checkpoint_even_if_rows_are_missing(trained, call, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    rows = (run / "logs.txt").read_text().splitlines(keepends=True)
+    (run / "logs.txt").write_text(rows[1])
+    assert call("publish", tmp_path / "new", f"--run_dir={run}")[0] == 0
+    assert "to the end of epoch 2 (step 20)" in " ".join(
+        (tmp_path / "new" / "README.md").read_text().split()
+    )
+
+
+def test_publish_on_a_full_disk_names_the_folder(trained, call, tmp_path):
+    """Simulate a full disk by limiting the size of files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        result = call("publish", tmp_path / "new", f"--run_dir={trained}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_line_error(result, 1, f"cannot write {tmp_path}/new: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_publish_does_not_replace_a_folder(trained, call, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from fake_cifar10 import make_files, write_folder
+from image_folders import write_image_folder
 from tiny_run import IMAGES, STEPS, arguments
 
 import SE_ResNeXt
@@ -115,6 +116,10 @@ class TestLock:
                 second.add_row(1, VALUES)
                 assert second.row_file.exists()
 
+    def test_a_file_system_without_locks_is_an_error(self, hyperparameters, without_locks):
+        with pytest.raises(Failure, match="^cannot write .*/lock: "):
+            RunFolder(hyperparameters).__enter__()
+
 
 class TestCheckpoints:
     @pytest.fixture
@@ -177,6 +182,17 @@ def test_different_images_are_rejected_before_anything_is_renamed(trained, tmp_p
     assert errors.startswith("error: the training images differ from those ")
     assert errors.count("\n") == 1
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_renamed_classes_are_reported(trained, tmp_path, capfd):
+    shutil.copytree(trained, tmp_path / "run")
+    write_image_folder(tmp_path / "photos", ["tabby", "rex"], train=10)
+    options = f"--dataset={tmp_path / 'photos'}", "--total_epochs=3"
+    assert SE_ResNeXt.main(arguments(tmp_path, "run", *options)) == 1
+    errors = capfd.readouterr().err
+    assert " was trained on different classes (class 0, class 1, " in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.slow

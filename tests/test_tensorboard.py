@@ -10,7 +10,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from cifar10 import CIFAR10, load_cifar
 from senet.compat import tf
-from senet.run.events import CHARTS
+from senet.data.datasets import Dataset, Split
+from senet.evaluation import Evaluation
+from senet.run.events import CHARTS, epoch_summary
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 
@@ -114,6 +116,16 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
                 for flip in (0, 1)
             )
             assert found
+
+
+def test_at_most_64_augmented_images_are_shown():
+    split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.array([0, 1], np.int32))
+    data = Dataset("black", split, split, ["a", "b"])
+    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), {})
+    images = np.zeros([100, 32, 32, 3], np.uint8)
+    summary = epoch_summary({}, images, evaluation, data)
+    (page,) = (v for v in summary.value if v.tag == "training_images/augmented")
+    assert page.image.height == 6 + 8 * (96 + 6)
 
 
 def test_the_first_misclassified_image_is_from_the_test_set(shown, trained):

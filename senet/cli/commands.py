@@ -175,6 +175,8 @@ def export(network, hyperparameters, folder, checkpoint=""):
                     trained.session,
                     [tf.saved_model.tag_constants.SERVING],
                     {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
+                    # The machine that loads the model may have other devices.
+                    clear_devices=True,
                     strip_default_attrs=True,
                 )
                 builder.save()

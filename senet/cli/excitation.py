@@ -28,7 +28,7 @@ def draw_excitation(gates, label_names):
         values = values[:, values.mean(axis=0).argsort()]
         for number, name in enumerate(label_names):
             colour = colours(number if len(label_names) <= 10 else number / len(label_names))
-            panel.plot(values[number], color=colour, linewidth=0.8, label=name)
+            panel.plot(values[number], color=colour, linewidth=0.8, label=_literal(name))
         panel.set_title(f"{block}: {values.shape[1]} channels", fontsize=9)
         panel.set_ylim(0, 1)
         panel.grid(alpha=0.3)
@@ -40,3 +40,9 @@ def draw_excitation(gates, label_names):
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8)
     return figure
+
+
+def _literal(name):
+    """Return a name as the label of a line. Matplotlib would parse $...$ as mathematics, and omit a
+    label that starts with an underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

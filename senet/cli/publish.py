@@ -16,7 +16,7 @@ from senet.cli.commands import (
     result_line,
     temporary_folder,
 )
-from senet.compat import tf
+from senet.compat import tf, without_chatter
 from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure, HyperparameterError, printable, shortened
@@ -169,7 +169,8 @@ def _save(trained, folder):
     step = tf.train.get_or_create_global_step()
     checkpoints = Checkpoints(folder, trained.outputs)
     step.load(trained.step, trained.session)
-    checkpoints.save(trained.session, trained.step)
+    with without_chatter():
+        checkpoints.write(trained.session, trained.step)
 
 
 def _script(network):
@@ -190,7 +191,7 @@ def _card(trained, evaluation, data, rows, fields, folder, note):
         script=_script(network),
         parameters=sum(v.shape.num_elements() for v in tf.trainable_variables()),
         start=f"from the weights of `{start}`" if start else "from scratch",
-        epochs=len(rows),
+        epochs=trained.step // steps_per_epoch(data.train, hp.batch_size),
         step=trained.step,
         folder=shlex.quote(folder),
         side=hp.image_size,

@@ -44,8 +44,7 @@ def cached_images(cache_dir, digest, shape, splits, decode):
                     shutil.rmtree(path, ignore_errors=True)
             _check_space(cache_dir, shape)
             _write(cache, shape, splits, decode)
-    # filelock raises NotImplementedError on a file system that has no locks.
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise Failure(f"cannot write {cache_dir}: {first_line(error)}; {REMEDY}") from None
     if found := _open(cache, shape):
         return found
@@ -68,8 +67,9 @@ def _open(cache, shape):
 
 @contextlib.contextmanager
 def _lock(cache_dir):
-    """Let only one process write in `cache_dir`. A process that is killed releases its lock."""
-    lock = filelock.FileLock(cache_dir / "lock")
+    """Let only one process write in `cache_dir`. A process that is killed releases its lock. Raises
+    OSError on a file system that has no locks."""
+    lock = filelock.FileLock(cache_dir / "lock", fallback_to_soft=False)
     try:
         held = lock.acquire(timeout=0)
     except filelock.Timeout:

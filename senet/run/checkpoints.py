@@ -13,7 +13,7 @@ import shutil
 import sys
 
 from senet.compat import tf, without_chatter
-from senet.data.inputs import STATISTICS, decode_json, encode_json
+from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
 from senet.errors import Failure, first_line, shortened
 
 KEEP_NEWEST = 3
@@ -64,7 +64,17 @@ class Checkpoints:
                     f"restore one to resume, or use another --run_dir to start from scratch"
                 )
             return False
-        if difference := self._difference(path):
+        reader = tf.train.NewCheckpointReader(str(path))
+        shapes = reader.get_variable_to_shape_map()
+        shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
+        difference = describe_difference(shapes, self.shapes)
+        if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):
+            names = shortened(decode_json(reader.get_tensor(LABEL_NAMES)))
+            raise Failure(
+                f"{path} was trained on different classes ({names}); restore them to resume, or "
+                f"use another --run_dir to start from scratch"
+            )
+        if difference:
             raise Failure(
                 f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or use another --run_dir to start from scratch"
@@ -80,12 +90,6 @@ class Checkpoints:
             print(f"warning: {message}; resuming from {used}", file=sys.stderr)
             for file in files:
                 file.rename(file.with_name(file.name + ".damaged"))
-
-    def _difference(self, path):
-        """Return how the variables in a checkpoint differ from the graph's; "" if they do not."""
-        shapes = tf.train.NewCheckpointReader(str(path)).get_variable_to_shape_map()
-        shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
-        return describe_difference(shapes, self.shapes)
 
     def _load(self, session, path):
         try:
@@ -120,7 +124,7 @@ class Checkpoints:
                 )
             try:
                 with without_chatter():
-                    self._write(session, step)
+                    self.write(session, step)
             except (tf.errors.OpError, OSError) as error:
                 raise Failure(
                     f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix the "
@@ -133,8 +137,10 @@ class Checkpoints:
                 for file in files[old]:
                     file.unlink()
 
-    def _write(self, session, step):
-        """Write a checkpoint into a temporary folder, then move it into place, the index last."""
+    def write(self, session, step):
+        """Write a checkpoint into a temporary folder, then move it into place, the index last.
+
+        Raises OSError or tf.errors.OpError if it cannot be written."""
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
         aside.mkdir()

@@ -16,6 +16,7 @@ from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
 MISTAKES_SHOWN = 30  # the most confident ones
+AUGMENTED_SHOWN = 64
 
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
@@ -103,7 +104,7 @@ def epoch_summary(scalars, images, evaluation, data):
     order = np.argsort(-evaluation.probability[wrong], kind="stable")
     most_confident = wrong[order[:MISTAKES_SHOWN]]
     pages = {
-        "training_images/augmented": contact_sheet(images),
+        "training_images/augmented": contact_sheet(images[:AUGMENTED_SHOWN]),
         "test_images/confusion_matrix": confusion_page(matrix, names),
         "test_images/misclassified": mistakes_page(
             data.test.images[most_confident],

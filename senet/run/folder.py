@@ -72,7 +72,8 @@ class RunFolder:
             )
 
     def _take_lock(self):
-        self.lock = filelock.FileLock(self.lock_file, timeout=0)
+        # On a file system that has no locks, raise OSError.
+        self.lock = filelock.FileLock(self.lock_file, timeout=0, fallback_to_soft=False)
         try:
             with writing(self.lock_file):
                 self.lock.acquire()
