@@ -28,7 +28,8 @@ def shift_and_flip(images, seed, step, max_shift=1 / 8, padding="zeros"):
     probability 1/2. The gap is filled with zeros, or with the mirror image of the pixels next to it
     if `padding` is "reflect".
 
-    `images` is float32 [batch, height, width, channels] and `step` an int64 scalar."""
+    `images` is float32 [batch, height, width, channels], normalised, and `step` an int64
+    scalar."""
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()

@@ -118,7 +118,8 @@ def moving_averages():
     if missing:
         raise Failure(
             f"loss() does not update the moving averages {shortened(sorted(missing))}; build the "
-            f"network in loss() with training=True"
+            f"network in loss() with training=True, and apply a tf.train.ExponentialMovingAverage "
+            f"only after training_step()"
         )
     return [values[variable.op.name] for variable in tf.moving_average_variables()]
 

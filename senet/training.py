@@ -26,7 +26,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     most `micro_batch_size` images. Batch norm uses each micro-batch's statistics; gradients and
     moving averages are means over all micro-batches, weighted by number of images. `batch` is
     (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
-    variable that the loss does not depend on, or if a decayed variable is not trainable.
+    variable that the loss does not depend on, if a decayed variable is not trainable, or if the
+    loss does not have the shape [batch].
     """
     hp, (images, labels) = hyperparameters, batch
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
@@ -44,6 +45,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
         """Return the contribution of a micro-batch to gradients, moving averages and sums."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
             losses, logits = loss(images, labels)
+        if losses.shape.rank != 1:
+            raise Failure(f"loss() must return one loss per image, [batch], got {losses.shape}")
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)
         check_gradients(gradients, trainable)

@@ -231,7 +231,7 @@ def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts
     "difference, options",
     [
         ("hyperparameters", ["--weight_decay=0.1"]),
-        ("hyperparameters", ["--micro_batch_size=2"]),
+        ("hyperparameters", ["--micro_batch_size=2"]),  # one that a resumed run may change
         ("images", []),
         ("code", []),
     ],

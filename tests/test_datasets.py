@@ -121,6 +121,14 @@ def test_image_size_is_rejected_unless_the_data_set_is_a_folder():
         load_dataset("shapes", "no/data", 64)
 
 
+def test_a_data_set_of_larger_images_needs_their_image_size(monkeypatch):
+    images, labels = np.zeros([2, 64, 64, 3], np.uint8), np.array([0, 1], np.int32)
+    monkeypatch.setitem(LOADERS, "large", lambda _: (images, labels, images, labels, ["a", "b"]))
+    assert load_dataset("large", "no/data", 64).train.images.shape == (2, 64, 64, 3)
+    with pytest.raises(HyperparameterError, match="^--image_size must be 64 for --dataset=large, "):
+        load_dataset("large", "no/data")
+
+
 class TestShapes:
     def test_each_class_has_200_training_and_50_test_images(self):
         data = load_dataset("shapes", "no/such/folder")

@@ -179,6 +179,18 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
+def test_a_loss_of_each_class_instead_of_each_image_is_reported(graph, data, monkeypatch):
+    loss = script.loss
+
+    def loss_of_each_class(*arguments, **fields):
+        _, logits = loss(*arguments, **fields)
+        return tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(logits), logits), logits
+
+    monkeypatch.setattr(script, "loss", loss_of_each_class)
+    with pytest.raises(Failure, match=r"^loss\(\) must return one loss per image, \[batch\], got"):
+        build_graph(data, Hyperparameters(**TINY))
+
+
 def test_a_decayed_variable_that_is_not_trainable_is_reported(graph, data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
     with pytest.raises(Failure, match="only trainable variables, got stem/batch_norm"):

@@ -14,13 +14,12 @@ from senet.data.shapes import load_shapes
 from senet.errors import HyperparameterError, shortened
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
-# label names). The images are SIDE pixels wide and high.
+# label names). All images have the same width and height.
 LOADERS = {
     "cifar10": functools.partial(load_cifar, CIFAR10),
     "cifar100": functools.partial(load_cifar, CIFAR100),
     "shapes": lambda data_dir: load_shapes(),
 }
-SIDE = 32
 
 
 class Split(NamedTuple):
@@ -61,7 +60,7 @@ class Dataset(NamedTuple):
         ]
 
 
-def load_dataset(name, data_dir, image_size=SIDE):
+def load_dataset(name, data_dir, image_size=32):
     """Return the Dataset `name`: one of LOADERS, with its files in `data_dir`, or a folder
     whose images, in train/<class>/ and test/<class>/, are resized to `image_size` and cached in
     `data_dir`.
@@ -75,14 +74,14 @@ def load_dataset(name, data_dir, image_size=SIDE):
                 f"and test/<class>/, got {shortened([name])}"
             )
         *arrays, label_names, sums = load_folder(name, data_dir, image_size)
-    elif image_size != SIDE:
-        raise HyperparameterError(
-            f"--image_size must be {SIDE} for --dataset={name}, got {image_size}; only images in a "
-            f"folder are resized, so use --padding to enlarge the network's input"
-        )
     else:
         *arrays, label_names = LOADERS[name](data_dir)
-        sums = None, None
+        sums, side = (None, None), arrays[0].shape[1]
+        if side != image_size:
+            raise HyperparameterError(
+                f"--image_size must be {side} for --dataset={name}, got {image_size}; only images "
+                f"in a folder are resized, so use --padding to enlarge the network's input"
+            )
     train_images, train_labels, test_images, test_labels = arrays
     train = Split(train_images, train_labels, sums[0])
     test = Split(test_images, test_labels, sums[1])

@@ -16,7 +16,7 @@ from senet.compat import tf
 from senet.data.datasets import batches, epoch_order, steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.errors import Failure
-from senet.hyperparameters import fields_to_compare
+from senet.hyperparameters import portable_fields
 from senet.run.checkpoints import Checkpoints
 from senet.run.cluster import Cluster
 from senet.run.console import long_run_note, progress_bar, say, start_lines
@@ -66,8 +66,8 @@ class Run:
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
         hp = self.hyperparameters
-        # The micro-batches determine how many batches a worker evaluates.
-        compared = fields_to_compare(hp) | {"micro_batch_size": hp.micro_batch_size}
+        # Settings of the machine may differ, as may the path of a folder of images.
+        compared = {n: v for n, v in portable_fields(hp).items() if n != "dataset"}
         self.cluster.check_same(
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
