@@ -9,6 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+# The tests use only localhost, and expect no GPU.
+for name in list(os.environ):
+    if name.lower().endswith("_proxy"):
+        del os.environ[name]
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -93,7 +93,9 @@ def checkpoint(folder, name):
 
 
 def wait_for_step(folder, name, step, processes):
-    while not (folder / name / "model" / f"model.ckpt-{step}.index").exists():
+    """Wait for the checkpoint of `step` or of a later one."""
+    model = folder / name / "model"
+    while not model.exists() or max(checkpoint_files(model), default=0) < step:
         time.sleep(0.02)
         assert all(process.poll() is None for process in processes)
 
@@ -145,18 +147,27 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     assert_same_run(folder, name, one)
 
 
-def save_slowly():
+def save_slowly(seconds):
+    save = Checkpoints.save
+    Checkpoints.save = lambda *arguments: (time.sleep(seconds), save(*arguments))
+
+
+SLOW = (save_slowly, 0.5)  # leaves time for a signal before the last epoch ends
+
+
+def save_slowly_and_check_often():
     """Make a checkpoint take longer than the detection of a worker that has ended."""
     cluster.CHECK_SECONDS = 1
-    save = Checkpoints.save
-    Checkpoints.save = lambda *arguments: (time.sleep(4), save(*arguments))
+    save_slowly(4)
 
 
 @pytest.mark.slow
 def test_two_hosts_stop_together_and_one_resumes(folder, one):
     addresses = free_addresses(2)
     processes = [
-        start_worker(addresses, number, *command(folder, "fewer"), prepare=(save_slowly,))
+        start_worker(
+            addresses, number, *command(folder, "fewer"), prepare=(save_slowly_and_check_often,)
+        )
         for number in range(2)
     ]
     wait_for_step(folder, "fewer", 1, processes)
@@ -190,7 +201,7 @@ def test_a_host_without_enough_memory_says_so(folder):
 
 @pytest.mark.slow
 def test_one_host_stops_and_two_resume(folder, one):
-    process = start_script(*command(folder, "more"))
+    process = start_script(*command(folder, "more"), prepare=SLOW)
     wait_for_step(folder, "more", 3, [process])
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -203,8 +214,10 @@ def test_one_host_stops_and_two_resume(folder, one):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts, victim):
-    name = f"killed{victim}"
-    processes, addresses = start_workers(command(folder, name), command(folder, name))
+    name, addresses = f"killed{victim}", free_addresses(2)
+    processes = [
+        start_worker(addresses, number, *command(folder, name), prepare=SLOW) for number in range(2)
+    ]
     wait_for_step(folder, name, 3, processes)
     processes[victim].kill()
     killed = time.monotonic()

@@ -1,5 +1,7 @@
 """The command line: parsing, help, and errors, which give one line and an exit status."""
 
+import dataclasses
+import functools
 import io
 import subprocess
 import sys
@@ -14,10 +16,11 @@ from fake_cifar10 import make_files, write_folder
 from scripts import by_script
 
 import SE_ResNeXt
+from cifar10 import CIFAR10, load_cifar
 from senet.cli.command_line import COMMANDS, parse, run_command
 from senet.compat import tf
+from senet.data.datasets import LOADERS
 from senet.devices import visible_gpus
-from senet.errors import HyperparameterError
 from senet.hyperparameters import RunHyperparameters
 from senet.run.signals import Stopped
 
@@ -280,7 +283,10 @@ class TestFailures:
         assert terminal.buffer.getvalue() == b"\\u732b\n"
 
     def test_without_a_connection_and_data_both_remedies_are_suggested(self, call, monkeypatch):
-        monkeypatch.setenv("HTTPS_PROXY", "http://localhost:9")  # nothing listens there
+        unreachable = dataclasses.replace(
+            CIFAR10, url="http://localhost:9/"
+        )  # nothing listens there
+        monkeypatch.setitem(LOADERS, "cifar10", functools.partial(load_cifar, unreachable))
         options = {"train": SE_ResNeXt.train, "Hyperparameters": SE_ResNeXt.Hyperparameters}
         result = call("--data_dir=here", **options)
         assert_one_line_error(result, 1, "cannot download CIFAR-10: ")
@@ -343,8 +349,3 @@ class TestHyperparametersOfARun:
         assert_one_line_error(
             result, 1, "no run in nowhere; train first, or use the --run_dir of an existing run"
         )
-
-
-def test_hyperparameters_created_in_code_are_checked_too():
-    with pytest.raises(HyperparameterError, match="--padding must be at least 0, got -1"):
-        SE_ResNeXt.Hyperparameters(padding=-1)

@@ -1,4 +1,5 @@
 import json
+import platform
 
 import numpy as np
 import numpy_layers as nl
@@ -127,7 +128,8 @@ def test_training_without_grouped_convolution_gives_the_same_result():
     assert (status, errors) == (0, "")
     status, without, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="0")
     assert (status, errors) == (0, "")
-    _, logits, gradients = json.loads(with_groups)
+    had_groups, logits, gradients = json.loads(with_groups)
+    assert had_groups or platform.machine() != "x86_64"
     has_groups, other_logits, other_gradients = json.loads(without)
     assert not has_groups
     np.testing.assert_allclose(other_logits, logits, rtol=1e-5, atol=1e-5)

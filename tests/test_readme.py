@@ -4,9 +4,11 @@ to date."""
 import dataclasses
 import functools
 import importlib
+import json
 import re
 
 import matplotlib
+import numpy as np
 import pytest
 from conftest import ROOT, run_python
 from PIL import Image, ImageChops
@@ -90,9 +92,30 @@ def test_the_commands_for_trained_networks_run(quick_start_run, monkeypatch):
 
 def test_the_pretrained_network_recognises_the_drawings(capsys):
     ((script, arguments),) = calls(f"```bash\n{command('predict')}```")
-    assert importlib.import_module(script).main(arguments) == 0
-    found = re.findall(r"assests/(\w+)\.png: (\w+) 0\.\d{4}", capsys.readouterr().out)
+    assert importlib.import_module(script).main([*arguments, "--mixed_precision=False"]) == 0
+    output = capsys.readouterr().out
+    found = re.findall(r"assests/(\w+)\.png: (\w+) 0\.\d{4}", output)
     assert found == [(name, name) for name in EXAMPLES]
+    # README.md gives the classes and probabilities of the first drawing.
+    first = r"(\w+) (0\.\d{4}), (\w+) (0\.\d{4}), (\w+) (0\.\d{4})"
+    printed, documented = (re.search(first, text).groups() for text in (output, README))
+    assert printed[::2] == documented[::2]
+    assert np.array(printed[1::2], float) == pytest.approx(
+        np.array(documented[1::2], float), abs=0.005
+    )
+
+
+def test_the_fine_tuning_command_has_the_options_of_the_pretrained_network():
+    (arguments,) = (a for _, a in calls(README) if "--initial_checkpoint=models/SE_ResNeXt" in a)
+    _, fields, _ = parse(arguments, HYPERPARAMETERS["SE_ResNeXt"])
+    pretrained = json.loads((ROOT / "models/SE_ResNeXt/hyperparameters.json").read_text())
+    shape = ("cardinality", "depth", "blocks", "bottleneck", "stem", "downsampling")
+    assert {name: fields[name] for name in shape} == {name: pretrained[name] for name in shape}
+
+
+def test_the_pretrained_network_is_that_of_the_first_command():
+    log = ROOT / "benchmarks" / "results" / f"{draw.headline_result().name}.txt"
+    assert (ROOT / "models/SE_ResNeXt/logs.txt").read_text() == log.read_text()
 
 
 @pytest.mark.parametrize("script, arguments", CALLS)

@@ -93,7 +93,7 @@ def test_a_run_has_the_expected_output_and_files(whole):
 
 @pytest.mark.slow
 def test_a_run_that_takes_days_without_a_gpu_starts_with_a_note(tmp_path):
-    options = ["--total_epochs=999999", "--padding=32"]
+    options = ["--total_epochs=999999", "--padding=32", "--depth=32"]  # slow on any CPU
     process = start_script(*command(tmp_path, "run", *options))
     lines = [process.stdout.readline() for _ in range(7)]
     process.kill()
@@ -110,13 +110,16 @@ def test_xla_gives_the_same_result(tmp_path):
     # At the default rate, ten steps would amplify rounding errors.
     options = ["--total_epochs=1", "--mixed_precision=False", "--init_learning_rate=0.01"]
     train(tmp_path, "without", *options)
+    compiled = tmp_path / "compiled"
     flags = {
         # By default, TensorFlow uses XLA on GPUs only; this flag enables it on the CPU.
         "TF_XLA_FLAGS": "--tf_xla_cpu_global_jit",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster
+        # The first flag makes compiling faster.
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_dump_to={compiled}",
     }
     status, _, errors = run_python(*command(tmp_path, "with", *options, "--xla"), **flags)
     assert status == 0, errors  # on a slow machine, XLA warns about slow compilation
+    assert any(compiled.iterdir())
     with_xla, without = (
         [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
         for path in (tmp_path / "with", tmp_path / "without")
