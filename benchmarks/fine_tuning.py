@@ -104,12 +104,14 @@ def main():
 
 
 def check_options(arguments):
-    """Exit if FOLDER has data sets or runs of other options than the given ones."""
+    """Exit if FOLDER was made with different options."""
     options = {name: getattr(arguments, name) for name in ("unseen", "max_images", "start")}
     file = arguments.folder / "options.json"
     if file.exists() and json.loads(file.read_text()) != options:
-        names = ", ".join(f"--{name}" for name in options)
-        sys.exit(f"error: {file} has other values of {names}; choose another FOLDER")
+        sys.exit(
+            f"error: {arguments.folder} was made with {file.read_text()}, not with "
+            f"{json.dumps(options)}; use the same options, or choose another FOLDER"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(options))
 

@@ -38,7 +38,7 @@ def _effective_kernel(weights, size):
     """Return `weights` without the positions that only ever see padding on maps of `size`: on 1x1
     maps, only the centre of a 1x3 kernel matters. (Speed-up of 1x3 on 1x1 maps: 8.)"""
     kernel = weights.shape[:2].as_list()
-    before = [(side - 1) // 2 for side in kernel]  # the padding before the first output
+    before = [(side - 1) // 2 for side in kernel]  # padding above and on the left
     first = [max(0, pad + 1 - length) for pad, length in zip(before, size, strict=True)]
     end = [min(k, pad + length) for k, pad, length in zip(kernel, before, size, strict=True)]
     if first == [0, 0] and end == kernel:

@@ -108,7 +108,7 @@ class RunHyperparameters:
     run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to load weights from
     save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # minutes between checkpoints
-    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side in pixels; image folders only
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
 
     # devices
     devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1

@@ -20,7 +20,7 @@ def sum_over_micro_batches(compute, images, labels, size, shaped_like):
     replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
     count = micro_batches_per_replica(batch, replicas, size)
     first = replica.replica_id_in_sync_group * count
-    wide = functools.partial(tf.cast, dtype=tf.int64)  # the product below can exceed an int32
+    wide = functools.partial(tf.cast, dtype=tf.int64)  # the product below can exceed int32
 
     def micro_batch(number):
         # Split the batch evenly across the micro-batches of all replicas.

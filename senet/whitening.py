@@ -36,7 +36,7 @@ def whitening_filters(images, mean, std, filters, side):
     # since the images may be larger than memory.
     images = images[:: max(1, math.ceil(len(images) / IMAGES))]
     windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
-    # Every other position of 32x32 images: [N, rows, columns, 3, side, side] to [..., 3].
+    # Every other position at 32x32, channels last: [N, rows, columns, side, side, 3].
     step = max(2, images.shape[1] // POSITIONS)
     windows = windows[:, ::step, ::step].transpose(0, 1, 2, 4, 5, 3)
     pixels = (windows.reshape(-1, 3).astype(np.float32) - mean) / std

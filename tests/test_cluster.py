@@ -156,7 +156,7 @@ SLOW = (save_slowly, 0.5)  # leaves time for a signal before the last epoch ends
 
 
 def save_slowly_and_check_often():
-    """Make a checkpoint take longer than the detection of a worker that has ended."""
+    """Make saving take longer than detecting that a worker has ended."""
     cluster.CHECK_SECONDS = 1
     save_slowly(4)
 

@@ -237,7 +237,7 @@ def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path)
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
 
 
-def test_the_legend_of_gates_has_every_class_name_as_it_is():
+def test_the_gate_legend_shows_class_names_unchanged():
     names = ["$10_$20", "_other", "cat"]
     figure = draw_excitation({"block": np.full([3, 8], 0.5)}, names)
     figure.canvas.draw()  # parses mathematics

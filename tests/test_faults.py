@@ -297,7 +297,7 @@ class TestProcesses:
         "numbers, status",
         [
             ([signal.SIGTERM, signal.SIGINT], 130),
-            # A shell and the kernel both send SIGHUP when a terminal closes: it ends nothing.
+            # A shell and the kernel both send SIGHUP when a terminal closes: the second is ignored.
             ([signal.SIGHUP, signal.SIGHUP, signal.SIGTERM], 143),
         ],
     )

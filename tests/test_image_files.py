@@ -128,7 +128,7 @@ def write_grey_tiff(path, bits, white_is_zero, data):
 @pytest.mark.parametrize(
     "bits, white_is_zero, data, expected",
     [
-        (12, False, b"\x80\x88\x08", 128),  # two pixels of 0x808, of at most 0xfff
+        (12, False, b"\x80\x88\x08", 128),  # two pixels of 0x808; maximum 0xfff
         (16, False, b"\x80\x80\x80\x80", 128),  # two pixels of 0x8080
         (16, True, b"\x80\x80\x80\x80", 127),
     ],

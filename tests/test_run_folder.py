@@ -185,9 +185,12 @@ def test_different_images_are_rejected_before_anything_is_renamed(trained, tmp_p
 
 
 @pytest.mark.slow
-def test_renamed_classes_are_reported(trained, tmp_path, capfd):
+@pytest.mark.parametrize(
+    "names", [["tabby", "rex"], [f"klass {number}" for number in range(10)]], ids=["two", "ten"]
+)
+def test_different_classes_are_reported(trained, tmp_path, capfd, names):
     shutil.copytree(trained, tmp_path / "run")
-    write_image_folder(tmp_path / "photos", ["tabby", "rex"], train=10)
+    write_image_folder(tmp_path / "photos", names, train=20)
     options = f"--dataset={tmp_path / 'photos'}", "--total_epochs=3"
     assert SE_ResNeXt.main(arguments(tmp_path, "run", *options)) == 1
     errors = capfd.readouterr().err

@@ -179,7 +179,7 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
-def test_a_loss_of_each_class_instead_of_each_image_is_reported(graph, data, monkeypatch):
+def test_a_loss_per_class_is_reported(graph, data, monkeypatch):
     loss = script.loss
 
     def loss_of_each_class(*arguments, **fields):

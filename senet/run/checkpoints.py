@@ -69,11 +69,7 @@ class Checkpoints:
         shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
         difference = describe_difference(shapes, self.shapes)
         if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):
-            names = shortened(decode_json(reader.get_tensor(LABEL_NAMES)))
-            raise Failure(
-                f"{path} was trained on different classes ({names}); restore them to resume, or "
-                f"use another --run_dir to start from scratch"
-            )
+            raise different_classes(path, decode_json(reader.get_tensor(LABEL_NAMES)))
         if difference:
             raise Failure(
                 f"{path} does not match the network: {difference}; undo the change to the network "
@@ -155,6 +151,14 @@ class Checkpoints:
         # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it. With a
         # relative folder, TensorFlow would write a path relative to the current folder.
         tf.train.update_checkpoint_state(str(self.folder.absolute()), f"model.ckpt-{step}")
+
+
+def different_classes(path, label_names):
+    """Return the Failure for a run or checkpoint that was trained on other classes."""
+    return Failure(
+        f"{path} was trained on different classes ({shortened(label_names)}); restore them to "
+        f"resume, or use another --run_dir to start from scratch"
+    )
 
 
 def variables_used_by(tensors):

@@ -181,7 +181,8 @@ class Cluster:
         self.finished.set()
 
     def stop(self, flag):
-        """Return whether `flag` is true on any worker. If so, any worker may end."""
+        """Return whether `flag` is true on any worker. If so, stop watching the others, which may
+        now end."""
         stop = bool(self.gather([bool(flag)]).any())
         if stop:
             self.finished.set()

@@ -14,10 +14,10 @@ import numpy as np
 
 from senet.compat import tf
 from senet.data.datasets import batches, epoch_order, steps_per_epoch
-from senet.data.inputs import statistics_of
+from senet.data.inputs import decode_json, statistics_of
 from senet.errors import Failure
 from senet.hyperparameters import portable_fields
-from senet.run.checkpoints import Checkpoints
+from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
 from senet.run.console import long_run_note, progress_bar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
@@ -105,6 +105,9 @@ class Run:
         """Raise Failure if the training images (their mean and standard deviation) or the classes
         differ from those of the checkpoint."""
         saved = self.session.run(inputs.statistics)
+        label_names = decode_json(saved.label_names)
+        if label_names != self.data.label_names:
+            raise different_classes(self.folder.path, label_names)
         if not all(map(np.array_equal, saved, statistics_of(self.data))):
             raise Failure(
                 f"the training images differ from those that {self.folder.path} was trained on; "
