@@ -1,7 +1,12 @@
 import contextlib
+import fcntl
 import io
+import os
 import re
 import signal
+import struct
+import sys
+import termios
 import time
 
 import numpy as np
@@ -13,6 +18,7 @@ from tiny_run import arguments, command
 from SE_ResNeXt import Hyperparameters, main
 from senet.compat import tf
 from senet.devices import session_config
+from senet.run.console import progress_bar
 
 OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]
 
@@ -89,6 +95,23 @@ def test_a_run_has_the_expected_output_and_files(whole):
         "logs.txt",
         "model",
     ]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_progress_bar_fits_into_the_terminal(monkeypatch, columns):
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress_bar("epoch 12/100", 50_000, 0, visible=True) as bar:
+            bar.set_postfix_str("loss 2.4567, accuracy 0.2380", refresh=False)
+            bar.update(25_000)
+            bar.refresh()
+        output = b""
+        while b" 50% |" not in output:
+            output += os.read(reader, 1000)
+    os.close(reader)
+    assert max(len(frame) for frame in output.decode().split("\r")) <= columns
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def _decode(folder, paths, side):
         unit=" images",
         leave=False,
         disable=None,
-        ncols=100,
+        dynamic_ncols=True,
     )
     threads = os.cpu_count() or 1
     # Threads are enough, since Pillow releases Python's lock while it decodes.
