@@ -1,8 +1,13 @@
+import os
+import re
+import signal
+
 import numpy as np
 import pytest
-from fake_cifar10 import label_names, make_files, write_folder
+from fake_cifar10 import label_names, make_archive, make_files, write_folder
 
-from cifar10 import CIFAR100
+import cifar10
+from cifar10 import CIFAR10, CIFAR100
 from senet.data.datasets import (
     LOADERS,
     Dataset,
@@ -13,7 +18,8 @@ from senet.data.datasets import (
     steps_per_epoch,
 )
 from senet.data.shapes import OUTLINES, load_shapes
-from senet.errors import HyperparameterError
+from senet.errors import Failure, HyperparameterError
+from senet.run.signals import Stopped
 
 
 @pytest.fixture
@@ -159,3 +165,53 @@ class TestShapes:
         means = np.array([statistics(train[labels == c]).mean(0) for c in range(10)])
         distances = np.linalg.norm(statistics(test)[:, None] - means, axis=-1)
         assert (distances.argmin(1) == test_labels).mean() < 0.25
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_unpacking_leaves_no_files(tmp_path, monkeypatch, number):
+    def copy(*_):
+        assert any(path.name.startswith("unpacking-") for path in tmp_path.iterdir())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(cifar10.shutil, "copyfileobj", copy)
+    handler = signal.signal(number, signal.SIG_DFL)
+    try:
+        (tmp_path / CIFAR10.archive).write_bytes(make_archive(make_files()))
+        with pytest.raises(Stopped, match="run the same command to restart"):
+            load_dataset("cifar10", str(tmp_path))
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, handler)
+    assert [path.name for path in tmp_path.iterdir()] == [CIFAR10.archive]
+
+
+IMAGES, LABELS = np.zeros([4, 8, 8, 3], np.uint8), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    "images, labels, names, message",
+    [
+        (IMAGES / 255, LABELS, "abcd", "uint8 [N, side, side, 3], got float64 [4, 8, 8, 3]"),
+        (IMAGES.transpose(0, 3, 1, 2), LABELS, "abcd", "side, side, 3], got uint8 [4, 3, 8, 8]"),
+        (IMAGES[..., 0], LABELS, "abcd", "[N, side, side, 3], got uint8 [4, 8, 8]"),
+        (IMAGES[:, :, :5], LABELS, "abcd", "[N, side, side, 3], got uint8 [4, 8, 5, 3]"),
+        (IMAGES[:0], LABELS[:0], "abcd", "[N, side, side, 3], got uint8 [0, 8, 8, 3]"),
+        (IMAGES, LABELS[:, None], "abcd", "one per image, got uint8 [4, 8, 8, 3] and int64 [4, 1]"),
+        (IMAGES, LABELS[:3], "abcd", "one per image, got uint8 [4, 8, 8, 3] and int64 [3]"),
+        (IMAGES, LABELS / 1, "abcd", "one per image, got uint8 [4, 8, 8, 3] and float64 [4]"),
+        (IMAGES, LABELS + 1, "abcd", "labels must be from 0 to 3, got 1 to 4"),
+        (IMAGES, LABELS - 1, "abcd", "labels must be from 0 to 3, got -1 to 2"),
+        (IMAGES, LABELS, range(4), "label names must be a list of str, got [0, 1, 2, 3]"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_loader_that_returns_other_arrays_is_rejected(
+    monkeypatch, split, images, labels, names, message
+):
+    arrays = IMAGES, LABELS, images, labels
+    if split == "train":
+        arrays = arrays[2:] + arrays[:2]
+    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, list(names)))
+    with pytest.raises(Failure, match=re.escape(message)) as failure:
+        load_dataset("mine", "data", image_size=8)
+    assert str(failure.value).startswith("mine: ")

@@ -11,10 +11,13 @@ from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.data.image_files import load_folder
 from senet.data.image_sums import ImageSums, sum_images
 from senet.data.shapes import load_shapes
-from senet.errors import HyperparameterError, shortened
+from senet.errors import Failure, HyperparameterError, shortened
+from senet.hyperparameters import shown
+from senet.run.signals import signals_as_exceptions
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
-# label names). All images have the same width and height.
+# label names): images are uint8 [N, side, side, 3], all with the same side, labels are integers [N]
+# from 0, names are a list of str.
 LOADERS = {
     "cifar10": functools.partial(load_cifar, CIFAR10),
     "cifar100": functools.partial(load_cifar, CIFAR100),
@@ -65,7 +68,8 @@ def load_dataset(name, data_dir, image_size=32):
     whose images, in train/<class>/ and test/<class>/, are resized to `image_size` and cached in
     `data_dir`.
 
-    Raises Failure if the images cannot be loaded, and HyperparameterError if there is no such data
+    Raises Failure if the images cannot be loaded or the arrays are not as LOADERS requires, and
+    HyperparameterError if there is no such data
     set or if it does not allow `image_size`."""
     if name not in LOADERS:
         if not _has_splits(name):
@@ -73,9 +77,13 @@ def load_dataset(name, data_dir, image_size=32):
                 f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
                 f"and test/<class>/, got {shortened([name])}"
             )
-        *arrays, label_names, sums = load_folder(name, data_dir, image_size)
+        with signals_as_exceptions():
+            *arrays, label_names, sums = load_folder(name, data_dir, image_size)
     else:
-        *arrays, label_names = LOADERS[name](data_dir)
+        with signals_as_exceptions():
+            *arrays, label_names = LOADERS[name](data_dir)
+        for images, labels in arrays[:2], arrays[2:]:
+            _check_arrays(name, images, labels, label_names)
         sums, side = (None, None), arrays[0].shape[1]
         if side != image_size:
             raise HyperparameterError(
@@ -86,6 +94,24 @@ def load_dataset(name, data_dir, image_size=32):
     train = Split(train_images, train_labels, sums[0])
     test = Split(test_images, test_labels, sums[1])
     return Dataset(name, train, test, label_names)
+
+
+def _check_arrays(name, images, labels, label_names):
+    """Raise Failure unless a split's images and labels and the names of the classes are of the
+    kinds that LOADERS requires."""
+    got = f"got {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
+    count, sides, channels = len(images), set(images.shape[1:3]), images.shape[3:]
+    if not (images.dtype == np.uint8 and count and len(sides) == 1 and channels == (3,)):
+        raise Failure(f"{name}: images must be uint8 [N, side, side, 3], {got}")
+    if not (labels.dtype.kind in "iu" and labels.shape == (count,)):
+        raise Failure(f"{name}: labels must be integers [N], one per image, {got}")
+    if not (isinstance(label_names, list) and all(type(label) is str for label in label_names)):
+        raise Failure(f"{name}: label names must be a list of str, got {shown(label_names)}")
+    if not 0 <= labels.min() <= labels.max() < len(label_names):
+        raise Failure(
+            f"{name}: labels must be from 0 to {len(label_names) - 1}, got {labels.min()} to "
+            f"{labels.max()}"
+        )
 
 
 def _has_splits(folder):

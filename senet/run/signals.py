@@ -11,9 +11,9 @@ from senet.compat import discard_output, print_error
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(Exception):
-    """Raised to stop the program on the signal `signal_number`; the message says what to do
-    next."""
+class Stopped(BaseException):
+    """Raised to stop the program on the signal `signal_number`; the message says what to do next.
+    Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
     def __init__(self, signal_number, text):
         super().__init__(text)
@@ -22,7 +22,8 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def signals_as_exceptions():
-    """Raise Stopped on SIGTERM and SIGHUP inside the block, so that temporary files are removed."""
+    """Raise Stopped on SIGTERM and SIGHUP inside the block, so that temporary files are removed.
+    Only the main thread can receive signals; in others, this has no effect."""
 
     def stop(number, _):
         name = signal.Signals(number).name
@@ -32,6 +33,7 @@ def signals_as_exceptions():
         number: signal.signal(number, stop)
         for number in (signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) == signal.SIG_DFL
+        and threading.current_thread() is threading.main_thread()
     }
     try:
         yield
