@@ -11,6 +11,7 @@ import io
 import pathlib
 import pickle
 import shutil
+import struct
 import sys
 import tarfile
 import tempfile
@@ -107,8 +108,8 @@ def load_cifar(record, data_dir):
             unpack(record, archive)
     except OSError as error:
         raise Failure(
-            f"{archive}: cannot be read: {first_line(error)}; fix the cause, or use another "
-            f"--data_dir"
+            f"{archive}: cannot be read or written: {first_line(error)}; fix the cause, or use "
+            f"another --data_dir"
         ) from None
 
     label_names = read_label_names(record, folder / record.names_file)
@@ -120,14 +121,19 @@ def load_cifar(record, data_dir):
 
 def download(record, archive):
     """Download the archive of `record` to the path `archive`. The file appears there only once it
-    is complete and its hash is verified. Raises Failure if that is not possible."""
+    is complete and its hash is verified. Raises Failure if the download fails, OSError if the disk
+    cannot be written."""
     pooch.get_logger().setLevel("ERROR")
     downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    archive.parent.mkdir(parents=True, exist_ok=True)
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(record.url, record.hash, archive.name, archive.parent, downloader=downloader)
-    # Network and disk errors are OSErrors; a wrong hash raises ValueError.
+    except PermissionError:
+        raise
+    # Network errors are OSErrors without an errno; a wrong hash raises ValueError.
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         raise Failure(
             f"cannot download {record.title}: {first_line(error)}; "
             f"put {record.archive} into {archive.parent}, or use --dataset=shapes"
@@ -280,6 +286,15 @@ class _Unsafe(Exception):
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: functions of this module replace the few names that Python
     2 and 3 use to pickle bytes and NumPy arrays; all others raise _Unsafe."""
+
+    dispatch: dict = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self):
+        # The base class allocates the size that the file specifies before it reads.
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module, name):
         match module, name:

@@ -8,10 +8,13 @@ import os
 import pathlib
 import pickle
 import socket
+import struct
 import tarfile
 import threading
+import tracemalloc
 
 import numpy as np
+import pooch
 import pytest
 from fake_cifar10 import (
     Exploit,
@@ -25,7 +28,7 @@ from fake_cifar10 import (
 
 import cifar10
 from cifar10 import CIFAR10, CIFAR100, load_cifar
-from senet.errors import Failure
+from senet.errors import Failure, first_line
 
 by_record = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
 
@@ -313,6 +316,40 @@ def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
         f"fix the cause, then rerun the command"
     )
     assert file_names(tmp_path) == [CIFAR10.archive]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError("no permission")],
+    ids=["full disk", "pooch's error"],
+)
+def test_a_disk_error_during_the_download_is_not_blamed_on_the_network(
+    tmp_path, serve, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    local = with_archive_at(CIFAR10, serve(ARCHIVE), ARCHIVE)
+    monkeypatch.setattr(pooch.core.shutil, "move", fail)
+    with pytest.raises(Failure) as failure:
+        load_cifar(local, tmp_path)
+    assert str(failure.value) == (
+        f"{tmp_path / CIFAR10.archive}: cannot be read or written: {first_line(error)}; "
+        f"fix the cause, or use another --data_dir"
+    )
+
+
+def test_memory_is_not_allocated_for_bytes_that_a_file_does_not_have(tmp_path):
+    size = 4 * CIFAR10.largest_file
+    content = b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", size) + b"abc"
+    write_folder(tmp_path, {**make_files(), "data_batch_1": content})
+    tracemalloc.start()
+    try:
+        with pytest.raises(Failure, match="damaged or truncated"):
+            load_cifar(CIFAR10, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [CIFAR10.test_file, "data_batch_5", CIFAR10.names_file])
