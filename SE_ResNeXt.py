@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
-from senet.augmentation import SHIFT_PADDINGS, cutout, shift_and_flip
+from senet.augmentation import SHIFT_PADDINGS, cutout, shift_and_flip, whole_pixels
 from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
@@ -86,7 +86,7 @@ class Hyperparameters(RunHyperparameters):
                 f"first stage, got {self.reduction_ratio}"
             )
         for name, value in ("max_shift", self.max_shift), ("cutout", self.cutout):
-            if 0 < value * self.image_size < 1:
+            if value and not whole_pixels(value, self.image_size):
                 least = f"1/{self.image_size}, one pixel"
                 raise HyperparameterError(f"--{name} must be 0 or at least {least}, got {value}")
 

@@ -17,6 +17,11 @@ def random_key(seed, step, purpose=""):
     return [seed + ((zlib.crc32(purpose.encode()) & 0x7FFFFFFF) << 32), step]
 
 
+def whole_pixels(fraction, side):
+    """Return the number of whole pixels in a `fraction` of `side`."""
+    return int(fraction * side + 1e-6)  # 1 / 49 * 49 is less than 1 in floating point
+
+
 # {padding of shifted images: mode of tf.pad}
 SHIFT_PADDINGS = {"zeros": "CONSTANT", "reflect": "REFLECT"}
 
@@ -33,7 +38,7 @@ def shift_and_flip(images, seed, step, max_shift=1 / 8, padding="zeros"):
     with tf.name_scope("shift_and_flip"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
-        margin = int(max_shift * height)
+        margin = whole_pixels(max_shift, height)
         shifts = 2 * margin + 1  # per axis
         key = random_key(seed, step)
         draw = tf.random.stateless_uniform([batch, 1], key, 0, 2 * shifts**2, tf.int32)
@@ -56,7 +61,7 @@ def cutout(images, seed, step, side):
     `images` is float32 [batch, height, width, channels] and `step` an int64 scalar."""
     with tf.name_scope("cutout"):
         height, width = images.shape[1:3].as_list()
-        pixels = int(side * height)
+        pixels = whole_pixels(side, height)
         key = random_key(seed, step, "cutout")
         draw = tf.random.stateless_uniform(
             [tf.shape(images)[0], 1], key, 0, height * width, tf.int32

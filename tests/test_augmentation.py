@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from senet.augmentation import cutout, random_key, shift_and_flip
+from senet.augmentation import cutout, random_key, shift_and_flip, whole_pixels
 from senet.compat import tf
 
 
@@ -45,6 +45,14 @@ def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
         assert counts.max() < 222 + 5 * 14
     assert abs(flipped.sum() - 1000) < 5 * 22
     assert abs(np.corrcoef([down, right, flipped]) - np.eye(3)).max() < 5 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    "fraction, side, pixels",
+    [(1 / 8, 32, 4), (0.03, 32, 0), (0.3, 32, 9), (1 / 49, 49, 1), (0.29, 100, 29)],
+)
+def test_a_fraction_of_the_side_is_rounded_down_to_whole_pixels(fraction, side, pixels):
+    assert whole_pixels(fraction, side) == pixels
 
 
 @pytest.mark.parametrize("augment, options", [(shift_and_flip, {}), (cutout, {"side": 0.25})])
