@@ -9,25 +9,28 @@ import resource
 from senet.compat import tf
 from senet.devices import chosen_gpus
 from senet.errors import HyperparameterError
+from senet.micro_batches import micro_batches_per_replica
 
 PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linux
 
 
 def available_memory():
     """Return how many more bytes this process can allocate before the machine swaps or the process
-    reaches a limit, either of `ulimit -v` or of its control group (such as a container's)."""
+    reaches a limit, either of `ulimit` (-v or -d) or of its control group (such as a
+    container's)."""
     page = os.sysconf("SC_PAGE_SIZE")
     available = [page * os.sysconf("SC_PHYS_PAGES")]
-    virtual = resident = files = 0
+    virtual = resident = files = data = 0
     with contextlib.suppress(OSError):
-        virtual, resident, files = (
-            page * int(pages) for pages in (PROC / "self/statm").read_text().split()[:3]
+        virtual, resident, files, _, _, data, _ = (
+            page * int(pages) for pages in (PROC / "self/statm").read_text().split()
         )
         text = (PROC / "meminfo").read_text()
         available += [1024 * int(size) for size in re.findall("MemAvailable: *([0-9]+)", text)]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        available.append(limit - virtual)
+    for kind, used in (resource.RLIMIT_AS, virtual), (resource.RLIMIT_DATA, data):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            available.append(limit - used)
     # The pages of mapped files (cached images) are freed when memory is needed.
     available += [limit - (resident - files) for limit in _cgroup_limits()]
     return max(0, min(available))
@@ -56,8 +59,9 @@ def check_training_memory(data, hyperparameters):
     GPUs are not checked, since TensorFlow reports an error when their memory is exhausted."""
     hp, strategy = hyperparameters, tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
-    share = -(-min(hp.batch_size, len(data.train.labels)) // replicas)
-    images = min(hp.micro_batch_size or share, share)
+    batch = min(hp.batch_size, len(data.train.labels))
+    count = micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
+    images = -(-batch // (replicas * count))  # in the largest micro-batch
     # A gradient and a momentum for each trained value.
     weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
     # The backward pass needs the input of each batch norm and the output of its activation.

@@ -61,6 +61,25 @@ def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypat
                     SE_ResNeXt.build_graph(data, hp)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "batch_size, micro_batch_size, images", [(10, 9, 5), (10, 4, 4), (7, 3, 3), (10, 0, 10)]
+)
+def test_the_estimate_counts_the_images_of_the_largest_micro_batch(
+    graph, monkeypatch, batch_size, micro_batch_size, images
+):
+    split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
+    data = Dataset("noise", split, split, ["a", "b"])
+    hp = SE_ResNeXt.Hyperparameters(
+        **{"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 0, "padding": 0},
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+    )
+    monkeypatch.setattr(memory, "available_memory", lambda: 0)
+    with pytest.raises(HyperparameterError, match=f"the feature maps of {images} images"):
+        SE_ResNeXt.build_graph(data, hp)
+
+
 def test_a_trained_network_that_does_not_fit_is_rejected(trained, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     assert SE_ResNeXt.main(["evaluate", f"--run_dir={trained}"]) == 2
@@ -68,19 +87,19 @@ def test_a_trained_network_that_does_not_fit_is_rejected(trained, capsys, monkey
     assert line.startswith("error: the network needs at least") and "1e-06 GB is available" in line
 
 
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
 @pytest.mark.slow
-def test_ulimit_restricts_the_available_memory():
+def test_ulimit_restricts_the_available_memory(kind):
     limit = 64 * 2**30
     status, output, errors = run_python(
         "-c",
-        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        f"import resource; resource.setrlimit(resource.{kind}, ({limit}, {limit}))\n"
         "from senet import memory; memory.PROC = memory.CGROUPS\n"
         "memory.os.sysconf = lambda _: 2**40  # more physical memory than the limit\n"
         "print(memory.available_memory())",
     )
     assert (status, errors) == (0, "")
     assert int(output) == limit
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] != limit
 
 
 @pytest.mark.parametrize(
@@ -101,6 +120,18 @@ def test_control_groups_restrict_the_available_memory(tmp_path, monkeypatch, lin
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
     assert list(memory._cgroup_limits()) == found
     assert memory.available_memory() <= (10**9 if found else float("inf"))
+
+
+def test_memory_in_use_counts_towards_the_limit_of_ulimit_d(tmp_path, monkeypatch):
+    """Check that 300 MB of 1 GB are available if the process has 700 MB of data."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/statm").write_text(f"999999 1 1 1 0 {700_000_000 // page} 0\n")
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    limits = {resource.RLIMIT_DATA: 10**9, resource.RLIMIT_AS: resource.RLIM_INFINITY}
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (limits[kind], -1))
+    assert memory.available_memory() == pytest.approx(300e6, abs=page)
 
 
 def test_mapped_files_do_not_count_towards_the_limit_of_a_control_group(tmp_path, monkeypatch):
