@@ -405,13 +405,19 @@ def test_the_excitation_figure_has_exactly_one_panel_per_block():
         assert len(draw_excitation(gates, ["a", "b"]).axes) == blocks
 
 
+def test_excitation_shows_gates_outside_0_and_1():
+    gates = {"inside": np.full([2, 3], 0.5), "outside": np.array([[-0.5, 0.5, 2.0]] * 2)}
+    for panel in draw_excitation(gates, ["a", "b"]).axes:
+        assert panel.get_ylim() == (-0.5, 2)
+
+
 @pytest.mark.slow
 def test_excitation_rejects_a_network_without_se_blocks(train_on_folder, call):
     status, output, errors = call(
         "excitation", run_dir=train_on_folder("ab", "--reduction_ratio=0")
     )
     assert (status, output) == (1, "")
-    assert "has no SE blocks (reduction_ratio=0)" in errors
+    assert "has no gates: its reduction_ratio is 0, or " in errors
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import io
 import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tiny_run import arguments
 
+import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
 from senet.compat import tf
 from senet.data.datasets import Dataset, Split
@@ -78,6 +81,21 @@ def test_hyperparameters_are_shown_as_a_table(shown, trained):
     assert f"\n| run_dir | {trained} |\n" in text
 
 
+@pytest.mark.slow
+def test_the_hyperparameters_that_a_resumed_run_changed_are_shown(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=3")) == 0
+    newest = max((tmp_path / "run" / "logs").iterdir())
+    ((step, text),) = [
+        (event.step, value.tensor.string_val[0].decode())
+        for event in tf.train.summary_iterator(str(newest))
+        for value in event.summary.value
+        if value.tag == "hyperparameters"
+    ]
+    assert step == 2
+    assert "\n| total_epochs | 3 |\n" in text
+
+
 def test_gate_histograms_count_every_class_and_channel(shown):
     for stage, channels in (1, 8), (2, 16), (3, 32):
         for epoch in (1, 2):
@@ -118,14 +136,27 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
             assert found
 
 
-def test_at_most_64_augmented_images_are_shown():
+def summary_values(image_count=1, gates=None):
+    """Return the values of a summary, by tag, for black images and `gates`, {layer: gates}."""
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.array([0, 1], np.int32))
     data = Dataset("black", split, split, ["a", "b"])
-    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), {})
-    images = np.zeros([100, 32, 32, 3], np.uint8)
-    summary = epoch_summary({}, images, evaluation, data)
-    (page,) = (v for v in summary.value if v.tag == "training_images/augmented")
+    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), gates or {})
+    images = np.zeros([image_count, 32, 32, 3], np.uint8)
+    return {value.tag: value for value in epoch_summary({}, images, evaluation, data).value}
+
+
+def test_at_most_64_augmented_images_are_shown():
+    page = summary_values(image_count=100)["training_images/augmented"]
     assert page.image.height == 6 + 8 * (96 + 6)
+
+
+def test_gates_outside_0_and_1_are_counted():
+    gates = np.array([[-1.0, 0.5, 1.5], [4.0, 0.5, 0.5]])
+    histogram = summary_values(gates={"layer": gates})["gates/layer"].histo
+    assert sum(histogram.bucket) == histogram.num == 6
+    assert histogram.bucket_limit[-1] == 4
+    # 50 bins of 0.1 from -1 on; TensorBoard lists their upper limits.
+    assert [n for n, count in enumerate(histogram.bucket) if count] == [0, 15, 25, 49]
 
 
 def test_the_first_misclassified_image_is_from_the_test_set(shown, trained):

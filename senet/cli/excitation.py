@@ -22,6 +22,8 @@ def draw_excitation(gates, label_names):
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
+    lowest = min(0, *(values.min() for values in gates.values()))
+    highest = max(1, *(values.max() for values in gates.values()))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     colours = colormaps["tab10" if len(label_names) <= 10 else "viridis"]
     for (block, values), panel in zip(gates.items(), panels, strict=False):
@@ -30,7 +32,7 @@ def draw_excitation(gates, label_names):
             colour = colours(number if len(label_names) <= 10 else number / len(label_names))
             panel.plot(values[number], color=colour, linewidth=0.8, label=_literal(name))
         panel.set_title(f"{block}: {values.shape[1]} channels", fontsize=9)
-        panel.set_ylim(0, 1)
+        panel.set_ylim(lowest, highest)
         panel.grid(alpha=0.3)
     for panel in list(panels):
         panel.remove()

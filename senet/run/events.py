@@ -130,8 +130,10 @@ def _png(image):
 
 
 def _histogram(values):
-    """Return the tf.HistogramProto of an array of numbers from 0 to 1, with 50 bins."""
-    counts, edges = np.histogram(values, bins=50, range=(0, 1))
+    """Return the tf.HistogramProto of an array of numbers, with 50 bins from 0 to 1, or further if
+    there are values outside."""
+    limits = min(0, values.min()), max(1, values.max())
+    counts, edges = np.histogram(values, bins=50, range=limits)
     return tf.HistogramProto(
         min=values.min(),
         max=values.max(),
