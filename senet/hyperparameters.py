@@ -265,7 +265,10 @@ def load_fields(path, Hyperparameters):
         fields = json.loads(read_regular(path, LARGEST_FILE).decode())
         check_fields(Hyperparameters, fields)
     except HyperparameterError as error:
-        raise Failure(f"{path} does not match this script: {error}; fix the file") from None
+        raise Failure(
+            f"{path} does not match this script: {error}; use the script that trained the run, or "
+            f"fix the file"
+        ) from None
     except RecursionError:
         raise Failure(f"{path} cannot be read: it is too deeply nested; fix the file") from None
     except (OSError, ValueError) as error:

@@ -129,6 +129,10 @@ class TestInvalidCommandLines:
             (["--width=65"], "--width must be at most 64, got 65"),
             (["--rate=nan"], "--rate must be finite, got nan"),
             (["--fast=yes"], "--fast must be True or False, got 'yes'"),
+            (["--fast", "false"], "--fast must be True or False, got 'false'"),
+            (["predict", "a.png", "--fast", "0"], "--fast must be True or False, got '0'"),
+            (["predict", "a.png", "b.png", "--run_dir"], "--run_dir: expected one argument"),
+            (["publish", "folder", "--note"], "--note: expected one argument"),
             (["--run_dir=a\nb"], r"--run_dir must not contain control characters, got 'a\nb'"),
             (["evaluate", "--width=-1"], "--width must be at least 0, got -1"),
         ],
@@ -156,6 +160,14 @@ class TestInvalidCommandLines:
         assert culprit in result[2]
         assert "usage" not in result[2]
 
+    def test_the_exit_status_does_not_depend_on_who_reads_the_errors(self, monkeypatch):
+        class Closed(io.StringIO):
+            def write(self, _):
+                raise BrokenPipeError
+
+        monkeypatch.setattr(sys, "stderr", Closed())
+        assert SE_ResNeXt.main(["--padding=-1"]) == 2
+
     def test_a_long_argument_is_shortened_in_the_message(self, call):
         assert len(call("x" * 10_000)[2]) < 300
 
@@ -182,6 +194,7 @@ class TestInvalidCommandLines:
         message = f"error: --{name} must be 0 or at least 1/32, one pixel, got 0.03\n"
         assert capsys.readouterr().err == message
         SE_ResNeXt.Hyperparameters(**{name: 0.03}, image_size=34)
+        SE_ResNeXt.Hyperparameters(**{name: 1 / 49}, image_size=49)  # 1 / 49 * 49 < 1 in Python
 
 
 class TestHelp:

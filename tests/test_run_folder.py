@@ -199,15 +199,15 @@ def test_different_classes_are_reported(trained, tmp_path, capfd, names):
 
 
 @pytest.mark.slow
-def test_a_renamed_script_prints_its_own_name(tmp_path, capfd):
+def test_a_renamed_script_prints_a_command_that_a_shell_accepts(tmp_path, capfd):
     specification = importlib.util.spec_from_file_location(
         "my_net", shutil.copy(SE_ResNeXt.__file__, tmp_path / "my_net.py")
     )
     sys.modules["my_net"] = my_net = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(my_net)
-    assert my_net.main(arguments(tmp_path, "run", "--total_epochs=1")) == 0
+    assert my_net.main(arguments(tmp_path, "a run", "--total_epochs=1")) == 0
     last = capfd.readouterr().out.splitlines()[-1]
-    assert last == f"next: python my_net.py evaluate --run_dir={tmp_path}/run"
+    assert last == f"next: python my_net.py evaluate --run_dir='{tmp_path}/a run'"
 
 
 class Terminal(io.StringIO):

@@ -4,6 +4,7 @@ status."""
 import argparse
 import ast
 import collections
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -11,6 +12,7 @@ import io
 import itertools
 import pathlib
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -27,6 +29,8 @@ CHECKPOINT = (
     "--checkpoint",
     {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
 )
+# Words that are taken for the value of a flag, although only True and False are allowed.
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 JSON = ("[--json]", "--json", {"action": "store_true", "help": "print one JSON object per image"})
 NOTE = (
     "[--note=TEXT]",
@@ -86,7 +90,7 @@ def run_command(train, network, Hyperparameters, argv=None):
     except Failure as error:
         return _fail(1, error)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        _print_error(stopped)
         return stopped.exit_status
     except BrokenPipeError:  # such as `| head`; Python flushes again at exit
         discard_output(1)
@@ -122,15 +126,21 @@ def _run(train, network, Hyperparameters, argv):
 
 
 def _fail(status, message):
-    print(f"error: {printable(message)}", file=sys.stderr)
+    _print_error(f"error: {printable(message)}")
     return status
+
+
+def _print_error(line):
+    """Print a line to standard error, even if its reader, such as `tee`, has ended."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fields_of_run(run_dir, Hyperparameters):
     path = pathlib.Path(run_dir) / "hyperparameters.json"
     if not path.exists():
         shipped = _shipped(Hyperparameters)
-        example = f", such as --run_dir={shipped}" if shipped else ""
+        example = f", such as --run_dir={shlex.quote(str(shipped))}" if shipped else ""
         raise Failure(
             f"no run in {run_dir}; train first, or use the --run_dir of an existing run{example}"
         )
@@ -185,7 +195,8 @@ def _sorted_words(words, flags, valueless):
     """Return three lists: the command (empty if there is none), the options, as --name=value, and
     the positional arguments. They are separated because argparse requires positional arguments to
     be adjacent, which they are not in `predict a.png --json b.png`. Options in `flags` may omit
-    their value; those in `valueless` have none."""
+    their value; those in `valueless` have none. Raises HyperparameterError if another option has no
+    value."""
     options, others = [], []
     rest = collections.deque(words)
     while rest:
@@ -195,10 +206,10 @@ def _sorted_words(words, flags, valueless):
             others.append(word)
         elif "=" in word or word in valueless:
             options.append(word)
-        elif word in flags and following not in ("True", "False"):  # `--xla evaluate`
+        elif word in flags and following.lower() not in BOOLEANS:  # `--xla evaluate`
             options.append(f"{word}=True")
         elif following.startswith("--"):
-            options.append(word)  # argparse reports the missing value
+            raise HyperparameterError(f"{word}: expected one argument; see --help")
         else:
             options.append(f"{word}={rest.popleft()}")
     return others[:1], options, others[1:]

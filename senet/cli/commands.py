@@ -8,6 +8,7 @@ import contextlib
 import json as json_format
 import os
 import pathlib
+import shlex
 import sys
 import tempfile
 
@@ -187,7 +188,7 @@ def export(network, hyperparameters, folder, checkpoint=""):
             f"{hyperparameters.image_size}x{hyperparameters.image_size} pixels into {len(names)} "
             f"classes"
         )
-        print(f"next: saved_model_cli show --all --dir {folder}")
+        print(f"next: saved_model_cli show --all --dir {shlex.quote(str(folder))}")
 
 
 def excitation(network, hyperparameters, checkpoint=""):
@@ -200,8 +201,8 @@ def excitation(network, hyperparameters, checkpoint=""):
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
             raise Failure(
-                f"{trained.checkpoint} has no SE blocks (reduction_ratio=0); use the --run_dir "
-                f"of a network with SE blocks"
+                f"{trained.checkpoint} has no gates: its reduction_ratio is 0, or its layers add "
+                f"no Gate to GATES; use the --run_dir of a network with gates"
             )
         evaluation, data = evaluate_trained(trained)
         print(f"checkpoint: {trained.checkpoint}")

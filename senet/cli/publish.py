@@ -138,7 +138,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     print(f"checkpoint: {trained.checkpoint}")
     print(result_line(evaluation))
     print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
-    print(f"next: python {_script(network)} predict IMAGE... --run_dir={target}")
+    run_dir = shlex.quote(str(target))
+    print(f"next: python {_script(network)} predict IMAGE... --run_dir={run_dir}")
 
 
 def _check_unchanged(hyperparameters, recorded):

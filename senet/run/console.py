@@ -1,5 +1,6 @@
 """The console output of a run."""
 
+import shlex
 import time
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ def start_lines(network, data, strategy, hyperparameters, state):
         f"device: {describe_devices(strategy)}, "
         f"{describe_precision(hyperparameters.mixed_precision)}\n"
         f"run: {hyperparameters.run_dir} ({state})\n"
-        f"monitor: tensorboard --logdir {hyperparameters.run_dir}"
+        f"monitor: tensorboard --logdir {shlex.quote(hyperparameters.run_dir)}"
     )
 
 
@@ -58,6 +59,6 @@ def progress_bar(text, images, done, visible):
         unit=" images",
         leave=False,
         disable=None if visible else True,
-        ncols=100,
+        dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}",
     )

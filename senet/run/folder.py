@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 
 import filelock
 
@@ -67,8 +68,8 @@ class RunFolder:
         if is_published(self.model):
             raise Failure(
                 f"{self.path} is a published network and has no optimizer state to resume from; "
-                f"use --initial_checkpoint={self.path} and another --run_dir to start from its "
-                f"weights"
+                f"use --initial_checkpoint={shlex.quote(str(self.path))} and another --run_dir to "
+                f"start from its weights"
             )
 
     def _take_lock(self):

@@ -125,7 +125,9 @@ class Run:
         if not resumed:
             self.events.write(graph_def=graph.SerializeToString())
             self.events.write(summary=chart_layout())
-            self.events.write(summary=hyperparameter_page(self.network, self.hyperparameters))
+        # A resumed run may change some.
+        page = hyperparameter_page(self.network, self.hyperparameters)
+        self.events.write(step=self.epochs_done, summary=page)
 
     def _load_weights(self, test_outputs):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
@@ -277,7 +279,8 @@ class Run:
         if best := self.folder.best_epoch():
             step = best * self.epoch_steps
             say(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
-        say(f"next: python {self._script()} evaluate --run_dir={self.folder.path}")
+        run_dir = shlex.quote(str(self.folder.path))
+        say(f"next: python {self._script()} evaluate --run_dir={run_dir}")
 
 
 def _source_code(network):
