@@ -32,7 +32,8 @@ class Network:
             statistics = [channels, channels, encode_json(label_names)]
             inputs = inputs_with(8, Statistics(*statistics))
             for name, shape in shapes.items():
-                tf.get_variable(name, initializer=tf.fill(shape, value))
+                frozen = name.startswith("frozen")
+                tf.get_variable(name, initializer=tf.fill(shape, value), trainable=not frozen)
             network = tf.global_variables()[-len(shapes) :]
             self.outputs = [inputs.normalised, *map(tf.identity, network)]
             # Has the same name and shape in both graphs, but is not part of the network.
@@ -120,6 +121,13 @@ def test_a_network_without_matching_variables_is_rejected(saved, shapes):
     assert str(caught.value).endswith(
         "from the same script with the same architecture hyperparameters"
     )
+
+
+def test_a_network_of_which_only_frozen_variables_match_is_rejected(tmp_path):
+    shapes = {"frozen/weights": [3, 4], "block/weights": [4, 4]}
+    saved = Network(shapes, 7.0, ANIMALS).save(tmp_path, 30)
+    with pytest.raises(Failure, match="does not match the network"):
+        Network(shapes | {"block/weights": [4, 5]}, 1.0, ANIMALS).load(saved)
 
 
 def test_different_classes_require_a_layer_named_classifier(saved):

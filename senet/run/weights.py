@@ -25,7 +25,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     `initial_checkpoint` is the folder of a run, to load its newest checkpoint, or the path of a
     checkpoint. Return a line that says what was loaded and what was not, and the contents of the
     checkpoint's index file in hexadecimal, which include a checksum of each value. Raises Failure
-    if nothing matches or the checkpoint cannot be read."""
+    if the checkpoint cannot be read, or if no trainable variable before the classifier matches."""
     path = _find(initial_checkpoint)
     with readable(path, OPTION):
         reader = verified_reader(path)
@@ -45,7 +45,9 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     matching = {name for name, shape in wanted.items() if saved.get(name) == shape}
     if not (same_classes and classifier <= matching):
         matching -= classifier
-    if not matching - classifier:
+    # Frozen variables, such as the filters of a whitening stem, match even in a different network.
+    trained = {variable.op.name for variable in tf.trainable_variables()}
+    if not matching & trained - classifier:
         raise Failure(
             f"{path} does not match the network: it has {shortened(sorted(saved))}, but the "
             f"network has {shortened(sorted(wanted))}; use an {OPTION} from the same script with "
