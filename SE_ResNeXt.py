@@ -50,8 +50,8 @@ class Hyperparameters(RunHyperparameters):
     depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels per path in the first stage
     blocks: Annotated[int, Interval(ge=1, le=32)] = 3  # blocks per stage; there are three stages
     bottleneck: bool = True  # False: two 3x3 convolutions per block, without groups
-    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # conv or whitening (frozen filters)
-    downsampling: Annotated[str, one_of(*WHITENING_STEM)] = "stride"  # by stride or by max_pool
+    stem: Annotated[str, one_of("conv", "whitening")] = "conv"  # whitening: frozen filters
+    downsampling: Annotated[str, one_of(*WHITENING_STEM)] = "stride"  # by stride or max pooling
     reduction_ratio: Annotated[int, Interval(ge=0, le=4096)] = 16  # in SE blocks; 0: no SE blocks
     padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
 
@@ -62,7 +62,7 @@ class Hyperparameters(RunHyperparameters):
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
-    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # fill: zeros or reflect
+    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # content of the gap
     cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # zeroed square (fraction of side)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run

@@ -28,11 +28,12 @@ class Rule(NamedTuple):
 
     words: str
     is_met: Callable[[Any], bool]
+    choices: tuple = ()  # the allowed values, if the rule lists them
 
 
 def one_of(*choices):
     """Return the constraint that a value must be one of `choices`."""
-    return Rule(f"be one of {', '.join(map(str, choices))}", choices.__contains__)
+    return Rule(f"be one of {', '.join(map(str, choices))}", choices.__contains__, choices)
 
 
 def _are_devices(text):
@@ -213,6 +214,12 @@ def parse_field(Hyperparameters, name, text):
         value = text
     check_field(Hyperparameters, name, value)
     return value
+
+
+def choices(Hyperparameters, name):
+    """Return the values that a field declared with `one_of` allows, () for other fields."""
+    _, metadata = _declared(Hyperparameters)[name]
+    return tuple(c for item in metadata if isinstance(item, Rule) for c in item.choices)
 
 
 def _marked(Hyperparameters, marker):

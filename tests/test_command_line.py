@@ -21,7 +21,7 @@ from senet.cli.command_line import COMMANDS, parse, run_command
 from senet.compat import tf
 from senet.data.datasets import LOADERS
 from senet.devices import visible_gpus
-from senet.hyperparameters import RunHyperparameters
+from senet.hyperparameters import RunHyperparameters, one_of
 from senet.run.signals import Stopped
 
 
@@ -31,6 +31,7 @@ class Settings(RunHyperparameters):
     width: Annotated[int, Interval(ge=0, le=64)] = 8  # 50 % of the "#" channels
     rate: float = 0.5
     fast: bool = False  # skip nothing
+    kind: Annotated[str, one_of("plain", "wide")] = "plain"  # of network
 
 
 @pytest.fixture
@@ -204,6 +205,7 @@ class TestHelp:
         text = " ".join(output.split())
         assert '--width VALUE 50 % of the "#" channels (default: 8)' in text
         assert "--rate VALUE (default: 0.5)" in text
+        assert "--kind VALUE of network (plain, wide; default: plain)" in text
         assert "--data_dir VALUE " in text
         assert output.index("network:") < output.index("--width") < output.index("--run_dir")
         for command in "train", "evaluate", "predict", "export", "publish", "excitation":

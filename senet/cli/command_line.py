@@ -21,7 +21,7 @@ from senet.cli import commands
 from senet.cli.publish import publish
 from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line, printable
-from senet.hyperparameters import load_fields, parse_field, shown
+from senet.hyperparameters import choices, load_fields, parse_field, shown
 from senet.run.signals import Stopped
 
 CHECKPOINT = (
@@ -247,7 +247,9 @@ def _parser(Hyperparameters):
         if heading not in groups:
             groups[heading] = fields.add_argument_group(heading)
         default = getattr(Hyperparameters, name)
-        text = f"{comment} (default: {'none' if default == '' else default})"
+        allowed = ", ".join(choices(Hyperparameters, name))
+        default = f"default: {'none' if default == '' else default}"
+        text = f"{comment} ({'; '.join(filter(None, [allowed, default]))})"
         text = text.strip().replace("%", "%%")
         groups[heading].add_argument(f"--{name}", dest=f"--{name}", metavar="VALUE", help=text)
 
