@@ -312,8 +312,8 @@ def matrix_peak(hyperparameters, side=4096):
 
 def convolution_limit(script, hyperparameters):
     """Return the seconds and the floating-point operations of all convolutions of a step, including
-    the gradients of their inputs and filters. Each is timed alone, in the faster of TensorFlow's
-    implementation and ours. A frozen stem is not included, since it has no gradients."""
+    the gradients of their inputs (except the images) and filters. Each is timed alone, in the
+    faster of TensorFlow's implementation and ours. A frozen stem is not included."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
@@ -346,8 +346,11 @@ def convolution_limit(script, hyperparameters):
                     form, [batch, *size], weights, dtype, stride, padding, groups, flops := []
                 )
             best = list(map(min, best, times))
-        seconds += count * sum(best)
-        flop += count * 3 * flops[0]
+        forward, input_gradient, filter_gradient = best
+        if size[-1] == 3:  # the images have no gradient
+            input_gradient = 0
+        seconds += count * (forward + input_gradient + filter_gradient)
+        flop += count * (3 if input_gradient else 2) * flops[0]
     micro_batches = hyperparameters.batch_size / batch
     seconds, flop = seconds * micro_batches, flop * micro_batches
     return {"seconds": seconds, "flop": flop, "batch": hyperparameters.batch_size}
