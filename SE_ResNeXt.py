@@ -62,7 +62,7 @@ class Hyperparameters(RunHyperparameters):
     schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
     max_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125  # largest shift (fraction of side)
-    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # content of the gap
+    shift_padding: Annotated[str, one_of(*SHIFT_PADDINGS)] = "zeros"  # beyond the edges
     cutout: Annotated[float, Interval(ge=0, le=1)] = 0.0  # zeroed square (fraction of side)
     batch_size: Annotated[int, Interval(ge=1, le=2**20)] = 128  # images per step
     total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run

@@ -32,6 +32,7 @@ class Settings(RunHyperparameters):
     rate: float = 0.5
     fast: bool = False  # skip nothing
     kind: Annotated[str, one_of("plain", "wide")] = "plain"  # of network
+    layers: Annotated[int, one_of(29, 50)] = 29
 
 
 @pytest.fixture
@@ -132,8 +133,8 @@ class TestInvalidCommandLines:
             (["--fast=yes"], "--fast must be True or False, got 'yes'"),
             (["--fast", "false"], "--fast must be True or False, got 'false'"),
             (["predict", "a.png", "--fast", "0"], "--fast must be True or False, got '0'"),
-            (["predict", "a.png", "b.png", "--run_dir"], "--run_dir: expected one argument"),
-            (["publish", "folder", "--note"], "--note: expected one argument"),
+            (["predict", "a.png", "b.png", "--run_dir"], "--run_dir must have a value"),
+            (["publish", "folder", "--note"], "--note must have a value"),
             (["--run_dir=a\nb"], r"--run_dir must not contain control characters, got 'a\nb'"),
             (["evaluate", "--width=-1"], "--width must be at least 0, got -1"),
         ],
@@ -206,6 +207,7 @@ class TestHelp:
         assert '--width VALUE 50 % of the "#" channels (default: 8)' in text
         assert "--rate VALUE (default: 0.5)" in text
         assert "--kind VALUE of network (plain, wide; default: plain)" in text
+        assert "--layers VALUE (29, 50; default: 29)" in text
         assert "--data_dir VALUE " in text
         assert output.index("network:") < output.index("--width") < output.index("--run_dir")
         for command in "train", "evaluate", "predict", "export", "publish", "excitation":

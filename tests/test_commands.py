@@ -406,7 +406,7 @@ def test_the_excitation_figure_has_exactly_one_panel_per_block():
 
 
 def test_excitation_shows_gates_outside_0_and_1():
-    gates = {"inside": np.full([2, 3], 0.5), "outside": np.array([[-0.5, 0.5, 2.0]] * 2)}
+    gates = {"inside": np.full([2, 3], 0.5), "outside": np.array([[-0.5, np.inf, 2.0]] * 2)}
     for panel in draw_excitation(gates, ["a", "b"]).axes:
         assert panel.get_ylim() == (-0.5, 2)
 

@@ -215,3 +215,26 @@ def test_a_loader_that_returns_other_arrays_is_rejected(
     with pytest.raises(Failure, match=re.escape(message)) as failure:
         load_dataset("mine", "data", image_size=8)
     assert str(failure.value).startswith("mine: ")
+
+
+def test_images_of_a_loader_must_all_have_the_same_side(monkeypatch):
+    monkeypatch.setitem(
+        LOADERS, "mine", lambda data_dir: (IMAGES, LABELS, IMAGES[:, :6, :6], LABELS, list("abcd"))
+    )
+    with pytest.raises(Failure, match="must have the same side, got 8 and 6"):
+        load_dataset("mine", "data", image_size=8)
+
+
+def test_labels_of_a_loader_become_int32(monkeypatch):
+    """Check labels for which other code would overflow (uint8), fail (strided) or both."""
+    table = np.stack([LABELS, LABELS], axis=1)
+    monkeypatch.setitem(
+        LOADERS,
+        "mine",
+        lambda data_dir: (IMAGES, LABELS.astype(np.uint8), IMAGES, table[:, 0], list("abcd")),
+    )
+    data = load_dataset("mine", "data", image_size=8)
+    for split in data.train, data.test:
+        assert split.labels.dtype == np.int32
+        assert split.labels.tolist() == [0, 1, 2, 3]
+    assert len(data.checksums()) == 2

@@ -3,6 +3,7 @@ import fcntl
 import io
 import os
 import re
+import select
 import signal
 import struct
 import sys
@@ -109,6 +110,7 @@ def test_the_progress_bar_fits_into_the_terminal(monkeypatch, columns):
             bar.refresh()
         output = b""
         while b" 50% |" not in output:
+            assert select.select([reader], [], [], 10)[0]
             output += os.read(reader, 1000)
     os.close(reader)
     assert max(len(frame) for frame in output.decode().split("\r")) <= columns

@@ -130,6 +130,13 @@ def test_a_network_of_which_only_frozen_variables_match_is_rejected(tmp_path):
         Network(shapes | {"block/weights": [4, 5]}, 1.0, ANIMALS).load(saved)
 
 
+def test_only_the_classifier_of_a_frozen_network_can_be_trained(tmp_path):
+    shapes = {"frozen/weights": [3, 4], "classifier/weights": [4, 2]}
+    saved = Network(shapes, 7.0, ANIMALS).save(tmp_path, 30)
+    _, values = Network(shapes, 1.0, ["a", "b"]).load(saved)
+    assert loaded_names(values) == {"frozen/weights"}
+
+
 def test_different_classes_require_a_layer_named_classifier(saved):
     shapes = {"stem/weights": [3, 4], "head/weights": [4, 2]}
     with pytest.raises(Failure, match="the classes of .* differ from .* 'classifier'"):

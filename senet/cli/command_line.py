@@ -29,7 +29,7 @@ CHECKPOINT = (
     "--checkpoint",
     {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
 )
-# Words that are taken for the value of a flag, although only True and False are allowed.
+# Words after a flag that are read as its value; all but True and False are then rejected.
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 JSON = ("[--json]", "--json", {"action": "store_true", "help": "print one JSON object per image"})
 NOTE = (
@@ -209,7 +209,7 @@ def _sorted_words(words, flags, valueless):
         elif word in flags and following.lower() not in BOOLEANS:  # `--xla evaluate`
             options.append(f"{word}=True")
         elif following.startswith("--"):
-            raise HyperparameterError(f"{word}: expected one argument; see --help")
+            raise HyperparameterError(f"{word} must have a value; see --help")
         else:
             options.append(f"{word}={rest.popleft()}")
     return others[:1], options, others[1:]
@@ -247,7 +247,7 @@ def _parser(Hyperparameters):
         if heading not in groups:
             groups[heading] = fields.add_argument_group(heading)
         default = getattr(Hyperparameters, name)
-        allowed = ", ".join(choices(Hyperparameters, name))
+        allowed = ", ".join(map(str, choices(Hyperparameters, name)))
         default = f"default: {'none' if default == '' else default}"
         text = f"{comment} ({'; '.join(filter(None, [allowed, default]))})"
         text = text.strip().replace("%", "%%")

@@ -4,6 +4,7 @@ network in the section on the role of excitation."""
 import math
 import warnings
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -22,8 +23,7 @@ def draw_excitation(gates, label_names):
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
-    lowest = min(0, *(values.min() for values in gates.values()))
-    highest = max(1, *(values.max() for values in gates.values()))
+    finite = np.concatenate([values[np.isfinite(values)] for values in gates.values()])
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     colours = colormaps["tab10" if len(label_names) <= 10 else "viridis"]
     for (block, values), panel in zip(gates.items(), panels, strict=False):
@@ -32,7 +32,7 @@ def draw_excitation(gates, label_names):
             colour = colours(number if len(label_names) <= 10 else number / len(label_names))
             panel.plot(values[number], color=colour, linewidth=0.8, label=_literal(name))
         panel.set_title(f"{block}: {values.shape[1]} channels", fontsize=9)
-        panel.set_ylim(lowest, highest)
+        panel.set_ylim(finite.min(initial=0), finite.max(initial=1))
         panel.grid(alpha=0.3)
     for panel in list(panels):
         panel.remove()

@@ -68,42 +68,49 @@ def load_dataset(name, data_dir, image_size=32):
     whose images, in train/<class>/ and test/<class>/, are resized to `image_size` and cached in
     `data_dir`.
 
-    Raises Failure if the images cannot be loaded or the arrays are not as LOADERS requires, and
-    HyperparameterError if there is no such data
-    set or if it does not allow `image_size`."""
-    if name not in LOADERS:
-        if not _has_splits(name):
-            raise HyperparameterError(
-                f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
-                f"and test/<class>/, got {shortened([name])}"
-            )
-        with signals_as_exceptions():
-            *arrays, label_names, sums = load_folder(name, data_dir, image_size)
-    else:
+    Raises Failure if the images cannot be loaded or are not as LOADERS requires, and
+    HyperparameterError if there is no such data set or if it does not allow `image_size`."""
+    if name in LOADERS:
         with signals_as_exceptions():
             *arrays, label_names = LOADERS[name](data_dir)
-        for images, labels in arrays[:2], arrays[2:]:
-            _check_arrays(name, images, labels, label_names)
-        sums, side = (None, None), arrays[0].shape[1]
+        train, test = (
+            _checked_split(name, images, labels, label_names)
+            for images, labels in (arrays[:2], arrays[2:])
+        )
+        side, test_side = train.images.shape[1], test.images.shape[1]
+        if side != test_side:
+            raise Failure(
+                f"{name}: training and test images must have the same side, got {side} and "
+                f"{test_side}"
+            )
         if side != image_size:
             raise HyperparameterError(
                 f"--image_size must be {side} for --dataset={name}, got {image_size}; only images "
                 f"in a folder are resized, so use --padding to enlarge the network's input"
             )
+        return Dataset(name, train, test, label_names)
+    if not _has_splits(name):
+        raise HyperparameterError(
+            f"--dataset must be {', '.join(LOADERS)} or a folder with images in train/<class>/ "
+            f"and test/<class>/, got {shortened([name])}"
+        )
+    with signals_as_exceptions():
+        *arrays, label_names, sums = load_folder(name, data_dir, image_size)
     train_images, train_labels, test_images, test_labels = arrays
     train = Split(train_images, train_labels, sums[0])
     test = Split(test_images, test_labels, sums[1])
     return Dataset(name, train, test, label_names)
 
 
-def _check_arrays(name, images, labels, label_names):
-    """Raise Failure unless a split's images and labels and the names of the classes are of the
-    kinds that LOADERS requires."""
+def _checked_split(name, images, labels, label_names):
+    """Return a Split. Raises Failure unless the images, labels and names of the classes are as
+    LOADERS requires."""
+    images, labels = np.asarray(images), np.asarray(labels)
     got = f"got {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
-    count, sides, channels = len(images), set(images.shape[1:3]), images.shape[3:]
-    if not (images.dtype == np.uint8 and count and len(sides) == 1 and channels == (3,)):
+    sides, channels = set(images.shape[1:3]), images.shape[3:]
+    if not (images.dtype == np.uint8 and images.size and len(sides) == 1 and channels == (3,)):
         raise Failure(f"{name}: images must be uint8 [N, side, side, 3], {got}")
-    if not (labels.dtype.kind in "iu" and labels.shape == (count,)):
+    if not (labels.dtype.kind in "iu" and labels.shape == (len(images),)):
         raise Failure(f"{name}: labels must be integers [N], one per image, {got}")
     if not (isinstance(label_names, list) and all(type(label) is str for label in label_names)):
         raise Failure(f"{name}: label names must be a list of str, got {shown(label_names)}")
@@ -112,6 +119,7 @@ def _check_arrays(name, images, labels, label_names):
             f"{name}: labels must be from 0 to {len(label_names) - 1}, got {labels.min()} to "
             f"{labels.max()}"
         )
+    return Split(images, np.ascontiguousarray(labels, np.int32))
 
 
 def _has_splits(folder):

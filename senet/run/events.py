@@ -132,7 +132,8 @@ def _png(image):
 def _histogram(values):
     """Return the tf.HistogramProto of an array of numbers, with 50 bins from 0 to 1, or further if
     there are values outside."""
-    limits = min(0, values.min()), max(1, values.max())
+    finite = values[np.isfinite(values)]
+    limits = finite.min(initial=0), finite.max(initial=1)
     counts, edges = np.histogram(values, bins=50, range=limits)
     return tf.HistogramProto(
         min=values.min(),

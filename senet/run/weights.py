@@ -45,9 +45,11 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     matching = {name for name, shape in wanted.items() if saved.get(name) == shape}
     if not (same_classes and classifier <= matching):
         matching -= classifier
-    # Frozen variables, such as the filters of a whitening stem, match even in a different network.
-    trained = {variable.op.name for variable in tf.trainable_variables()}
-    if not matching & trained - classifier:
+    # The frozen filters of a whitening stem match even in a different network. They count only if
+    # all variables before the classifier are frozen.
+    body = wanted.keys() - classifier
+    trained = body & {variable.op.name for variable in tf.trainable_variables()}
+    if not matching & (trained or body):
         raise Failure(
             f"{path} does not match the network: it has {shortened(sorted(saved))}, but the "
             f"network has {shortened(sorted(wanted))}; use an {OPTION} from the same script with "
