@@ -1,9 +1,12 @@
+import io
 import json
 import os
 import resource
 import shutil
 import signal
+import sys
 import threading
+import time
 from typing import NamedTuple
 
 import filelock
@@ -220,9 +223,7 @@ def test_a_broken_image_leaves_no_cache(folder, data_dir):
     check_images(load_dataset(str(folder), data_dir))
 
 
-def test_when_two_loads_overlap_one_decodes_and_the_other_waits(
-    folder, data_dir, monkeypatch, capsys
-):
+def test_when_two_loads_overlap_one_decodes_and_the_other_waits(folder, data_dir, monkeypatch):
     reading, proceed, paths = threading.Event(), threading.Event(), []
     read_image = image_files.read_image
 
@@ -233,6 +234,9 @@ def test_when_two_loads_overlap_one_decodes_and_the_other_waits(
         return read_image(path, side)
 
     monkeypatch.setattr(image_files, "read_image", read)
+    # Not capsys: its readouterr() loses what another thread writes while it reads.
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
     loaded = []
     one, other = (
         threading.Thread(target=lambda: loaded.append(load_dataset(str(folder), data_dir)))
@@ -241,10 +245,9 @@ def test_when_two_loads_overlap_one_decodes_and_the_other_waits(
     one.start()
     assert reading.wait(60)
     other.start()
-    output = ""
-    while "waiting for another process to write" not in output:
+    while "waiting for another process to write" not in output.getvalue():
         assert other.is_alive()
-        output += capsys.readouterr().out
+        time.sleep(0.01)
     assert loaded == []
     proceed.set()
     for thread in one, other:
