@@ -26,7 +26,16 @@ def pytest_xdist_auto_num_workers(config):
 
 
 # The files that take longest; starting with them keeps all worker processes busy until the end.
-LONGEST = ["test_cluster.py", "test_faults.py", "test_run.py", "test_scripts.py", "test_style.py"]
+LONGEST = [
+    "test_cluster.py",
+    "test_faults.py",
+    "test_scripts.py",
+    "test_workers.py",
+    "test_gpu.py",
+    "test_run.py",
+    "test_commands.py",
+    "test_style.py",
+]
 
 
 def pytest_collection_modifyitems(items):
