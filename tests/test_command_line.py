@@ -22,7 +22,7 @@ from senet.compat import tf
 from senet.data.datasets import LOADERS
 from senet.devices import visible_gpus
 from senet.hyperparameters import RunHyperparameters, one_of
-from senet.run.signals import Stopped
+from senet.signals import Stopped
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from senet.data.datasets import (
 )
 from senet.data.shapes import OUTLINES, load_shapes
 from senet.errors import Failure, HyperparameterError
-from senet.run.signals import Stopped
+from senet.signals import Stopped
 
 
 @pytest.fixture

@@ -304,7 +304,7 @@ class TestProcesses:
     def test_a_second_signal_ends_the_process_at_once(self, numbers, status):
         code = (
             "import signal, time\n"
-            "from senet.run.signals import StopSignals\n"
+            "from senet.signals import StopSignals\n"
             "with StopSignals() as stop:\n"
             "    print('ready', flush=True)\n"
             "    while not stop.received: time.sleep(0.001)\n"

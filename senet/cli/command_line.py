@@ -22,7 +22,7 @@ from senet.cli.publish import publish
 from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line, printable
 from senet.hyperparameters import choices, load_fields, parse_field, shown
-from senet.run.signals import Stopped
+from senet.signals import Stopped
 
 CHECKPOINT = (
     "[--checkpoint=NAME]",

@@ -23,8 +23,8 @@ from senet.evaluation import evaluate as evaluate_batches
 from senet.files import replacing
 from senet.hyperparameters import check_path
 from senet.run.pages import confusion_page
-from senet.run.signals import signals_as_exceptions
 from senet.run.trained import TrainedNetwork
+from senet.signals import signals_as_exceptions
 
 TOP = 3  # classes printed per image
 PREDICT_BATCH = 64  # images

@@ -13,7 +13,7 @@ from senet.data.image_sums import ImageSums, sum_images
 from senet.data.shapes import load_shapes
 from senet.errors import Failure, HyperparameterError, shortened
 from senet.hyperparameters import shown
-from senet.run.signals import signals_as_exceptions
+from senet.signals import signals_as_exceptions
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
 # label names): images are uint8 [N, side, side, 3], all with the same side, labels are integers [N]

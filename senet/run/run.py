@@ -22,8 +22,8 @@ from senet.run.cluster import Cluster
 from senet.run.console import long_run_note, progress_bar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
-from senet.run.signals import Stopped, StopSignals
 from senet.run.weights import load_weights
+from senet.signals import Stopped, StopSignals
 
 
 class Run:
