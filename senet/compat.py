@@ -77,12 +77,19 @@ def discard_output(*descriptors):
     os.close(null)
 
 
+def _buffer():
+    """Return a temporary file, in memory if possible: no folder may be writable."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("standard error"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 @contextlib.contextmanager
 def without_chatter(chatter=CHATTER):
     """Capture the standard error of the process, including that of C++ code, inside the block. At
     its end, print the captured lines that do not match `chatter`."""
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as buffer:
+    with _buffer() as buffer:
         standard_error = os.dup(2)
         os.dup2(buffer.fileno(), 2)
         try:

@@ -47,11 +47,23 @@ def read_regular(path, largest):
 @contextlib.contextmanager
 def replacing(path):
     """Yield the path of a temporary file and rename it to `path` at the end of the block, so that
-    `path` is either unchanged or complete. A link at `path` is replaced, not followed."""
+    `path` is either unchanged or complete, even after a power failure. A link at `path` is
+    replaced, not followed."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)  # left by a process that was killed, or a link
     yield temporary
+    flush(temporary)
     temporary.replace(path)
+    flush(path.parent)
+
+
+def flush(path):
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_regular(status):

@@ -232,6 +232,24 @@ def test_saving_a_figure_replaces_a_symbolic_link_instead_of_following_it(call, 
             assert (tmp_path / place).read_text() == "precious"
 
 
+def test_evaluate_warns_and_excitation_fails_if_their_figure_cannot_be_written(
+    call, trained, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*.png"))
+    for name in "confusion_matrix.png", "excitation.png":
+        (run / name / "in the way").mkdir(parents=True)
+    status, output, errors = call("evaluate", run_dir=run)
+    assert status == 0
+    assert "test_acc: " in output
+    assert errors == f"warning: cannot write {run}/confusion_matrix.png: Is a directory\n"
+    status, output, errors = call("excitation", run_dir=run)
+    assert status == 1
+    assert "stage1/block1/SE" in output
+    assert errors.startswith(f"error: cannot write {run}/excitation.png: Is a directory; fix")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path):
     save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
@@ -286,6 +304,14 @@ def test_predict_writes_nothing_and_evaluate_only_a_figure(call, trained, files)
     assert {p.name for p in contents().items() ^ before.items() for p in p[:1]} <= {
         "confusion_matrix.png"
     }
+
+
+def test_a_save_in_progress_gives_no_warning(call, trained, tmp_path, files):
+    shutil.copytree(trained, tmp_path / "run")
+    # A save moves its data into place before its index.
+    (tmp_path / "run" / "model" / "model.ckpt-30.data-00000-of-00001").write_bytes(b"complete")
+    status, _, errors = call("predict", files[0], run_dir=tmp_path / "run")
+    assert (status, errors) == (0, "")
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(call, trained, tmp_path):

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from senet.errors import Failure, HyperparameterError, printable, shortened
-from senet.files import open_regular, read_regular
+from senet.files import open_regular, read_regular, replacing
 
 
 def test_a_regular_file_is_read(tmp_path):
@@ -57,6 +57,20 @@ def test_a_file_of_unknown_size_must_not_exceed_the_limit():
     # Files in /proc report size 0, whatever they contain.
     with pytest.raises(OSError, match="more than the 10 allowed"):
         read_regular("/proc/self/status", 10)
+
+
+def test_a_replaced_file_is_on_the_disk_before_its_name_and_then_the_name(tmp_path, monkeypatch):
+    """Record what is flushed to the disk, and which content the file has at that time."""
+    path, flushed = tmp_path / "file", []
+    path.write_text("old")
+
+    def fsync(descriptor):
+        flushed.append((os.path.realpath(f"/proc/self/fd/{descriptor}"), path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert flushed == [(str(temporary), "old"), (str(tmp_path), "new")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -103,6 +104,39 @@ def test_the_transparent_value_of_a_16_bit_image_becomes_white(tmp_path):
     shown = read_image(path, 32)
     assert (shown[:16] == 200).all()
     assert (shown[16:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "bits, rows, colour, opaque",
+    [
+        (1, ["c0", "00"], (1,), (0, 0, 0)),
+        (2, ["50", "a0"], (1,), (170, 170, 170)),  # 1 and 2 of 3
+        (4, ["11", "22"], (1,), (34, 34, 34)),  # 1 and 2 of 15
+        (8, ["0101", "0202"], (1,), (2, 2, 2)),
+        (16, ["2801 0003 5a05" * 2, "3201 0003 5a05" * 2], (0x2801, 3, 0x5A05), (50, 0, 90)),
+    ],
+)
+def test_the_transparent_colour_of_a_png_becomes_white_at_any_depth(
+    tmp_path, bits, rows, colour, opaque
+):
+    """Write two rows of two pixels, in grey or RGB, the first row in the transparent colour."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    colour_type = 0 if len(colour) == 1 else 2
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, bits, colour_type, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(f">{len(colour)}H", *colour))
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes.fromhex(row) for row in rows)))
+        + chunk(b"IEND", b"")
+    )
+    expected = [[(255, 255, 255)] * 2, [opaque] * 2]
+    np.testing.assert_array_equal(read_image(path, 2), expected)
 
 
 def write_grey_tiff(path, bits, white_is_zero, data):

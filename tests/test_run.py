@@ -18,6 +18,7 @@ from tiny_run import arguments, command
 
 from SE_ResNeXt import Hyperparameters, main
 from senet.compat import tf
+from senet.data.inputs import Inputs
 from senet.devices import session_config
 from senet.run.console import progress_bar
 
@@ -128,6 +129,22 @@ def test_a_run_that_takes_days_without_a_gpu_starts_with_a_note(tmp_path):
         "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
         f"--data_dir={tmp_path}/data --run_dir=runs/small\n"
     )
+
+
+@pytest.mark.slow
+def test_estimating_the_duration_of_a_run_needs_no_more_images_at_once_than_a_step(
+    tmp_path, monkeypatch
+):
+    sizes, feed = [], Inputs.feed
+
+    def recording(inputs, batch):
+        sizes.append(len(batch.labels))
+        return feed(inputs, batch)
+
+    monkeypatch.setattr(Inputs, "feed", recording)
+    train(tmp_path, "run", "--total_epochs=1", "--micro_batch_size=4")
+    # Two batches for the estimate, then ten steps.
+    assert sizes[:12] == [4] * 2 + [20] * 10
 
 
 @pytest.mark.slow

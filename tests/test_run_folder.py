@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import os
+import pathlib
 import resource
 import shutil
 import sys
@@ -55,6 +57,14 @@ class TestRows:
         with pytest.raises(Failure, match=r"rows up to epoch 2, but .*/model has no checkpoint"):
             RunFolder(hyperparameters).__enter__()
         assert folder.row_file.read_text() == before
+
+    @pytest.mark.parametrize("text", ["my notes\n", "my notes\nof two lines"])
+    def test_a_file_with_other_lines_is_not_overwritten(self, hyperparameters, tmp_path, text):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "logs.txt").write_text(text)
+        with pytest.raises(Failure, match=r"logs\.txt has lines that no run wrote; move it, or "):
+            RunFolder(hyperparameters).__enter__()
+        assert (tmp_path / "run" / "logs.txt").read_text() == text
 
     @pytest.mark.parametrize("name", ["logs.txt", "lock"])
     def test_a_folder_instead_of_a_file_is_reported(self, hyperparameters, tmp_path, name):
@@ -160,6 +170,18 @@ class TestCheckpoints:
         assert (tmp_path / "model.ckpt-2.index.damaged").exists()
         assert list(checkpoint_files(tmp_path)) == [1]
 
+    def test_checkpoints_are_saved_in_a_folder_whose_path_is_not_utf8(
+        self, saved, tmp_path, monkeypatch
+    ):
+        checkpoints, session = saved
+        place = os.fsencode(tmp_path) + b"/caf\xe9"
+        os.mkdir(place)  # noqa: PTH102 (pathlib has no paths in bytes)
+        monkeypatch.chdir(place)
+        checkpoints.folder = pathlib.Path("model")
+        checkpoints.save(session, 3)
+        assert list(checkpoint_files(pathlib.Path("model"))) == [3]
+        assert tf.train.latest_checkpoint("model") == "model/model.ckpt-3"
+
 
 def test_a_deleted_event_file_is_reported_and_replaced(tmp_path, capsys):
     with EventFile(tmp_path / "logs") as events:
@@ -233,6 +255,7 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
         (run_dir / "logs.txt").unlink()
         (run_dir / "lock").unlink()
         shutil.rmtree(run_dir / "logs")
+        shutil.rmtree(run_dir / "model")
 
     terminal.on_first_row = on_first_row
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -242,6 +265,7 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]
     assert all(row in terminal.getvalue() for row in rows)
     assert (run_dir / "lock").exists()
+    assert list(checkpoint_files(run_dir / "model")) == [2 * STEPS]
     (events,) = (run_dir / "logs").iterdir()
     tags = {v.tag for e in tf.train.summary_iterator(str(events)) for v in e.summary.value}
     assert "test_accuracy" in tags

@@ -45,6 +45,11 @@ def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
     assert run_python("-c", code) == (-signal.SIGINT, "", "")
 
 
+def test_a_temporary_folder_is_not_needed():
+    code = "import tempfile; tempfile.tempdir = '/nowhere'; import senet.compat"
+    assert run_python("-c", code) == (0, "", "")
+
+
 def test_a_home_folder_that_cannot_be_written_gives_no_warning(tmp_path):
     home = tmp_path / "file"
     home.touch()

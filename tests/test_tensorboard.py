@@ -198,7 +198,11 @@ def test_the_page_of_mistakes_may_be_empty():
     assert mistakes_page(np.zeros([0, 32, 32, 3], np.uint8), [], [], [], ["a"]).shape[2] == 3
 
 
-def test_small_images_are_enlarged_and_large_ones_are_not():
-    for side, shown in (32, 96), (48, 96), (224, 224):
-        page = contact_sheet(np.zeros([3, side, side, 3], np.uint8))
-        assert page.shape == (6 + shown + 6, 6 + 3 * (shown + 6), 3)
+def test_small_images_are_enlarged_and_large_ones_are_reduced():
+    for side, augmented, mistake in (32, 96, 128), (48, 96, 144), (80, 80, 160), (512, 96, 120):
+        images = np.full([3, side, side, 3], (10, 20, 30), np.uint8)
+        page = contact_sheet(images)
+        assert page.shape == (6 + augmented + 6, 6 + 3 * (augmented + 6), 3)
+        assert (page[6 : 6 + augmented, 6 : 6 + augmented] == (10, 20, 30)).all()
+        page = mistakes_page(images, [0, 0, 0], [0, 0, 0], [1, 1, 1], ["a"])
+        assert page.shape == (6 + mistake + 6 + 36, 6 + 3 * (mistake + 6), 3)

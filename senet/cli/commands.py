@@ -58,9 +58,13 @@ def evaluate(network, hyperparameters, checkpoint=""):
         for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
-        with replacing(figure) as temporary:
-            Image.fromarray(confusion_page(matrix, names)).save(temporary, "PNG")
-        print(f"\nfigure: {figure}")
+        try:
+            with replacing(figure) as temporary:
+                Image.fromarray(confusion_page(matrix, names)).save(temporary, "PNG")
+        except OSError as error:  # such as for a shared network that only others may write
+            print(f"warning: cannot write {figure}: {first_line(error)}", file=sys.stderr)
+        else:
+            print(f"\nfigure: {figure}")
 
 
 def result_line(evaluation):
@@ -215,6 +219,12 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"{gates.mean(axis=0).std():>19.4f}{over_classes:>18.4f}"
             )
         figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        with replacing(figure) as temporary:
-            save_excitation(temporary, evaluation.gates, data.label_names)
+        try:
+            with replacing(figure) as temporary:
+                save_excitation(temporary, evaluation.gates, data.label_names)
+        except OSError as error:
+            raise Failure(
+                f"cannot write {figure}: {first_line(error)}; fix the cause, or use a copy of the "
+                f"run"
+            ) from None
         print(f"figure: {figure}")

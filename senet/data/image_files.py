@@ -38,6 +38,7 @@ def read_image(path, side):
         with open_regular(path) as file, Image.open(file) as image:
             # Decode a JPEG at a fraction of its size if that is still large enough.
             image.draft("", (2 * side, 2 * side))
+            _scale_transparent_colour(image)
             image = ImageOps.exif_transpose(_with_8_bits(image))
             image = ImageOps.fit(_on_white(image), (side, side), Image.Resampling.BICUBIC)
             return np.array(image)
@@ -46,6 +47,18 @@ def read_image(path, side):
     # Decoders can raise nearly any exception on a damaged image.
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
+
+
+def _scale_transparent_colour(image):
+    """Scale the transparent colour of a PNG image that is not loaded yet to 8 bits. Pillow scales
+    the pixels, but not this colour."""
+    colour = image.info.get("transparency")
+    if image.format == "PNG" and colour is not None:
+        stored = image.tile[0][3]  # how the file stores pixels, in Pillow's notation
+        if stored in ("L;2", "L;4"):
+            image.info["transparency"] = colour * (85 if stored == "L;2" else 17)
+        elif stored == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _with_8_bits(image):

@@ -7,7 +7,6 @@ network, so that other programs can distinguish them from the optimizer's.
 """
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ import sys
 from senet.compat import tf, without_chatter
 from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
 from senet.errors import Failure, first_line, shortened
+from senet.files import flush, replacing
 
 KEEP_NEWEST = 3
 NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON
@@ -139,18 +139,18 @@ class Checkpoints:
         Raises OSError or tf.errors.OpError if it cannot be written."""
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+        self.folder.mkdir(exist_ok=True)  # if it was deleted
         aside.mkdir()
         session.run(self.writer, {self.path: str(aside / f"model.ckpt-{step}")})
         files = sorted(aside.iterdir())
         for file in files:
-            _flush(file)
+            flush(file)
         for file in files:
             file.replace(self.folder / file.name)
-        _flush(self.folder)
         aside.rmdir()
-        # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it. With a
-        # relative folder, TensorFlow would write a path relative to the current folder.
-        tf.train.update_checkpoint_state(str(self.folder.absolute()), f"model.ckpt-{step}")
+        # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it.
+        with replacing(self.folder / "checkpoint") as temporary:
+            temporary.write_text(f'model_checkpoint_path: "model.ckpt-{step}"\n')
 
 
 def different_classes(path, label_names):
@@ -264,12 +264,3 @@ def readable(checkpoint, option):
         raise Failure(
             f"{checkpoint}: cannot be read ({first_line(error)}); use another {option}"
         ) from None
-
-
-def _flush(path):
-    """Flush a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

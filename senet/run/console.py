@@ -32,18 +32,18 @@ def start_lines(network, data, strategy, hyperparameters, state):
     )
 
 
-def long_run_note(test, data, epochs, shorter, strategy):
-    """Return a note if `epochs` epochs would take more than a day without a GPU, "" otherwise.
-    `test` is a function that evaluates a batch; `shorter` is the command of a shorter run."""
+def long_run_note(test, batch, images, shorter, strategy):
+    """Return a note if training on `images` images would take more than a day without a GPU, ""
+    otherwise. `test` is a function that evaluates `batch`; `shorter` is the command of a shorter
+    run."""
     if chosen_gpus() or strategy.num_replicas_in_sync > 1:
         return ""
-    batch = data.train.first(32)
     test(batch)  # includes set-up
     started = time.perf_counter()
     test(batch)
     # The backward pass takes twice as long as the forward pass.
     seconds_per_image = 3 * (time.perf_counter() - started) / len(batch.labels)
-    days = seconds_per_image * epochs * len(data.train.labels) / (24 * 60 * 60)
+    days = seconds_per_image * images / (24 * 60 * 60)
     if days <= 1:
         return ""
     duration = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"

@@ -35,7 +35,8 @@ class RunFolder:
     which locks the run.
 
     Raises Failure if another process is training the run, if its checkpoints were made with
-    incompatible hyperparameters, or if it has rows of several epochs but no checkpoint."""
+    incompatible hyperparameters, or if it has no checkpoint but rows of several epochs, or a
+    logs.txt with other lines."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -49,7 +50,8 @@ class RunFolder:
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.rows = read_rows(self.row_file)
+        lines = _complete_lines(self.row_file)
+        self.rows = _parsed_rows(lines)
         if any(self.model.glob("model.ckpt-*.index")):
             self._compare_hyperparameters()
         # A process that was killed during its first save leaves at most the row of epoch 1.
@@ -57,6 +59,10 @@ class RunFolder:
             raise Failure(
                 f"{self.row_file} has rows up to epoch {max(self.rows):,}, but {self.model} has no "
                 f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
+            )
+        elif len(lines) > len(self.rows):
+            raise Failure(
+                f"{self.row_file} has lines that no run wrote; move it, or use another --run_dir"
             )
         return self
 
@@ -156,14 +162,21 @@ def writing(path):
 def read_rows(path):
     """Return the complete rows of the logs.txt at `path`, {epoch: row}, or {} if it does not exist.
     Raises Failure if it cannot be read."""
+    return _parsed_rows(_complete_lines(path))
+
+
+def _complete_lines(path):
     try:
         text = read_regular(path, LARGEST_ROWS).decode(errors="replace")
     except FileNotFoundError:
-        return {}
+        return []
     except OSError as error:
         raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
-    lines = text.splitlines(keepends=True)
-    found = [ROW_PATTERN.fullmatch(line.removesuffix("\n")) for line in lines if line[-1] == "\n"]
+    return text.split("\n")[:-1]
+
+
+def _parsed_rows(lines):
+    found = map(ROW_PATTERN.fullmatch, lines)
     return {int(row[1]): row[0] for row in found if row}
 
 

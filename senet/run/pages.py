@@ -12,8 +12,9 @@ BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
 
 def contact_sheet(images):
     """Return a page of `images`, uint8 [N, side, side, 3], in rows of eight. Small images are
-    enlarged, to at most 96 pixels a side."""
-    return _sheet(images, 8, max(1, 96 // images.shape[1]), caption_height=0)[0]
+    enlarged by a whole factor, and large ones are reduced, to at most 96 pixels a side."""
+    own = images.shape[1]
+    return _sheet(images, 8, own * (96 // own) or 96, caption_height=0)[0]
 
 
 def mistakes_page(images, true, predicted, probability, label_names):
@@ -22,11 +23,12 @@ def mistakes_page(images, true, predicted, probability, label_names):
     `predicted` and `probability`, [N]."""
     if not len(images):
         return _note("no test image is misclassified")
-    # Enlarge the images to at least 120 pixels, the width of a caption.
-    scale = math.ceil(120 / images.shape[1])
-    sheet, places = _sheet(images, 6, scale, caption_height=36)
+    # Enlarge small images by a whole factor to at least 120 pixels, the width of a caption.
+    own = images.shape[1]
+    width = own * math.ceil(120 / own) if own < 120 else 120
+    sheet, places = _sheet(images, 6, width, caption_height=36)
     page = Image.fromarray(sheet)
-    draw, width = ImageDraw.Draw(page), scale * images.shape[1]
+    draw = ImageDraw.Draw(page)
     for (x, y), label, guess, share in zip(places, true, predicted, probability, strict=True):
         lines = (label_names[label], INK), (f"{label_names[guess]} {share:.0%}", tuple(RED))
         for number, (text, colour) in enumerate(lines):
@@ -79,16 +81,18 @@ def _note(text):
     return np.array(page)
 
 
-def _sheet(images, columns, scale, caption_height):
-    """Return the page, and the position of each image's caption on it."""
-    side, gap = images.shape[1] * scale, 6
+def _sheet(images, columns, side, caption_height):
+    """Return the page, on which each image has `side` pixels a side, and the positions of the
+    captions."""
+    gap, enlarge = 6, side > images.shape[1]
+    resampling = Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX
     rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
     step = np.array([side + gap, side + gap + caption_height])
     page = np.full([gap + rows * step[1], gap + columns * step[0], 3], 255, np.uint8)
     places = []
     for number, image in enumerate(images):
         x, y = gap + step * (number % columns, number // columns)
-        page[y : y + side, x : x + side] = image.repeat(scale, 0).repeat(scale, 1)
+        page[y : y + side, x : x + side] = Image.fromarray(image).resize((side, side), resampling)
         places.append((x, y + side))
     return page, places
 

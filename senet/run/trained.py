@@ -101,6 +101,7 @@ def _newest(model_folder):
         if damaged:
             reason = f"{damaged[0][1]}, and no other checkpoint in {model_folder} can be read"
         raise Failure(f"{reason}; train first, or use the --run_dir of an existing run")
-    for _, message in damaged:
-        print(f"warning: {message}", file=sys.stderr)
+    for files, message in damaged:
+        if files[0].suffix == ".index":  # otherwise, a save is incomplete or in progress
+            print(f"warning: {message}", file=sys.stderr)
     return path
