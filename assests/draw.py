@@ -174,16 +174,36 @@ STATE_OF_THE_ART = {"SENet-154": 18.68, "SE-Inception-ResNet-v2": 19.80, "SE-Res
 STATE_OF_THE_ART |= {"SE-ResNet-152": 21.57}
 
 
-def draw_bar_pairs(axes, table, title):
+def draw_errors(axes, names, errors, colour, label=None, side="left"):
+    """Draw a dot for each error in percent, in the rows `names`, with its value at that `side`."""
+    axes.plot(errors, names, "o", color=colour, label=label)
+    for name, error in zip(names, errors, strict=True):
+        axes.annotate(
+            f"{error:.2f}",
+            (error, name),
+            (-7 if side == "left" else 7, 0),
+            textcoords="offset points",
+            ha="right" if side == "left" else "left",
+            va="center",
+            color=INK,
+            fontsize=8,
+        )
+
+
+def draw_error_pairs(axes, table, title):
     """Draw the error of each network in `table` without and with SE."""
-    places = np.arange(len(table))
-    for number, (label, colour) in enumerate((("without SE", PLAIN), ("with SE", SE))):
-        errors = [pair[number] for pair in table.values()]
-        bars = axes.barh(places + 0.38 * number, errors, 0.36, color=colour, label=label)
-        axes.bar_label(bars, fmt="%.2f", padding=3, color=INK, fontsize=8)
-    axes.set_yticks(places + 0.19, table)
-    axes.invert_yaxis()
-    axes.set_xlim(17, 27)
+    names, errors = list(table), np.array(list(table.values()))
+    axes.hlines(names, errors[:, 1], errors[:, 0], color=LINE, zorder=0)
+    draw_errors(axes, names, errors[:, 0], PLAIN, "without SE", side="right")
+    draw_errors(axes, names, errors[:, 1], SE, "with SE")
+    finish_rows(axes, len(names), title)
+
+
+def finish_rows(axes, rows, title):
+    axes.set_ylim(rows - 0.6, -0.7)
+    axes.set_xlim(18, 26.5)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
     axes.set_title(title, loc="left")
 
 
@@ -191,9 +211,9 @@ def draw_paper():
     """Draw the paper's tables: depth, other architectures, reduction ratio, state of the art."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     (depth, incorporation), (ratio, best) = figure.subplots(2, 2)
-    draw_bar_pairs(depth, DEPTH, "Depth: top-1 error, %")
-    draw_bar_pairs(incorporation, INCORPORATION, "Other architectures: top-1 error, %")
-    depth.legend(loc="lower right", fontsize=8)
+    draw_error_pairs(depth, DEPTH, "Depth: top-1 error, %")
+    draw_error_pairs(incorporation, INCORPORATION, "Other architectures: top-1 error, %")
+    incorporation.legend(loc="lower right", fontsize=8)
     for name, (error, parameters) in RATIO.items():
         colour = PLAIN if name == "none" else SE
         ratio.plot(parameters, error, "o", color=colour)
@@ -211,11 +231,8 @@ def draw_paper():
     ratio.set_xlim(24, 49)
     ratio.set_ylim(22, 23.6)
     ratio.grid()
-    bars = best.barh(list(STATE_OF_THE_ART), list(STATE_OF_THE_ART.values()), 0.5, color=SE)
-    best.bar_label(bars, fmt="%.2f", padding=3, color=INK, fontsize=8)
-    best.invert_yaxis()
-    best.set_xlim(17, 23)
-    best.set_title("State of the art: top-1 error, %", loc="left")
+    draw_errors(best, list(STATE_OF_THE_ART), list(STATE_OF_THE_ART.values()), SE, side="right")
+    finish_rows(best, len(STATE_OF_THE_ART), "State of the art: top-1 error, %")
     return figure
 
 

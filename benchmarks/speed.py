@@ -13,6 +13,7 @@ which includes building and compiling, is timed separately.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -312,8 +313,9 @@ def matrix_peak(hyperparameters, side=4096):
 
 def convolution_limit(script, hyperparameters):
     """Return the seconds and the floating-point operations of all convolutions of a step, including
-    the gradients of their inputs (except the images) and filters. Each is timed alone, in the
-    faster of TensorFlow's implementation and ours. A frozen stem is not included."""
+    the gradients of their filters and of their inputs (unless no trained layer comes before). Each
+    is timed alone, in the faster of TensorFlow's implementation and ours. A frozen stem is not
+    included."""
     from senet import layers
     from senet.compat import tf
     from senet.convolution import convolution
@@ -322,9 +324,15 @@ def convolution_limit(script, hyperparameters):
     calls = {}
 
     def record(x, weights, *arguments):
-        key = (*x.shape[1:].as_list(), x.dtype, tuple(weights.shape.as_list()), *arguments)
+        shapes = tuple(x.shape.as_list()), tuple(weights.shape.as_list())
+        key = (*shapes, x.dtype, has_gradient(x.op), *arguments)
         calls[key] = calls.get(key, 0) + 1
         return convolution(x, weights, *arguments)
+
+    @functools.cache
+    def has_gradient(op):
+        trained = op.name in {variable.op.name for variable in tf.trainable_variables()}
+        return trained or any([has_gradient(tensor.op) for tensor in op.inputs])
 
     def plain(x, weights, stride, padding, groups):
         return tf.nn.conv2d(x, weights, stride, padding)
@@ -335,7 +343,7 @@ def convolution_limit(script, hyperparameters):
         x = tf.placeholder(tf.float32, [batch, 32, 32, 3])
         script.__dict__[script.__name__](x, False, hyperparameters)
     seconds = flop = 0
-    for (*size, dtype, weights, stride, padding, groups), count in calls.items():
+    for (shape, weights, dtype, inputs_too, stride, padding, groups), count in calls.items():
         best = [float("inf")] * 3
         forms = [convolution]
         if groups == 1 or has_grouped_convolution():
@@ -343,14 +351,12 @@ def convolution_limit(script, hyperparameters):
         for form in forms:
             with tf.Graph().as_default():
                 times = time_alone(
-                    form, [batch, *size], weights, dtype, stride, padding, groups, flops := []
+                    form, shape, weights, dtype, stride, padding, groups, flops := []
                 )
             best = list(map(min, best, times))
         forward, input_gradient, filter_gradient = best
-        if size[-1] == 3:  # the images have no gradient
-            input_gradient = 0
-        seconds += count * (forward + input_gradient + filter_gradient)
-        flop += count * (3 if input_gradient else 2) * flops[0]
+        seconds += count * (forward + inputs_too * input_gradient + filter_gradient)
+        flop += count * (2 + inputs_too) * flops[0]
     micro_batches = hyperparameters.batch_size / batch
     seconds, flop = seconds * micro_batches, flop * micro_batches
     return {"seconds": seconds, "flop": flop, "batch": hyperparameters.batch_size}

@@ -1,8 +1,9 @@
-"""A frozen first convolution that whitens patches of the image.
+"""A frozen first convolution that approximately whitens patches of the image.
 
-On the training images, half of its outputs are uncorrelated and of similar variance, and the others
-are their negatives. The layers after it can therefore start to learn at the first step (Page, "How
-to train your ResNet" part 8; Jordan, arXiv 2404.00498, section 3.2).
+Half of its outputs are the principal components of the training images' patches, scaled to similar
+variances (smaller for those with little variance), and the others are their negatives. The layers
+after it can therefore start to learn at the first step (Page, "How to train your ResNet" part 8;
+Jordan, arXiv 2404.00498, section 3.2).
 """
 
 import math

@@ -116,6 +116,15 @@ def test_the_message_for_an_unknown_name_lists_the_data_sets(name, shown):
     )
 
 
+def test_evenly_spaced_images_are_of_all_classes():
+    labels = np.repeat(np.arange(3, dtype=np.int32), [5, 3, 2])
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=3)
+    for count, places in (4, [0, 2, 5, 7]), (10, range(10)), (99, range(10)), (1, [0]):
+        chosen = Split(images, labels).evenly_spaced(count)
+        assert chosen.images[:, 0, 0, 0].tolist() == list(places)
+        assert chosen.labels.tolist() == labels[list(places)].tolist()
+
+
 def test_a_folder_without_both_splits_is_not_a_data_set(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(HyperparameterError, match="^--dataset must be "):

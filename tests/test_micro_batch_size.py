@@ -54,8 +54,8 @@ def test_a_split_is_rejected_if_and_only_if_a_micro_batch_has_one_image(
     with tf.Session() as session:
         for images in range(2, 25):
             split = Split(np.zeros([images, 1, 1, 3], np.uint8), np.zeros(images, np.int32))
-            # At the end of an epoch, the first batch_size images are fed again.
-            fed = [*batches(split, batch_size), split.first(batch_size)]
+            # At the end of an epoch, batch_size images are fed again.
+            fed = [*batches(split, batch_size), split.evenly_spaced(batch_size)]
             found = any(session.run(single, {labels: batch.labels}) for batch in fed)
             try:
                 steps = steps_per_epoch(split, batch_size)

@@ -58,7 +58,7 @@ def test_training_does_not_change_the_filters(graph, images):
     assert stem not in tf.trainable_variables()
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        session.run(train_step, inputs.feed(data.train.first(10)))
+        session.run(train_step, inputs.feed(data.train.evenly_spaced(10)))
         filters = whitening_filters(data.train.images, *data.channel_statistics(), 96, 4)
         np.testing.assert_array_equal(session.run(stem), filters)
 

@@ -36,9 +36,12 @@ class Split(NamedTuple):
         """Return the ImageSums of the images."""
         return self.sums or sum_images(self.images)
 
-    def first(self, count):
-        """Return the first `count` images, or all if there are fewer."""
-        return Split(self.images[:count], self.labels[:count])
+    def evenly_spaced(self, count):
+        """Return `count` images at equal distances, or all if there are fewer. (The first ones of a
+        folder would all be of one class.)"""
+        count = min(count, len(self.labels))
+        chosen = np.arange(count) * len(self.labels) // count
+        return Split(self.images[chosen], self.labels[chosen])
 
 
 class Dataset(NamedTuple):

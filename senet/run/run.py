@@ -154,7 +154,7 @@ class Run:
         note = long_run_note(
             lambda batch: self.session.run(test_outputs, inputs.feed(batch)),
             # No more than a step processes at once, since the memory check counts no more.
-            self.data.train.first(min(32, hp.micro_batch_size or hp.batch_size)),
+            self.data.train.evenly_spaced(min(32, hp.micro_batch_size or hp.batch_size)),
             epochs * len(self.data.train.labels),
             shlex.join(["python", self._script(), *hp.SHORTER_RUN.split(), *self._data_options()]),
             strategy,
