@@ -242,7 +242,7 @@ def build_graph(data, hyperparameters):
 
     with tf.name_scope("test"):
         logits = network(inputs.normalised, training=False).model
-        test_outputs = evaluation_outputs(logits, inputs.labels)
+        test_outputs = evaluation_outputs(logits, inputs.labels, len(data.label_names))
     check_training_memory(data, hp)  # before the larger part of the graph is built
 
     images = shift_and_flip(inputs.normalised, hp.seed, step)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from senet.compat import tf
+from senet.errors import Failure
 from senet.layers import GATES
 from senet.losses import cross_entropy
 
@@ -40,13 +41,23 @@ class Evaluation(NamedTuple):
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def evaluation_outputs(logits, labels):
+def evaluation_outputs(logits, labels, classes):
     """Return the dict of tensors that `evaluate` fetches for a batch. `logits` is [batch, classes],
     `labels` is int32 [batch]. Call this in the network's name scope: it collects the gates there.
-    """
-    classes = logits.shape[-1].value
+
+    Raises Failure if the shape of the logits, or the shape or type of a gate, is wrong."""
+    if logits.shape.as_list()[1:] != [classes]:
+        raise Failure(
+            f"the network must return logits of shape [batch, {classes}], got {logits.shape}"
+        )
     scope = tf.get_default_graph().get_name_scope()
     gates = tf.get_collection(GATES, scope)
+    for gate in gates:
+        if gate.values.shape.rank != 2 or gate.values.dtype != tf.float32:
+            raise Failure(
+                f"{gate.layer}: a Gate must be float32 [batch, channels], got "
+                f"{gate.values.dtype.name} {gate.values.shape}"
+            )
     with tf.name_scope("outputs"):
         return {
             "sums": batch_sums(cross_entropy(logits, labels), logits, labels),

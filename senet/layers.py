@@ -13,7 +13,7 @@ import numpy as np
 from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
 from senet.errors import Failure, shortened
-from senet.micro_batches import micro_batch_number
+from senet.micro_batches import earlier_uses, micro_batch_number
 
 CLASSIFIER = "classifier"  # the variable scope of a network's last layer
 
@@ -30,10 +30,11 @@ class Gate(NamedTuple):
     values: Any  # float32 [batch, channels]
 
 
-def layer_seed():
-    """Return a seed that depends only on the graph's seed and the current variable scope, so that a
-    layer's random numbers do not depend on the rest of the graph."""
-    return zlib.crc32(f"{tf.get_default_graph().seed or 0} {tf.get_variable_scope().name}".encode())
+def layer_seed(use=0):
+    """Return a seed that depends only on the graph's seed, the current variable scope and `use`, so
+    that a layer's random numbers do not depend on the rest of the graph."""
+    parts = tf.get_default_graph().seed or 0, tf.get_variable_scope().name, *([use] if use else [])
+    return zlib.crc32(" ".join(map(str, parts)).encode())
 
 
 def he_weights(shape, fan_in, gain=2.0):
@@ -62,9 +63,16 @@ def conv_layer(
     filters]. `kernel` is a side or a pair [height, width]. With `groups`, each group of output
     channels depends on only one group of input channels (ResNeXt, arXiv 1611.05431, figure 3c).
     There is no bias by default, since batch norm usually follows and has its own. `scale`
-    multiplies the output; it is applied to the weights and the bias, which is cheaper."""
+    multiplies the output; it is applied to the weights and the bias, which is cheaper. Raises
+    ValueError unless `groups` divides the numbers of channels."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
-    group_channels = input_x.shape[-1].value // groups
+    channels = input_x.shape[-1].value
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"{layer_name}: groups must divide the {channels} input channels and the {filters} "
+            f"filters, got {groups}"
+        )
+    group_channels = channels // groups
     with tf.variable_scope(layer_name):
         shape = [height, width, group_channels, filters]
         weights = scale * he_weights(shape, fan_in=height * width * group_channels)
@@ -208,12 +216,13 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 def Dropout(x, rate, training, layer_name="dropout"):
     """In training, set each value to zero with probability `rate` and divide the others by 1 - rate
     (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
-    global step and the number of the current micro-batch."""
+    global step, the number of the current micro-batch and how often the layer was used in it."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope(layer_name):
-        seed = [layer_seed() + micro_batch_number() * 2**32, step]
+        use = earlier_uses(tf.get_variable_scope().name)
+        seed = [layer_seed(use) + micro_batch_number() * 2**32, step]
         draw = tf.random.stateless_uniform(tf.shape(x), seed)
         return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 

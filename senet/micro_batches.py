@@ -6,7 +6,9 @@ import functools
 from senet.compat import tf
 from senet.errors import HyperparameterError
 
-NUMBER = "micro_batch_number"  # graph collection: the micro-batch whose graph is being built
+# Graph collections of the micro-batch whose graph is being built:
+NUMBER = "micro_batch_number"
+USES = "uses"  # the names for which `earlier_uses` was called
 
 
 def sum_over_micro_batches(compute, images, labels, size, shaped_like):
@@ -74,8 +76,18 @@ def check_micro_batches(images, steps, hyperparameters):
 def _building(number):
     graph = tf.get_default_graph()
     graph.add_to_collection(NUMBER, tf.cast(number, tf.int64))
+    graph.clear_collection(USES)
     yield
     graph.clear_collection(NUMBER)
+    graph.clear_collection(USES)
+
+
+def earlier_uses(name):
+    """Return how often this was called before with `name` while the graph of the current
+    micro-batch was built."""
+    uses = tf.get_collection_ref(USES)
+    uses.append(name)
+    return uses.count(name) - 1
 
 
 def micro_batch_number():

@@ -117,6 +117,14 @@ class TestParse:
         result = call("--dropout=1", Hyperparameters=WithDropout)
         assert_one_line_error(result, 2, "--dropout must be less than 1, got 1.0")
 
+    @pytest.mark.parametrize("name", ["help", "checkpoint", "json"])
+    def test_a_hyperparameter_with_the_name_of_an_option_is_reported(self, call, name):
+        fields = {"__annotations__": {name: str}, name: "", "__module__": __name__}
+        taken = dataclass(frozen=True)(type("Taken", (RunHyperparameters,), fields))
+        result = call("--help", Hyperparameters=taken)
+        message = f"--{name} is already an option of a command; rename the hyperparameter"
+        assert_one_line_error(result, 2, message)
+
 
 class TestInvalidCommandLines:
     @pytest.mark.parametrize(

@@ -1,11 +1,19 @@
 import numpy as np
+import pytest
 from conftest import load_values
 
 from senet.compat import tf
 from senet.data.datasets import Split, batches
 from senet.data.inputs import Statistics, encode_json, inputs_with
+from senet.errors import Failure
 from senet.evaluation import Evaluation, evaluate, evaluation_outputs
-from senet.layers import Fully_connected, Global_Average_Pooling, Squeeze_excitation_layer
+from senet.layers import (
+    GATES,
+    Fully_connected,
+    Gate,
+    Global_Average_Pooling,
+    Squeeze_excitation_layer,
+)
 
 # One of the two images of class 0 and all three of class 1 are classified correctly; the only image
 # of class 2 is not.
@@ -41,7 +49,9 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
         with tf.variable_scope("block"):
             x = Squeeze_excitation_layer(inputs.normalised, 3, 1, "SE")
         outputs = evaluation_outputs(
-            Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"), inputs.labels
+            Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"),
+            inputs.labels,
+            classes=3,
         )
     weights = {v.op.name: v for v in tf.trainable_variables()}
     values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in weights.items()}
@@ -71,3 +81,22 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
         evaluation.loss, -np.log(probabilities[np.arange(11), labels]).mean(), rtol=1e-5
     )
     assert np.isclose(evaluation.accuracy, (logits.argmax(axis=1) == labels).mean())
+
+
+def test_logits_of_a_wrong_number_of_classes_are_reported(graph):
+    logits, labels = tf.placeholder(tf.float32, [None, 12]), tf.placeholder(tf.int32, [None])
+    with pytest.raises(Failure, match=r"must return logits of shape \[batch, 10\], got "):
+        evaluation_outputs(logits, labels, 10)
+
+
+@pytest.mark.parametrize(
+    "dtype, shape", [(tf.float32, [None, 1, 1, 8]), (tf.float32, [None]), (tf.bfloat16, [None, 8])]
+)
+def test_gates_of_a_wrong_shape_or_type_are_reported(graph, dtype, shape):
+    logits, labels = tf.placeholder(tf.float32, [None, 3]), tf.placeholder(tf.int32, [None])
+    gates = tf.placeholder(dtype, shape, name="gates")
+    tf.add_to_collection(GATES, Gate("stage1/SE", gates.op.name, gates))
+    with pytest.raises(
+        Failure, match=r"^stage1/SE: a Gate must be float32 \[batch, channels\], got"
+    ):
+        evaluation_outputs(logits, labels, 3)

@@ -67,6 +67,12 @@ def test_grouped_convolution_is_one_convolution_per_group(graph, rng, stride):
     )
 
 
+@pytest.mark.parametrize("groups, filters", [(3, 12), (4, 10)])
+def test_groups_that_do_not_divide_the_channels_are_rejected(graph, groups, filters):
+    with pytest.raises(ValueError, match=f"paths: groups must divide .*, got {groups}"):
+        conv_layer(tf.ones([1, 4, 4, 8]), filters, 3, groups=groups, layer_name="paths")
+
+
 @pytest.mark.parametrize("size", [6, 7])
 def test_strided_1x1_convolution_matches_numpy(graph, rng, size):
     x = rng.normal(size=(2, size, size, 4)).astype(np.float32)
@@ -215,6 +221,10 @@ class TestDropout:
     def test_evaluation_drops_nothing(self, graph):
         x = tf.ones([4, 10])
         assert Dropout(x, rate=0.2, training=False) is x
+
+    def test_a_layer_used_twice_drops_other_values(self, graph):
+        first, second = run([Dropout(tf.ones([10, 20]), 0.5, training=True) for _ in range(2)])
+        assert (first != second).any()
 
     def test_dropout_depends_only_on_seed_and_step(self):
         def dropped(seed, step, layers_before=0):

@@ -16,6 +16,7 @@ from conftest import run_python
 from forked import start_script
 from tiny_run import arguments, command
 
+import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, main
 from senet.compat import tf
 from senet.data.inputs import Inputs
@@ -129,6 +130,27 @@ def test_a_run_that_takes_days_without_a_gpu_starts_with_a_note(tmp_path):
         "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
         f"--data_dir={tmp_path}/data --run_dir=runs/small\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "outputs, message",
+    [
+        (lambda: {"logits": tf.zeros([3])}, "logits in train_step or epoch_end must be a scalar, "),
+        (lambda: {"learning_rate": tf.constant(-0.1)}, "the learning rate of step 1 is -0.1; fix "),
+    ],
+)
+def test_a_wrong_output_of_a_step_ends_the_run_at_the_first_step(
+    tmp_path, monkeypatch, capsys, outputs, message
+):
+    def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
+        inputs, train_step, epoch_end, test_outputs = build_graph(data, hyperparameters)
+        return inputs, {**train_step, **outputs()}, epoch_end, test_outputs
+
+    monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
+    assert main(arguments(tmp_path, "run")) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not list((tmp_path / "run" / "model").iterdir())
 
 
 @pytest.mark.slow

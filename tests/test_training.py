@@ -179,16 +179,61 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
     assert changed == {name for name, square in squares.items() if square > 0}
 
 
-def test_a_loss_per_class_is_reported(graph, data, monkeypatch):
+@pytest.mark.parametrize(
+    "losses",
+    [
+        lambda logits: tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(logits), logits),
+        lambda logits: tf.reduce_mean(logits),
+        lambda logits: tf.reduce_mean(logits, axis=0),
+        lambda logits: tf.reshape(tf.reduce_mean(logits), [1]),
+    ],
+    ids=["per image and class", "per batch", "per class", "one per batch"],
+)
+def test_a_loss_that_is_not_per_image_is_reported(graph, data, monkeypatch, losses):
     loss = script.loss
 
-    def loss_of_each_class(*arguments, **fields):
+    def other_loss(*arguments, **fields):
         _, logits = loss(*arguments, **fields)
-        return tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(logits), logits), logits
+        return losses(logits), logits
 
-    monkeypatch.setattr(script, "loss", loss_of_each_class)
+    monkeypatch.setattr(script, "loss", other_loss)
     with pytest.raises(Failure, match=r"^loss\(\) must return one loss per image, \[batch\], got"):
         build_graph(data, Hyperparameters(**TINY))
+
+
+def test_a_variable_created_in_the_loss_is_reported(graph, data, monkeypatch):
+    loss = script.loss
+
+    def loss_with_temperature(*arguments, **fields):
+        losses, logits = loss(*arguments, **fields)
+        with tf.variable_scope("temperature", reuse=tf.AUTO_REUSE):
+            return losses * tf.get_variable("t", [], initializer=tf.ones_initializer()), logits
+
+    monkeypatch.setattr(script, "loss", loss_with_temperature)
+    with pytest.raises(
+        Failure, match=r"^loss\(\) created temperature/t, which would not be trained"
+    ):
+        build_graph(data, Hyperparameters(**TINY))
+
+
+def test_an_update_that_would_not_run_is_reported(graph, data, monkeypatch):
+    loss = script.loss
+
+    def loss_with_update(*arguments, **fields):
+        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.no_op())
+        return loss(*arguments, **fields)
+
+    monkeypatch.setattr(script, "loss", loss_with_update)
+    with pytest.raises(Failure, match="^operations in UPDATE_OPS are not run"):
+        build_graph(data, Hyperparameters(**TINY))
+
+
+def test_the_decayed_variables_may_be_an_iterator(graph, data, monkeypatch):
+    monkeypatch.setattr(script, "decayed_variables", lambda: iter(tf.trainable_variables()))
+    _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        assert session.run(epoch_end["l2_loss"]) > 0
 
 
 def test_a_decayed_variable_that_is_not_trainable_is_reported(graph, data, monkeypatch):

@@ -173,6 +173,10 @@ def parse(argv, Hyperparameters):
     flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
     arguments = {name: settings for _, _, *rest in COMMANDS.values() for _, name, settings in rest}
     of_commands = [name for name in arguments if name.startswith("--")]
+    if taken := {"--help", *of_commands} & {f"--{name}" for name in names}:
+        raise HyperparameterError(
+            f"{min(taken)} is already an option of a command; rename the hyperparameter"
+        )
     _check_names(argv, [*(f"--{name}" for name in names), *of_commands, "--help"])
     before = _before_dashes(argv)
     valueless = {"--help", *(name for name in of_commands if "action" in arguments[name])}

@@ -232,7 +232,13 @@ class Run:
     def end_step(self, result):
         """Show the `result` of a step, a dict of scalars, in the progress bar. TensorBoard gets
         those of an epoch's last step, except the loss and accuracy. Raises Failure if the loss is
-        not finite."""
+        not finite, if the learning rate is negative, or if a value is not a scalar."""
+        _check_scalars(result)
+        if not result["learning_rate"] >= 0:
+            raise Failure(
+                f"the learning rate of step {self._step():,} is {result['learning_rate']:.4g}; fix "
+                f"the schedule and restart in another --run_dir"
+            )
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate "
@@ -250,8 +256,9 @@ class Run:
         if not self.cluster.chief:
             return
         values = values | {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
-        row = self.folder.add_row(epoch, values)
         images = values.pop("images")
+        _check_scalars(values)
+        row = self.folder.add_row(epoch, values)
         scalars = self._last_step_scalars() | values
         self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
         self._save()
@@ -282,6 +289,16 @@ class Run:
             say(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
         run_dir = shlex.quote(str(self.folder.path))
         say(f"next: python {self._script()} evaluate --run_dir={run_dir}")
+
+
+def _check_scalars(values):
+    """Raise Failure if one of `values`, {name: value}, is an array. An operation's is None."""
+    for name, value in values.items():
+        if np.ndim(value):
+            raise Failure(
+                f"{name} in train_step or epoch_end must be a scalar, got an array of shape "
+                f"{list(np.shape(value))}"
+            )
 
 
 def _source_code(network):

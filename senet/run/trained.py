@@ -50,8 +50,9 @@ class TrainedNetwork:
             stack.enter_context(tf.device(use_devices(hp.devices)[0]))
             self.inputs = inputs_with(hp.image_size, self.statistics)
             with tf.name_scope("test"):
-                network = self.network(self.inputs.normalised, False, hp, len(self.label_names))
-                self.outputs = evaluation_outputs(network.model, self.inputs.labels)
+                classes = len(self.label_names)
+                network = self.network(self.inputs.normalised, False, hp, classes)
+                self.outputs = evaluation_outputs(network.model, self.inputs.labels, classes)
             self.predictions = tf.nn.softmax(network.model, name="predictions")
             check_test_memory()
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
