@@ -92,7 +92,8 @@ def _sheet(images, columns, side, caption_height):
     places = []
     for number, image in enumerate(images):
         x, y = gap + step * (number % columns, number // columns)
-        page[y : y + side, x : x + side] = Image.fromarray(image).resize((side, side), resampling)
+        shown = Image.fromarray(image).resize((side, side), resampling)
+        page[y : y + side, x : x + side] = np.asarray(shown)
         places.append((x, y + side))
     return page, places
 
