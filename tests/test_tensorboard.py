@@ -121,7 +121,8 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
         for number in range(20):
             y, x = (6 + 102 * place for place in divmod(number, 8))
             seen = page[y : y + 96 : 3, x : x + 96 : 3].astype(int)
-            padded = np.pad(images[number].astype(int), [(4, 4), (4, 4), (0, 0)])
+            image = images[10 * number].astype(int)  # 20 of 200, evenly spaced
+            padded = np.pad(image, [(4, 4), (4, 4), (0, 0)])
             # Compare only the centre, which contains no padding, with every shift, flipped or not.
             found = any(
                 np.abs(
