@@ -200,6 +200,7 @@ def draw_error_pairs(axes, table, title):
 
 
 def finish_rows(axes, rows, title):
+    """Set the limits, the grid and the title of a panel with `rows` rows of errors."""
     axes.set_ylim(rows - 0.6, -0.7)
     axes.set_xlim(18, 26.5)
     axes.grid(axis="x")

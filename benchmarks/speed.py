@@ -331,8 +331,9 @@ def convolution_limit(script, hyperparameters):
 
     @functools.cache
     def has_gradient(op):
-        trained = op.name in {variable.op.name for variable in tf.trainable_variables()}
-        return trained or any([has_gradient(tensor.op) for tensor in op.inputs])
+        if op.type == "VarHandleOp":
+            return any(variable.op.name == op.name for variable in tf.trainable_variables())
+        return any(has_gradient(tensor.op) for tensor in op.inputs)
 
     def plain(x, weights, stride, padding, groups):
         return tf.nn.conv2d(x, weights, stride, padding)

@@ -78,10 +78,11 @@ def discard_output(*descriptors):
 
 
 def _buffer():
-    """Return a temporary file, in memory if possible: no folder may be writable."""
-    if hasattr(os, "memfd_create"):
+    """Return a temporary file, in memory if possible, since there may be no writable folder."""
+    try:
         return os.fdopen(os.memfd_create("standard error"), "w+b")
-    return tempfile.TemporaryFile()
+    except (AttributeError, OSError):  # not Linux, or not allowed
+        return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager

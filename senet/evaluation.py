@@ -46,7 +46,7 @@ def evaluation_outputs(logits, labels, classes):
     `labels` is int32 [batch]. Call this in the network's name scope: it collects the gates there.
 
     Raises Failure if the shape of the logits, or the shape or type of a gate, is wrong."""
-    if logits.shape.as_list()[1:] != [classes]:
+    if logits.shape.rank != 2 or logits.shape[1].value != classes:
         raise Failure(
             f"the network must return logits of shape [batch, {classes}], got {logits.shape}"
         )

@@ -216,7 +216,8 @@ def Fully_connected(x, units, layer_name="fully_connected", gain=2.0):
 def Dropout(x, rate, training, layer_name="dropout"):
     """In training, set each value to zero with probability `rate` and divide the others by 1 - rate
     (arXiv 1207.0580); otherwise, return `x`. The random numbers are keyed by `layer_seed`, the
-    global step, the number of the current micro-batch and how often the layer was used in it."""
+    global step, the number of the current micro-batch and the number of earlier uses of the layer
+    in it. Do not use it inside `tf.recompute_grad`, which uses its layers twice."""
     if not training:
         return x
     step = tf.train.get_or_create_global_step()

@@ -27,7 +27,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     moving averages are means over all micro-batches, weighted by number of images. `batch` is
     (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
     variable that the loss does not depend on, if a decayed variable is not trainable, if the loss
-    does not have the shape [batch], or if it creates variables or UPDATE_OPS.
+    does not have the shape [batch] or creates variables, or if there are UPDATE_OPS.
     """
     hp, (images, labels), decayed = hyperparameters, batch, list(decayed)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
@@ -40,7 +40,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
         "epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False
     )
     strategy = tf.distribute.get_strategy()
-    existing = {variable.op.name for variable in tf.global_variables()}
+    existing = len(tf.global_variables())
 
     def micro_batch(images, labels):
         """Return the contribution of a micro-batch to gradients, moving averages and sums."""
@@ -49,14 +49,15 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
         # The number of images is not known when the graph is built.
         if losses.shape.rank != 1 or losses.shape[0].value is not None:
             raise Failure(f"loss() must return one loss per image, [batch], got {losses.shape}")
-        if new := [v.op.name for v in tf.global_variables() if v.op.name not in existing]:
+        if new := [v.op.name for v in tf.global_variables()[existing:]]:
             raise Failure(
                 f"loss() created {shortened(new)}, which would not be trained; create it in the "
-                f"network, whether `training` is true or not"
+                f"network, for both values of `training`"
             )
         if tf.get_collection(tf.GraphKeys.UPDATE_OPS):
             raise Failure(
-                "operations in UPDATE_OPS are not run; add an entry to train_step in build_graph"
+                "UPDATE_OPS are not run; remove them (Batch_Normalization of senet/layers.py does "
+                "not need them)"
             )
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)

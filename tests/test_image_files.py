@@ -109,7 +109,7 @@ def test_the_transparent_value_of_a_16_bit_image_becomes_white(tmp_path):
 @pytest.mark.parametrize(
     "bits, rows, colour, opaque",
     [
-        (1, ["c0", "00"], (1,), (0, 0, 0)),
+        (1, ["00", "c0"], (0,), (255, 255, 255)),  # black and white
         (2, ["50", "a0"], (1,), (170, 170, 170)),  # 1 and 2 of 3
         (4, ["11", "22"], (1,), (34, 34, 34)),  # 1 and 2 of 15
         (8, ["0101", "0202"], (1,), (2, 2, 2)),

@@ -68,6 +68,20 @@ def test_each_micro_batch_has_its_own_dropout(graph):
     assert len(np.unique(masks, axis=0)) == 30
 
 
+def test_the_first_use_of_dropout_in_each_step_is_the_same(graph):
+    total = tf.get_variable("total", [4, 50])
+    images, labels = tf.ones([4, 50]), tf.zeros([4], tf.int32)
+
+    def dropped(images, _):
+        return Dropout(images, rate=0.5, training=True)
+
+    sums = [sum_over_micro_batches(dropped, images, labels, 0, total) for _ in range(2)]
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        first, second = session.run(sums)
+    np.testing.assert_array_equal(first, second)
+
+
 @pytest.fixture
 def data(rng):
     images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)

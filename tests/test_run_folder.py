@@ -58,7 +58,7 @@ class TestRows:
             RunFolder(hyperparameters).__enter__()
         assert folder.row_file.read_text() == before
 
-    @pytest.mark.parametrize("text", ["my notes\n", "my notes\nof two lines"])
+    @pytest.mark.parametrize("text", ["my notes\n", "my notes\nof two lines", "my notes"])
     def test_a_file_with_other_lines_is_not_overwritten(self, hyperparameters, tmp_path, text):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "logs.txt").write_text(text)
@@ -169,6 +169,13 @@ class TestCheckpoints:
         checkpoints.rename_damaged()
         assert (tmp_path / "model.ckpt-2.index.damaged").exists()
         assert list(checkpoint_files(tmp_path)) == [1]
+
+    def test_a_deleted_checkpoint_is_saved_again(self, saved, tmp_path):
+        checkpoints, session = saved
+        for file in tmp_path.glob("model.ckpt-*"):
+            file.unlink()
+        checkpoints.save(session, 2)
+        assert list(checkpoint_files(tmp_path)) == [2]
 
     def test_checkpoints_are_saved_in_a_folder_whose_path_is_not_utf8(
         self, saved, tmp_path, monkeypatch

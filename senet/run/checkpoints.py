@@ -112,7 +112,7 @@ class Checkpoints:
 
         Raises Failure, with the earlier checkpoints untouched, if it cannot be written or if a
         value is not finite."""
-        if step != self.current:
+        if step != self.current or not (self.folder / f"model.ckpt-{step}.index").exists():
             if not session.run(self.finite):
                 raise Failure(
                     f"a variable is not finite after step {step}; the step was not saved; restart "

@@ -35,8 +35,8 @@ class RunFolder:
     which locks the run.
 
     Raises Failure if another process is training the run, if its checkpoints were made with
-    incompatible hyperparameters, or if it has no checkpoint but rows of several epochs, or a
-    logs.txt with other lines."""
+    incompatible hyperparameters, or if it has no checkpoint, but a logs.txt with rows of several
+    epochs or with other lines."""
 
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
@@ -50,7 +50,7 @@ class RunFolder:
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        lines = _complete_lines(self.row_file)
+        lines = _lines(self.row_file)
         self.rows = _parsed_rows(lines)
         if any(self.model.glob("model.ckpt-*.index")):
             self._compare_hyperparameters()
@@ -60,7 +60,7 @@ class RunFolder:
                 f"{self.row_file} has rows up to epoch {max(self.rows):,}, but {self.model} has no "
                 f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
             )
-        elif len(lines) > len(self.rows):
+        elif any(line and not ROW_PATTERN.fullmatch(line) for line in lines):
             raise Failure(
                 f"{self.row_file} has lines that no run wrote; move it, or use another --run_dir"
             )
@@ -162,21 +162,22 @@ def writing(path):
 def read_rows(path):
     """Return the complete rows of the logs.txt at `path`, {epoch: row}, or {} if it does not exist.
     Raises Failure if it cannot be read."""
-    return _parsed_rows(_complete_lines(path))
+    return _parsed_rows(_lines(path))
 
 
-def _complete_lines(path):
+def _lines(path):
+    """Return the lines of the logs.txt at `path`. The last one is not complete."""
     try:
         text = read_regular(path, LARGEST_ROWS).decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
-    return text.split("\n")[:-1]
+    return text.split("\n")
 
 
 def _parsed_rows(lines):
-    found = map(ROW_PATTERN.fullmatch, lines)
+    found = map(ROW_PATTERN.fullmatch, lines[:-1])
     return {int(row[1]): row[0] for row in found if row}
 
 

@@ -234,16 +234,17 @@ class Run:
         those of an epoch's last step, except the loss and accuracy. Raises Failure if the loss is
         not finite, if the learning rate is negative, or if a value is not a scalar."""
         _check_scalars(result)
-        if not result["learning_rate"] >= 0:
+        rate = result.get("learning_rate", math.nan)
+        if rate < 0:
             raise Failure(
-                f"the learning rate of step {self._step():,} is {result['learning_rate']:.4g}; fix "
-                f"the schedule and restart in another --run_dir"
+                f"the learning rate of step {self._step():,} is {rate:.4g}; fix the schedule and "
+                f"restart in another --run_dir"
             )
         if not math.isfinite(result["loss"]):
             raise Failure(
-                f"the loss is not finite at step {self._step():,} (learning rate "
-                f"{result['learning_rate']:.4g}); the step was not saved; restart in another "
-                f"--run_dir with a lower --init_learning_rate"
+                f"the loss is not finite at step {self._step():,} (learning rate {rate:.4g}); the "
+                f"step was not saved; restart in another --run_dir with a lower "
+                f"--init_learning_rate"
             )
         self.result = result
         text = f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.4f}"
@@ -257,7 +258,11 @@ class Run:
             return
         values = values | {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
         images = values.pop("images")
-        _check_scalars(values)
+        try:
+            _check_scalars(values)
+        except Failure:
+            self._save()
+            raise
         row = self.folder.add_row(epoch, values)
         scalars = self._last_step_scalars() | values
         self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
@@ -292,7 +297,8 @@ class Run:
 
 
 def _check_scalars(values):
-    """Raise Failure if one of `values`, {name: value}, is an array. An operation's is None."""
+    """Raise Failure if one of `values`, {name: value}, is an array. That of an operation is None,
+    which is allowed."""
     for name, value in values.items():
         if np.ndim(value):
             raise Failure(
