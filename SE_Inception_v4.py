@@ -266,8 +266,7 @@ def train(hyperparameters):
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):
                 run.end_step(session.run(train_step, inputs.feed(batch)))
-            shown = data.train.evenly_spaced(hp.batch_size)
-            values = session.run(epoch_end, inputs.feed(shown))
+            values = session.run(epoch_end, inputs.feed(data.train.evenly_spaced(hp.batch_size)))
             evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
             run.end_epoch(epoch, values, evaluation)
         run.finish()

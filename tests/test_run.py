@@ -154,6 +154,18 @@ def test_a_wrong_output_of_a_step_ends_the_run_at_the_first_step(
 
 
 @pytest.mark.slow
+def test_an_array_in_epoch_end_ends_the_run_after_the_epoch_is_saved(tmp_path, monkeypatch, capsys):
+    def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
+        inputs, train_step, epoch_end, test_outputs = build_graph(data, hyperparameters)
+        return inputs, train_step, {**epoch_end, "norms": tf.zeros([3])}, test_outputs
+
+    monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
+    assert main(arguments(tmp_path, "run")) == 1
+    assert capsys.readouterr().err.startswith("error: norms in train_step or epoch_end must be a ")
+    assert (tmp_path / "run" / "model" / "model.ckpt-10.index").exists()
+
+
+@pytest.mark.slow
 def test_estimating_the_duration_of_a_run_needs_no_more_images_at_once_than_a_step(
     tmp_path, monkeypatch
 ):

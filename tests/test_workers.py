@@ -8,14 +8,7 @@ import pytest
 from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
 from forked import start_script
-from workers import (
-    command,
-    finish,
-    free_addresses,
-    start_worker,
-    start_workers,
-    wait_for_step,
-)
+from workers import command, finish, free_addresses, start_worker, start_workers, wait_for_step
 
 import SE_ResNeXt
 from senet import devices
