@@ -8,13 +8,12 @@ import signal
 import struct
 import sys
 import termios
-import time
 
 import numpy as np
 import pytest
 from conftest import run_python
-from forked import start_script
-from tiny_run import arguments, command
+from forked import run_script, start_script
+from tiny_run import arguments, command, kill_after_epoch
 
 import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, main
@@ -60,14 +59,9 @@ def scalars(run_dir):
 @pytest.mark.slow
 def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
     folder, _ = whole
-    process = start_script(*command(folder, "resumed", *OPTIONS))
-    while not (folder / "resumed" / "model" / "model.ckpt-20.index").exists():
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output = "\n".join(train(folder, "resumed", *OPTIONS))
-    assert "resuming at step 20 of 30" in output or "resuming at step 30 of 30" in output
+    killed = command(folder, "resumed", *OPTIONS)
+    assert run_script(*killed, prepare=(kill_after_epoch, 2))[0] == -signal.SIGKILL
+    assert "resuming at step 20 of 30" in "\n".join(train(folder, "resumed", *OPTIONS))
 
     assert (folder / "resumed" / "logs.txt").read_text() == (folder / "whole/logs.txt").read_text()
     of_whole, of_resumed = scalars(folder / "whole"), scalars(folder / "resumed")

@@ -116,6 +116,14 @@ class TestLock:
             with pytest.raises(Failure, match="another process is training in "):
                 RunFolder(hyperparameters).__enter__()
 
+    def test_a_moved_folder_is_not_created_again(self, hyperparameters, tmp_path):
+        with RunFolder(hyperparameters) as folder:
+            folder.path.rename(tmp_path / "elsewhere")
+            for write in folder.keep_lock, lambda: folder.add_row(1, VALUES):
+                with pytest.raises(Failure, match="/run was moved or deleted; move it back, then "):
+                    write()
+        assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
     def test_a_process_that_lost_the_lock_adds_no_row(self, hyperparameters):
         with RunFolder(hyperparameters) as first:
             first.lock_file.unlink()
@@ -176,6 +184,19 @@ class TestCheckpoints:
             file.unlink()
         checkpoints.save(session, 2)
         assert list(checkpoint_files(tmp_path)) == [2]
+
+    def test_a_folder_moved_at_the_end_of_a_save_is_reported(self, saved, tmp_path, monkeypatch):
+        checkpoints, session = saved
+        checkpoints.folder, write = tmp_path / "model", checkpoints.write
+
+        def write_and_move(*arguments):
+            write(*arguments)
+            checkpoints.folder.rename(tmp_path / "elsewhere")
+
+        monkeypatch.setattr(checkpoints, "write", write_and_move)
+        with pytest.raises(Failure, match="^cannot write a checkpoint into .*/model: No such file"):
+            checkpoints.save(session, 3)
+        assert list(checkpoint_files(tmp_path / "elsewhere")) == [3]
 
     def test_checkpoints_are_saved_in_a_folder_whose_path_is_not_utf8(
         self, saved, tmp_path, monkeypatch

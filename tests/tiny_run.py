@@ -1,6 +1,11 @@
 """A training run of a few seconds: a network of 7,862 parameters on artificial images."""
 
+import os
+import signal
+
 from fake_cifar10 import make_files, write_folder
+
+from senet.run.run import Run
 
 IMAGES = 40  # in each of the five training files, and in the test file
 STEPS = 10  # per epoch: 200 images in batches of 20
@@ -27,3 +32,15 @@ def arguments(folder, name, *options):
     if not data_dir.exists():
         write_folder(data_dir, make_files(count=IMAGES))
     return [*TINY_OPTIONS, f"--data_dir={data_dir}", f"--run_dir={folder / name}", *options]
+
+
+def kill_after_epoch(last):
+    """Let this process kill itself at the end of epoch `last`."""
+    end_epoch = Run.end_epoch
+
+    def end_epoch_and_die(run, epoch, *results):
+        end_epoch(run, epoch, *results)
+        if epoch == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.end_epoch = end_epoch_and_die

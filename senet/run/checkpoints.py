@@ -112,26 +112,24 @@ class Checkpoints:
 
         Raises Failure, with the earlier checkpoints untouched, if it cannot be written or if a
         value is not finite."""
-        if step != self.current or not (self.folder / f"model.ckpt-{step}.index").exists():
-            if not session.run(self.finite):
-                raise Failure(
-                    f"a variable is not finite after step {step}; the step was not saved; restart "
-                    f"in another --run_dir with a lower --init_learning_rate"
-                )
-            try:
+        index = self.folder / f"model.ckpt-{step}.index"
+        saved = step == self.current and index.exists()
+        if not saved and not session.run(self.finite):
+            raise Failure(
+                f"a variable is not finite after step {step}; the step was not saved; restart "
+                f"in another --run_dir with a lower --init_learning_rate"
+            )
+        try:
+            if not saved:
                 with without_chatter():
                     self.write(session, step)
-            except (tf.errors.OpError, OSError) as error:
-                raise Failure(
-                    f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix the "
-                    f"cause, then run the same command to resume from the last checkpoint"
-                ) from None
-            self.current = step
-        files = checkpoint_files(self.folder)
-        for old in list(files)[:-KEEP_NEWEST]:
-            if old != best_step:
-                for file in files[old]:
-                    file.unlink()
+                self.current = step
+            self.delete_old(best_step)
+        except (tf.errors.OpError, OSError) as error:
+            raise Failure(
+                f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix the "
+                f"cause, then run the same command to resume from the last checkpoint"
+            ) from None
 
     def write(self, session, step):
         """Write a checkpoint into a temporary folder, then move it into place, the index last.
@@ -151,6 +149,14 @@ class Checkpoints:
         # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it.
         with replacing(self.folder / "checkpoint") as temporary:
             temporary.write_text(f'model_checkpoint_path: "model.ckpt-{step}"\n')
+
+    def delete_old(self, best_step):
+        """Delete all checkpoints except the newest three and the one of `best_step`."""
+        files = checkpoint_files(self.folder)
+        for old in list(files)[:-KEEP_NEWEST]:
+            if old != best_step:
+                for file in files[old]:
+                    file.unlink(missing_ok=True)
 
 
 def different_classes(path, label_names):

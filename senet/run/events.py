@@ -49,8 +49,8 @@ class EventFile:
         """Append a `tf.Event` with these fields. If the file was deleted, start a new one."""
         with writing(self.path):
             if not self.path.exists():
-                print(f"warning: {self.path} was deleted; starting a new one", file=sys.stderr)
                 self._open()
+                print(f"warning: {self.path} was deleted; starting a new one", file=sys.stderr)
             self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.writer.flush()
 

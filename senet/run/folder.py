@@ -93,10 +93,15 @@ class RunFolder:
 
     def keep_lock(self):
         """Lock the run again if the lock file was deleted. Raises Failure if another process has
-        locked it."""
+        locked it, or if the folder no longer exists."""
         with contextlib.suppress(FileNotFoundError):
             if self.lock_file.stat().st_ino == self.locked:
                 return
+        if not self.path.is_dir():  # the lock would create it again, empty
+            raise Failure(
+                f"{self.path} was moved or deleted; move it back, then run the same command to "
+                f"resume from the last checkpoint"
+            )
         self._take_lock()
 
     def _compare_hyperparameters(self):
