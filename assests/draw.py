@@ -25,8 +25,8 @@ import statistics
 import sys
 from typing import NamedTuple
 
+import matplotlib.style
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
@@ -535,7 +535,7 @@ PAGES = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md"
 def as_svg(draw):
     """Return a figure as SVG text that follows the page's light or dark theme."""
     file = io.BytesIO()
-    with rc_context(STYLE):
+    with matplotlib.style.context(["default", STYLE]):
         draw().savefig(file, format="svg", transparent=True, metadata={"Date": None})
     rules = "".join(
         f'[style*="{name}: {light}"]{{{name}:{dark}!important}}'

@@ -14,6 +14,7 @@ for name in list(os.environ):
     if name.lower().endswith("_proxy"):
         del os.environ[name]
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

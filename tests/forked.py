@@ -2,6 +2,7 @@
 TensorFlow takes longer than a tiny training run."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -70,8 +71,9 @@ class ForkedScript:
         return self.returncode
 
     def send_signal(self, number):
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def kill(self):
         self._process.kill()

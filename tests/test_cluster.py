@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from forked import run_script, start_script
+from forked import run_script
+from tiny_run import signal_after_epoch
 from workers import (
     EPOCHS,
     command,
@@ -94,9 +95,6 @@ def save_slowly(seconds):
     Checkpoints.save = lambda *arguments: (time.sleep(seconds), save(*arguments))
 
 
-SLOW = (save_slowly, 0.5)  # leaves time for a signal before the last epoch ends
-
-
 def save_slowly_and_check_often():
     """Make saving take longer than detecting that a worker has ended."""
     cluster.CHECK_SECONDS = 1
@@ -124,11 +122,8 @@ def test_two_hosts_stop_together_and_one_resumes(folder, one):
 
 @pytest.mark.slow
 def test_one_host_stops_and_two_resume(folder, one):
-    process = start_script(*command(folder, "more"), prepare=SLOW)
-    wait_for_step(folder, "more", 3, [process])
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 143
+    stopping = (signal_after_epoch, 3, signal.SIGTERM)
+    assert run_script(*command(folder, "more"), prepare=stopping)[0] == 143
     processes, _ = start_workers(command(folder, "more"), command(folder, "more"))
     assert [status for status, *_ in finish(processes)] == [0, 0]
     assert_same_run(folder, "more", one)
@@ -138,14 +133,13 @@ def test_one_host_stops_and_two_resume(folder, one):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts, victim):
     name, addresses = f"killed{victim}", free_addresses(2)
+    dying = {victim: (signal_after_epoch, 3)}
     processes = [
-        start_worker(addresses, number, *command(folder, name), prepare=SLOW) for number in range(2)
+        start_worker(addresses, number, *command(folder, name), prepare=dying.get(number, ()))
+        for number in range(2)
     ]
-    wait_for_step(folder, name, 3, processes)
-    processes[victim].kill()
-    killed = time.monotonic()
     results = finish(processes)
-    assert time.monotonic() - killed < 60
+    assert results[victim][0] == -signal.SIGKILL
     status, _, errors = results[1 - victim]
     assert status == 1
     assert errors == (

@@ -84,7 +84,7 @@ def test_all_paths_of_a_folder_share_one_cache(folder, data_dir, decoded, monkey
 
 def advance_mtime(path):
     status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_network_that_needs_terabytes_is_rejected(tmp_path, capsys, fields):
     assert SE_ResNeXt.main(fields) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"error: training needs at least [\d,.e+]+ GB of memory \(", line)
-    assert re.search(r"but [\d.]+ GB is available", line)
+    assert re.search(r"but [\d,.e+]+ GB is available", line)
     assert not (tmp_path / "run" / "logs.txt").exists()
 
 

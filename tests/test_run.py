@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import run_python
 from forked import run_script, start_script
-from tiny_run import arguments, command, kill_after_epoch
+from tiny_run import arguments, command, signal_after_epoch
 
 import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, main
@@ -60,7 +60,7 @@ def scalars(run_dir):
 def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
     folder, _ = whole
     killed = command(folder, "resumed", *OPTIONS)
-    assert run_script(*killed, prepare=(kill_after_epoch, 2))[0] == -signal.SIGKILL
+    assert run_script(*killed, prepare=(signal_after_epoch, 2))[0] == -signal.SIGKILL
     assert "resuming at step 20 of 30" in "\n".join(train(folder, "resumed", *OPTIONS))
 
     assert (folder / "resumed" / "logs.txt").read_text() == (folder / "whole/logs.txt").read_text()

@@ -34,13 +34,13 @@ def arguments(folder, name, *options):
     return [*TINY_OPTIONS, f"--data_dir={data_dir}", f"--run_dir={folder / name}", *options]
 
 
-def kill_after_epoch(last):
-    """Let this process kill itself at the end of epoch `last`."""
+def signal_after_epoch(last, number=signal.SIGKILL):
+    """Let this process send itself the signal `number` at the end of epoch `last`."""
     end_epoch = Run.end_epoch
 
-    def end_epoch_and_die(run, epoch, *results):
+    def end_epoch_and_signal(run, epoch, *results):
         end_epoch(run, epoch, *results)
         if epoch == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
-    Run.end_epoch = end_epoch_and_die
+    Run.end_epoch = end_epoch_and_signal
