@@ -347,8 +347,9 @@ class TestProcesses:
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         _, errors = process.communicate()
         assert process.returncode == 1
-        # The rest depends on the moment; see test_run_folder.py.
+        # The text between depends on the moment; see test_run_folder.py.
         assert_one_line(errors, "error: ")
+        assert f"{tmp_path}/run" in errors
         assert "run the same command to resume from the last checkpoint" in errors
         assert not (tmp_path / "run").exists()
         self.assert_resumes(tmp_path, "elsewhere")
