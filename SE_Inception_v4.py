@@ -63,17 +63,24 @@ class Hyperparameters(RunHyperparameters):
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
 
     MIN_MICRO_BATCH: ClassVar[int] = 2  # for one 1x1 map, batch norm returns only its offset
-    # Options for a shorter run, suggested if training without a GPU would take over a day.
-    SHORTER_RUN: ClassVar[str] = "--padding=22 --total_epochs=3"
 
     def __post_init__(self):
         super().__post_init__()
         side = self.image_size + 2 * self.padding
-        if side < 75:
+        if self.padding < self.min_padding:
             raise HyperparameterError(
-                f"--padding must be at least {(76 - self.image_size) // 2}, got {self.padding}: "
+                f"--padding must be at least {self.min_padding}, got {self.padding}: "
                 f"the network needs at least 75x75 pixels, but the padded images are {side}x{side}"
             )
+
+    @property
+    def min_padding(self):
+        return max(0, (76 - self.image_size) // 2)
+
+    @property
+    def shorter_run(self):
+        """Options of a shorter run, suggested if training without a GPU takes over a day."""
+        return f"--padding={self.min_padding} --total_epochs=3"
 
 
 # ------------------------------------------------------------------------------------ network

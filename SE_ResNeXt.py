@@ -4,7 +4,7 @@ block (arXiv 1709.01507) on every residual branch."""
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
@@ -74,9 +74,6 @@ class Hyperparameters(RunHyperparameters):
     mixed_precision: bool = True  # use bfloat16 if the device supports it
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
 
-    # Options for a shorter run, suggested if training without a GPU would take over a day.
-    SHORTER_RUN: ClassVar[str] = "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
-
     def __post_init__(self):
         super().__post_init__()
         channels = self.out_dim(self.depth)
@@ -89,6 +86,11 @@ class Hyperparameters(RunHyperparameters):
             if value and not whole_pixels(value, self.image_size):
                 least = f"1/{self.image_size}, one pixel"
                 raise HyperparameterError(f"--{name} must be 0 or at least {least}, got {value}")
+
+    @property
+    def shorter_run(self):
+        """Options of a shorter run, suggested if training without a GPU takes over a day."""
+        return "--padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3"
 
     def out_dim(self, depth):
         """Return the number of channels of a block whose paths have `depth` channels."""

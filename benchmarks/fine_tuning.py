@@ -104,8 +104,10 @@ def main():
 
 
 def check_options(arguments):
-    """Exit if FOLDER was made with different options."""
-    options = {name: getattr(arguments, name) for name in ("unseen", "max_images", "start")}
+    """Exit if FOLDER was made with different options, except for --images and --seeds, which only
+    add runs."""
+    added = "folder", "data_dir", "images", "seeds"
+    options = {name: value for name, value in vars(arguments).items() if name not in added}
     file = arguments.folder / "options.json"
     if file.exists() and json.loads(file.read_text()) != options:
         sys.exit(

@@ -45,10 +45,12 @@ def evaluation_outputs(logits, labels, classes):
     """Return the dict of tensors that `evaluate` fetches for a batch. `logits` is [batch, classes],
     `labels` is int32 [batch]. Call this in the network's name scope: it collects the gates there.
 
-    Raises Failure if the shape of the logits, or the shape or type of a gate, is wrong."""
-    if logits.shape.rank != 2 or logits.shape[1].value != classes:
+    Raises Failure if the shape or type of the logits or of a gate is wrong."""
+    right_shape = logits.shape.rank == 2 and logits.shape[1].value == classes
+    if not right_shape or logits.dtype != tf.float32:
         raise Failure(
-            f"the network must return logits of shape [batch, {classes}], got {logits.shape}"
+            f"the network must return logits of shape [batch, {classes}] in float32, got "
+            f"{logits.dtype.name} {logits.shape}"
         )
     scope = tf.get_default_graph().get_name_scope()
     gates = tf.get_collection(GATES, scope)

@@ -1,8 +1,8 @@
 """Learning-rate schedules.
 
-A schedule returns the learning rate of `step`, float32. `step` is an int64 scalar that counts from
-0; the other arguments are Python numbers. To add one, write a function with the same arguments and
-add it to SCHEDULES; every script then accepts its name as --schedule.
+A schedule returns the learning rate of `step`, a scalar tensor or a number. `step` is an int64
+scalar that counts from 0; the other arguments are Python numbers. To add one, write a function with
+the same arguments and add it to SCHEDULES; every script then accepts its name as --schedule.
 """
 
 import math
@@ -15,7 +15,8 @@ def learning_rate(step, epoch_steps, hyperparameters):
     hp = hyperparameters
     total_steps = hp.total_epochs * epoch_steps
     with tf.name_scope("learning_rate"):
-        return SCHEDULES[hp.schedule](step, total_steps, epoch_steps, hp.init_learning_rate)
+        rate = SCHEDULES[hp.schedule](step, total_steps, epoch_steps, hp.init_learning_rate)
+        return tf.cast(rate, tf.float32)
 
 
 def steps(step, total_steps, epoch_steps, peak):

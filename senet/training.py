@@ -27,7 +27,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     moving averages are means over all micro-batches, weighted by number of images. `batch` is
     (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
     variable that the loss does not depend on, if a decayed variable is not trainable, if the loss
-    does not have the shape [batch] or creates variables, or if there are UPDATE_OPS.
+    does not have the shape [batch] or creates variables, or if there are UPDATE_OPS or
+    REGULARIZATION_LOSSES, which nothing would use.
     """
     hp, (images, labels), decayed = hyperparameters, batch, list(decayed)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
@@ -58,6 +59,11 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
             raise Failure(
                 "UPDATE_OPS are not run; remove them (Batch_Normalization of senet/layers.py does "
                 "not need them)"
+            )
+        if tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES):
+            raise Failure(
+                "the regularizers of variables are not used; remove them, and use "
+                "decayed_variables() or loss() instead"
             )
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)

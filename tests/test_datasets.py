@@ -121,8 +121,17 @@ def test_evenly_spaced_images_are_of_all_classes():
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=3)
     for count, places in (4, [0, 2, 5, 7]), (10, range(10)), (99, range(10)), (1, [0]):
         chosen = Split(images, labels).evenly_spaced(count)
-        assert chosen.images[:, 0, 0, 0].tolist() == list(places)
-        assert chosen.labels.tolist() == labels[list(places)].tolist()
+        numbers = chosen.images[:, 0, 0, 0]
+        assert sorted(numbers) == list(places)
+        assert chosen.labels.tolist() == labels[numbers].tolist()
+
+
+def test_evenly_spaced_images_mix_the_classes_of_a_folder():
+    labels = np.repeat(np.arange(4, dtype=np.int32), 1000)
+    chosen = Split(np.zeros([4000, 1, 1, 3], np.uint8), labels).evenly_spaced(128)
+    assert np.bincount(chosen.labels).tolist() == [32] * 4
+    for part in np.split(chosen.labels, 16):  # micro-batches of 8
+        assert len(set(part)) > 1
 
 
 def test_a_folder_without_both_splits_is_not_a_data_set(tmp_path):

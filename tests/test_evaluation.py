@@ -83,9 +83,11 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     assert np.isclose(evaluation.accuracy, (logits.argmax(axis=1) == labels).mean())
 
 
-def test_logits_of_a_wrong_number_of_classes_are_reported(graph):
-    logits, labels = tf.placeholder(tf.float32, [None, 12]), tf.placeholder(tf.int32, [None])
-    with pytest.raises(Failure, match=r"must return logits of shape \[batch, 10\], got "):
+@pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 10)])
+def test_logits_of_a_wrong_shape_or_type_are_reported(graph, dtype, classes):
+    logits, labels = tf.placeholder(dtype, [None, classes]), tf.placeholder(tf.int32, [None])
+    message = r"must return logits of shape \[batch, 10\] in float32, got "
+    with pytest.raises(Failure, match=f"{message}{dtype.name} "):
         evaluation_outputs(logits, labels, 10)
 
 

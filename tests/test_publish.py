@@ -140,6 +140,16 @@ def test_the_card_has_the_epoch_of_the_checkpoint_even_if_rows_are_missing(train
     )
 
 
+def test_the_card_of_an_extended_run_says_so(trained, published, call, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    rows = (run / "logs.txt").read_text()
+    (run / "logs.txt").write_text(rows.replace("epoch: 1/2", "epoch: 1/1"))
+    assert call("publish", tmp_path / "new", f"--run_dir={run}")[0] == 0
+    extended = "The run was extended and last started with this command"
+    assert extended in (tmp_path / "new" / "README.md").read_text()
+    assert "The network was trained with this command" in (published / "README.md").read_text()
+
+
 def test_publish_on_a_full_disk_names_the_folder(trained, call, tmp_path):
     """Simulate a full disk by limiting the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -49,3 +49,8 @@ def test_linear_matches_rates_worked_out_by_hand(graph):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_of_one_step_has_a_positive_rate(graph, schedule):
     assert 0 < rates(1, [0], schedule=schedule, total_epochs=1)[0] <= 0.1
+
+
+def test_a_schedule_may_return_a_number(graph, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "steps", lambda step, total_steps, epoch_steps, peak: peak)
+    assert rates(10, [0, 99], total_epochs=10) == pytest.approx({0: 0.1, 99: 0.1})

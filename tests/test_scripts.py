@@ -46,6 +46,14 @@ def test_padding_to_fewer_than_75_pixels_is_rejected(script, capsys):
     script.hyperparameters(padding=22)
 
 
+@pytest.mark.parametrize("image_size, padding", [(16, 30), (32, 22), (75, 0), (128, 0)])
+@pytest.mark.parametrize("script", INCEPTIONS, ids=lambda script: script.name)
+def test_a_shorter_run_has_the_smallest_padding(script, image_size, padding):
+    hyperparameters = script.hyperparameters(image_size=image_size, padding=100)
+    assert f"--padding={padding} " in hyperparameters.shorter_run
+    script.hyperparameters(image_size=image_size, padding=padding)
+
+
 @pytest.mark.slow
 def test_importing_a_script_has_no_side_effects(tmp_path):
     names = ", ".join(script.name for script in SCRIPTS)

@@ -228,6 +228,19 @@ def test_an_update_that_would_not_run_is_reported(graph, data, monkeypatch):
         build_graph(data, Hyperparameters(**TINY))
 
 
+def test_a_regularizer_that_would_not_be_used_is_reported(graph, data, monkeypatch):
+    create = tf.get_variable
+
+    def create_with_regularizer(name, *arguments, **fields):
+        fields |= {"regularizer": tf.nn.l2_loss} if name == "weights" else {}
+        return create(name, *arguments, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf, "get_variable", create_with_regularizer)
+        with pytest.raises(Failure, match="^the regularizers of variables are not used; remove"):
+            build_graph(data, Hyperparameters(**TINY))
+
+
 def test_the_decayed_variables_may_be_an_iterator(graph, data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", lambda: iter(tf.trainable_variables()))
     _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY))

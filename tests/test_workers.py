@@ -209,6 +209,10 @@ def test_a_frozen_worker_is_detected(tmp_path):
             "not",
         ),
         ("[" * 100_000, "is not valid: [["),
+        (
+            '{"cluster": {"worker": ["a:1", "b:65536"]}, "task": {"type": "worker", "index": 0}}',
+            "is not valid",
+        ),
     ],
 )
 def test_an_invalid_tf_config_is_rejected(config, message, monkeypatch, capsys):

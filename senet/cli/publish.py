@@ -61,7 +61,7 @@ and std {std} in pixel values, computed from the training images.
 
 Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
 
-The network was trained with this command, with seed {seed} and all other hyperparameters as in
+{trained} with this command, with seed {seed} and all other hyperparameters as in
 `hyperparameters.json`:
 
 ```bash
@@ -186,6 +186,8 @@ def _card(trained, evaluation, data, rows, fields, folder, note):
     changed = {name: value for name, value in fields.items() if value != defaults[name]}
     options = [f"--{name}={value}" for name, value in changed.items()]
     start = fields["initial_checkpoint"]
+    planned = {row.split(",")[0].rpartition("/")[2] for row in rows}  # values of total_epochs
+    extended = len(planned) > 1
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in trained.statistics[:2])
     return TEMPLATE.format(
         network=network.__name__,
@@ -204,6 +206,7 @@ def _card(trained, evaluation, data, rows, fields, folder, note):
         train=len(data.train.labels),
         test=len(data.test.labels),
         note=printable(note),
+        trained="The run was extended and last started" if extended else "The network was trained",
         command=shlex.join(["python", _script(network), *options]),
         seed=hp.seed,
         row=rows[-1],

@@ -37,10 +37,11 @@ class Split(NamedTuple):
         return self.sums or sum_images(self.images)
 
     def evenly_spaced(self, count):
-        """Return `count` images at equal distances, or all if there are fewer. (The first ones of a
-        folder would all be of one class.)"""
+        """Return `count` images at equal distances, or all if there are fewer, in an order that
+        mixes the classes. (The first ones of a folder would all be of one class.)"""
         count = min(count, len(self.labels))
         chosen = np.arange(count) * len(self.labels) // count
+        chosen = np.random.default_rng(0).permutation(chosen)
         return Split(self.images[chosen], self.labels[chosen])
 
 

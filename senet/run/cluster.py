@@ -262,7 +262,8 @@ def _hosts():
         addresses, task = config["cluster"]["worker"], config["task"]
         index = task["index"]
         valid = set(config["cluster"]) == {"worker"} and task["type"] == "worker"
-        valid = valid and all(re.fullmatch(r"\S+:\d{1,5}", address) for address in addresses)
+        ports = [re.fullmatch(r"\S+:(\d{1,5})", address) for address in addresses]
+        valid = valid and all(port and 0 < int(port[1]) < 2**16 for port in ports)
         valid = valid and type(index) is int and index in range(len(addresses))
     except (ValueError, KeyError, TypeError, RecursionError):
         valid = False

@@ -156,7 +156,7 @@ class Run:
             # No more than a step processes at once, since the memory check counts no more.
             self.data.train.evenly_spaced(min(32, hp.micro_batch_size or hp.batch_size)),
             epochs * len(self.data.train.labels),
-            shlex.join(["python", self._script(), *hp.SHORTER_RUN.split(), *self._data_options()]),
+            shlex.join(["python", self._script(), *hp.shorter_run.split(), *self._data_options()]),
             strategy,
         )
         if note:
