@@ -75,6 +75,7 @@ class Hyperparameters(RunHyperparameters):
 
     @property
     def min_padding(self):
+        """The smallest `padding` for which the padded images have at least 75x75 pixels."""
         return max(0, (76 - self.image_size) // 2)
 
     @property
