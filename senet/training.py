@@ -28,7 +28,7 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
     variable that the loss does not depend on, if a decayed variable is not trainable, if the loss
     does not have the shape [batch] or creates variables, or if there are UPDATE_OPS or
-    REGULARIZATION_LOSSES, which nothing would use.
+    REGULARIZATION_LOSSES, which nothing adds to the loss.
     """
     hp, (images, labels), decayed = hyperparameters, batch, list(decayed)
     trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
@@ -62,8 +62,8 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
             )
         if tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES):
             raise Failure(
-                "the regularizers of variables are not used; remove them, and use "
-                "decayed_variables() or loss() instead"
+                "regularizers of variables are not supported; remove them, and use "
+                "decayed_variables(), or add a term to the loss in loss()"
             )
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)

@@ -228,7 +228,7 @@ def test_an_update_that_would_not_run_is_reported(graph, data, monkeypatch):
         build_graph(data, Hyperparameters(**TINY))
 
 
-def test_a_regularizer_that_would_not_be_used_is_reported(graph, data, monkeypatch):
+def test_a_regularizer_of_a_variable_is_reported(graph, data, monkeypatch):
     create = tf.get_variable
 
     def create_with_regularizer(name, *arguments, **fields):
@@ -237,7 +237,7 @@ def test_a_regularizer_that_would_not_be_used_is_reported(graph, data, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(tf, "get_variable", create_with_regularizer)
-        with pytest.raises(Failure, match="^the regularizers of variables are not used; remove"):
+        with pytest.raises(Failure, match="^regularizers of variables are not supported; remove"):
             build_graph(data, Hyperparameters(**TINY))
 
 
