@@ -5,19 +5,14 @@ before the sum, and on the output of both reductions."""
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
-
-from senet.augmentation import shift_and_flip
+from senet.augmentation import flip, shift
 from senet.cli.command_line import run_command
 from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
-from senet.devices import compute_dtype
-from senet.errors import HyperparameterError
 from senet.evaluation import evaluate, evaluation_outputs
-from senet.hyperparameters import MAY_CHANGE, MAY_GROW, NOT_EMPTY, RunHyperparameters, one_of
+from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     CLASSIFIER,
     Concatenation,
@@ -29,12 +24,11 @@ from senet.layers import (
     Squeeze_excitation_layer,
     chain,
     conv_layer,
+    padded,
 )
 from senet.losses import cross_entropy
-from senet.memory import check_training_memory
-from senet.micro_batches import check_micro_batches
 from senet.run.run import Run
-from senet.schedules import SCHEDULES, learning_rate
+from senet.schedules import learning_rate
 from senet.training import current_step, training_step
 
 # ---------------------------------------------------------------------------- hyperparameters
@@ -45,45 +39,18 @@ class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_resnet_v2"
 
     # network
-    reduction_ratio: Annotated[int, Interval(ge=0, le=384)] = 16  # in SE blocks; 0: no SE blocks
-    padding: Annotated[int, Interval(ge=0, le=512)] = 32  # zeros on each side: 32x32 becomes 96x96
+    reduction_ratio = 16
+    padding = 32
 
     # training
-    weight_decay: Annotated[float, Ge(0)] = 5e-4  # L2 penalty on decayed_variables()
-    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # Nesterov momentum
-    init_learning_rate: Annotated[float, Gt(0)] = 0.1  # peak learning rate
-    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # training loss only
-    batch_size: Annotated[int, Interval(ge=2, le=2**20)] = 128  # images per step, at least 2
-    total_epochs: Annotated[int, Interval(ge=1, le=10**6), MAY_GROW] = 100  # raise to extend a run
-    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
+    init_learning_rate = 0.1
+    schedule = "steps"
+    label_smoothing = 0.0
+    batch_size = 128
+    total_epochs = 100
 
-    # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    micro_batch_size: Annotated[int, Interval(ge=0, le=2**20), MAY_CHANGE] = 0  # 0: whole batch
-    mixed_precision: bool = True  # use bfloat16 if the device supports it
-    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
-
-    MIN_MICRO_BATCH: ClassVar[int] = 2  # for one 1x1 map, batch norm returns only its offset
-
-    def __post_init__(self):
-        super().__post_init__()
-        side = self.image_size + 2 * self.padding
-        if self.padding < self.min_padding:
-            raise HyperparameterError(
-                f"--padding must be at least {self.min_padding}, got {self.padding}: "
-                f"the network needs at least 75x75 pixels, but the padded images are {side}x{side}"
-            )
-
-    @property
-    def min_padding(self):
-        """The smallest `padding` for which the padded images have at least 75x75 pixels."""
-        return max(0, (76 - self.image_size) // 2)
-
-    @property
-    def shorter_run(self):
-        """Options of a shorter run, suggested if training without a GPU takes over a day."""
-        return f"--padding={self.min_padding} --total_epochs=3"
+    MIN_SIDE = 75  # pixels of a padded image
+    MIN_MICRO_BATCH = 2  # for one 1x1 map, batch norm returns only its offset
 
 
 # ------------------------------------------------------------------------------------ network
@@ -104,9 +71,7 @@ class SE_Inception_resnet_v2:
 
     def Build_SEnet(self, x, classes):
         """Return the logits for `x`, float32 [batch, classes]."""
-        padding = [self.hyperparameters.padding] * 2
-        x = tf.cast(x, compute_dtype(self.hyperparameters.mixed_precision))
-        x = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
+        x = padded(x, self.hyperparameters)
         # Map sizes are those of 96x96 images.
         x = self.Stem(x)
         # 9x9x384
@@ -209,9 +174,9 @@ class SE_Inception_resnet_v2:
         return Relu(x + self.SE(branch))
 
     def SE(self, x):
-        """Return `x` with its channels gated, or unchanged in a network without SE blocks."""
+        """Return `x` with its channels gated."""
         ratio = self.hyperparameters.reduction_ratio
-        return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE") if ratio else x
+        return Squeeze_excitation_layer(x, x.shape[-1].value, ratio, "SE")
 
 
 # ---------------------------------------------------------------------------- loss and update
@@ -235,30 +200,25 @@ def optimizer(learning_rate, hyperparameters):
 
 def build_graph(data, hyperparameters):
     """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
-    fetch: in a training step, at the end of an epoch, and for a batch of the test set.
-
-    Raises HyperparameterError if the network does not fit into memory, or if a device or a
-    micro-batch would get too few images."""
+    fetch: in a training step, at the end of an epoch, and for a batch of the test set."""
     hp = hyperparameters
     tf.set_random_seed(hp.seed)
-    step, epoch_steps = current_step(), steps_per_epoch(data.train, hp.batch_size)
-    check_micro_batches(len(data.train.labels), epoch_steps, hp)
+    step = current_step()
+    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     inputs = image_inputs(data)
-    network = functools.partial(
-        SE_Inception_resnet_v2, hyperparameters=hp, classes=len(data.label_names)
-    )
+    classes = len(data.label_names)
+    network = functools.partial(SE_Inception_resnet_v2, hyperparameters=hp, classes=classes)
 
-    with tf.name_scope("test"):
-        logits = network(inputs.normalised, training=False).model
-        test_outputs = evaluation_outputs(logits, inputs.labels, len(data.label_names))
-    check_training_memory(data, hp)  # before the larger part of the graph is built
+    test_outputs = evaluation_outputs(network, inputs, classes, hp.test_time_augmentation)
 
-    images = shift_and_flip(inputs.normalised, hp.seed, step)
+    images = shift(inputs.normalised, hp.seed, step)
+    if hp.flip:
+        images = flip(images, hp.seed, step)
     rate = learning_rate(step, epoch_steps, hp)
     image_losses = functools.partial(loss, network=network, hyperparameters=hp)
     batch = images, inputs.labels
     train_step, epoch_end = training_step(
-        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, epoch_steps, hp
+        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, data, hp
     )
     # Scalars added to these two dicts are written to TensorBoard.
     train_step = {**train_step, "learning_rate": rate}

@@ -13,7 +13,7 @@ Give the options of the training runs as one string: --tuned="--init_learning_ra
 are reused. For a quick test of everything:
 
     python benchmarks/fine_tuning.py runs/try --max_images=4 --images 2 --seeds=1 --epochs=1 \\
-        --network="--padding=0 --cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2" \\
+        --network="--width=2 --reduction_ratio=2" \\
         --eight="--total_epochs=1"
 """
 
@@ -56,8 +56,7 @@ def main():
     add("--epochs", type=int, default=20, help="epochs on the small sets")
     add(
         "--network",
-        default="--padding=0 --depth=16 --cardinality=2 --blocks=1 --stem=whitening "
-        "--micro_batch_size=0 --schedule=linear",
+        default="",
         help="options of all runs",
     )
     add(
@@ -158,8 +157,8 @@ def write_folder(folder, splits, names, classes, train_count, test_count):
 def train(dataset, run_dir, options):
     """Train or resume to the last epoch; return the test accuracy."""
     options = [f"--dataset={dataset}", f"--run_dir={run_dir}", *options]
-    print(f"$ python SE_ResNeXt.py {shlex.join(options)}", file=sys.stderr, flush=True)
-    command = [sys.executable, ROOT / "SE_ResNeXt.py", *options]
+    print(f"$ python SE_ResNet.py {shlex.join(options)}", file=sys.stderr, flush=True)
+    command = [sys.executable, ROOT / "SE_ResNet.py", *options]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         sys.exit(f"error: training failed in {run_dir}; see the error above")
     return float(re.findall(r"test_acc: (\S+)", (run_dir / "logs.txt").read_text())[-1])

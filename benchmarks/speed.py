@@ -1,4 +1,4 @@
-"""Compare the training steps of the three scripts with those of the same networks in PyTorch, on
+"""Compare the training steps of the scripts with those of the same networks in PyTorch, on
 the CPU.
 
     python benchmarks/speed.py                    images/s of each, on random images
@@ -26,26 +26,13 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # (script, hyperparameters that differ from its defaults). SE_ResNeXt is measured on 32x32 images,
-# with a batch small enough for PyTorch to process whole. "recipe" is the network of the first
-# command in README.md.
+# with a batch small enough for PyTorch to process whole. "recipe" is the first command in README.md;
+# our step has Muon, PyTorch's only SGD.
 SETTINGS = {
     "SE_ResNeXt": ("SE_ResNeXt", {"padding": 0, "batch_size": 32, "micro_batch_size": 0}),
     "SE_Inception_v4": ("SE_Inception_v4", {}),
     "SE_Inception_resnet_v2": ("SE_Inception_resnet_v2", {}),
-    "recipe": (
-        "SE_ResNeXt",
-        {
-            "cardinality": 1,
-            "depth": 80,
-            "blocks": 1,
-            "bottleneck": False,
-            "stem": "whitening",
-            "downsampling": "max_pool",
-            "padding": 0,
-            "micro_batch_size": 0,
-            "label_smoothing": 0.2,
-        },
-    ),
+    "recipe": ("SE_ResNet", {}),
 }
 CANDIDATES = ("ours", "ours, float32", "PyTorch eager", "PyTorch compile")
 
@@ -111,7 +98,7 @@ def compare(script, settings, steps, turns):
 
 def growth(script, settings, steps):
     """Print a table of speed and memory for increasing batch and image sizes."""
-    smallest = 0 if script == "SE_ResNeXt" else 24
+    smallest = 24 if "Inception" in script else 0
     print("| image | batch | images/s | peak memory |\n" + "|---" * 4 + "|")
     cases = [(smallest, batch) for batch in (16, 32, 64, 128, 256)]
     cases += [(padding, 16) for padding in (16, 32) if padding > smallest]
@@ -131,7 +118,7 @@ def input_path(images=50_000, batch_size=128, epochs=5):
     """Print the images/s of the input path (order, batches, feeding, normalisation, augmentation)
     on random images, as the median over `epochs` epochs."""
     sys.path[:0] = [str(ROOT)]
-    from senet.augmentation import shift_and_flip
+    from senet.augmentation import flip, shift
     from senet.compat import tf
     from senet.data.datasets import batches, epoch_order
     from senet.data.inputs import image_inputs
@@ -140,7 +127,8 @@ def input_path(images=50_000, batch_size=128, epochs=5):
     data = noise(images)
     with tf.Graph().as_default(), tf.Session() as session:
         inputs = image_inputs(data)
-        augmented = shift_and_flip(inputs.normalised, 0, current_step()).op
+        step = current_step()
+        augmented = flip(shift(inputs.normalised, 0, step), 0, step).op
         session.run(tf.global_variables_initializer())
         seconds = []
         for epoch in range(epochs + 1):

@@ -1,11 +1,11 @@
-"""The three networks in PyTorch, for comparison, with the same layers and parameters as in the
+"""The networks in PyTorch, for comparison, with the same layers and parameters as in the
 scripts. Images are [batch, 3, height, width] in the channels_last memory format."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from SE_ResNeXt import WHITENING_STEM
+from SE_ResNet import STEM_FILTERS, STEM_SIDE
 
 
 class ConvBn(nn.Sequential):
@@ -73,50 +73,73 @@ def max_pool():
 class Block(nn.Module):
     """A residual block of SE_ResNeXt.py for its Hyperparameters, with an SE block on the branch."""
 
-    def __init__(self, channels, depth, stride, pool, hp):
+    def __init__(self, channels, depth, stride, hp):
         super().__init__()
-        width, filters = hp.cardinality * depth, hp.out_dim(depth)
-        if hp.bottleneck:
-            branch = [
-                *(ConvBn(channels, width, 1), nn.ReLU()),
-                *(ConvBn(width, width, 3, stride, groups=hp.cardinality, pool=pool), nn.ReLU()),
-                ConvBn(width, filters, 1),
-            ]
-        else:
-            branch = [
-                *(ConvBn(channels, width, 3, stride, pool=pool), nn.ReLU()),
-                ConvBn(width, filters, 3),
-            ]
+        width, filters = hp.cardinality * depth, 4 * depth
+        branch = [
+            *(ConvBn(channels, width, 1), nn.ReLU()),
+            *(ConvBn(width, width, 3, stride, groups=hp.cardinality), nn.ReLU()),
+            ConvBn(width, filters, 1),
+        ]
         if hp.reduction_ratio:
             branch.append(SE(filters, hp.reduction_ratio))
         self.branch = nn.Sequential(*branch)
-        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         changes = stride != 1 or channels != filters
         self.shortcut = ConvBn(channels, filters, 1, stride) if changes else nn.Identity()
 
     def forward(self, x):
-        return F.relu(self.shortcut(self.pool(x)) + self.branch(x))
+        return F.relu(self.shortcut(x) + self.branch(x))
 
 
 def se_resnext(hp, classes=10):
     """Return the network of SE_ResNeXt.py for its Hyperparameters."""
-    by_pooling = hp.downsampling == "max_pool"
-    if hp.stem == "whitening":
-        channels, kernel, stride = WHITENING_STEM[hp.downsampling]
-        convolution = nn.Conv2d(3, channels, kernel, stride, 1, bias=False).requires_grad_(False)
-    else:
-        channels = 64
-        convolution = ConvBn(3, channels, 3)
-    layers = [convolution, nn.ReLU(inplace=True)]
+    channels = 64
+    layers = [ConvBn(3, channels, 3), nn.ReLU(inplace=True)]
     for stage in range(3):
         for number in range(hp.blocks):
-            depth, halved = hp.depth << stage, (stage or by_pooling) and not number
-            stride, pool = (1, 1) if not halved else (1, 2) if by_pooling else (2, 1)
-            layers.append(Block(channels, depth, stride, pool, hp))
-            channels = hp.out_dim(depth)
+            depth = hp.depth << stage
+            layers.append(Block(channels, depth, 2 if stage and not number else 1, hp))
+            channels = 4 * depth
     return nn.Sequential(
         nn.ZeroPad2d(hp.padding), *layers, GlobalAveragePool(), nn.Linear(channels, classes)
     )
+
+
+class Residual(nn.Module):
+    """A residual block of SE_ResNet.py, with an SE block on the branch."""
+
+    def __init__(self, channels, ratio):
+        super().__init__()
+        branch = [without_scale(ConvBn(channels, channels, 3))]
+        self.branch = nn.Sequential(*branch, *([SE(channels, ratio)] if ratio else []))
+
+    def forward(self, x):
+        return F.relu(x + self.branch(x))
+
+
+def without_scale(conv_bn):
+    """Return a ConvBn whose batch norm has a constant scale of 1."""
+    conv_bn[2].weight.requires_grad_(False)
+    return conv_bn
+
+
+def se_resnet(hp, classes=10):
+    """Return the network of SE_ResNet.py for its Hyperparameters."""
+    stem = nn.Conv2d(3, STEM_FILTERS, STEM_SIDE, bias=False).requires_grad_(False)
+    layers = [stem, nn.ReLU(inplace=True)]
+    channels = STEM_FILTERS
+    for filters in hp.width, 4 * hp.width, 4 * hp.width:
+        layers += [without_scale(ConvBn(channels, filters, 3, pool=2)), nn.ReLU(inplace=True)]
+        layers += [Residual(filters, hp.reduction_ratio) for _ in range(hp.blocks)]
+        channels = filters
+    return nn.Sequential(nn.ZeroPad2d(hp.padding), *layers, Head(channels, classes))
+
+
+class Head(nn.Linear):
+    """The classifier of SE_ResNet.py, for the maximum of each map, divided by 8."""
+
+    def forward(self, x):
+        return super().forward(x.amax((2, 3)) / 8)
 
 
 class GlobalAveragePool(nn.Module):
@@ -265,6 +288,7 @@ def se_inception_resnet_v2(hp, classes=10):
 
 
 NETWORKS = {
+    "SE_ResNet": se_resnet,
     "SE_ResNeXt": se_resnext,
     "SE_Inception_v4": se_inception_v4,
     "SE_Inception_resnet_v2": se_inception_resnet_v2,

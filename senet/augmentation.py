@@ -1,13 +1,15 @@
 """Augmentation of training images, inside the graph.
 
 The random numbers are stateless and keyed by (seed, step), so that a resumed run augments exactly
-as an uninterrupted one does, on any device. To add an augmentation, write a function such as
-`shift_and_flip` with its own `random_key`, and call it in the script's `build_graph`.
+as an uninterrupted one does, on any device. `images` are normalised, float32 [batch, height, width,
+channels], and `step` is an int64 scalar. To add an augmentation, write a function such as `cutout`
+with its own purpose in `random_key`, and call it in the script's `build_graph`.
 """
 
 import zlib
 
 from senet.compat import tf
+from senet.errors import HyperparameterError
 
 
 def random_key(seed, step, purpose=""):
@@ -17,51 +19,78 @@ def random_key(seed, step, purpose=""):
     return [seed + ((zlib.crc32(purpose.encode()) & 0x7FFFFFFF) << 32), step]
 
 
-def whole_pixels(fraction, side):
-    """Return the number of whole pixels in a `fraction` of `side`."""
-    return int(fraction * side + 1e-6)  # 1 / 49 * 49 is less than 1 in floating point
+def whole_pixels(name, fraction, side):
+    """Return the number of whole pixels in a `fraction` of `side`. Raises HyperparameterError, with
+    the name of the hyperparameter, if a fraction greater than 0 is less than a pixel."""
+    pixels = int(fraction * side + 1e-6)  # 1 / 49 * 49 is less than 1 in floating point
+    if fraction and not pixels:
+        least = f"1/{side}, one pixel"
+        raise HyperparameterError(f"--{name} must be 0 or at least {least}, got {fraction}")
+    return pixels
 
 
 # {padding of shifted images: mode of tf.pad}
 SHIFT_PADDINGS = {"zeros": "CONSTANT", "reflect": "REFLECT"}
 
 
-def shift_and_flip(images, seed, step, max_shift=1 / 8, padding="zeros"):
-    """Return `images` randomly shifted and flipped: the usual CIFAR augmentation (ResNet, arXiv
-    1512.03385, section 4.2). Each image is shifted in each direction by up to the fraction
-    `max_shift` of its height, in whole pixels (1/8: 4 of 32), and flipped left to right with
-    probability 1/2. The gap is filled with zeros, or with the mirror image of the pixels next to it
-    if `padding` is "reflect".
-
-    `images` is float32 [batch, height, width, channels], normalised, and `step` an int64
-    scalar."""
-    with tf.name_scope("shift_and_flip"):
+def shift(images, seed, step, max_shift=1 / 8, padding="zeros"):
+    """Return `images`, each shifted by a random number of pixels in each direction, up to the
+    fraction `max_shift` of its height (1/8: 4 of 32; ResNet, arXiv 1512.03385, section 4.2). The
+    gap is filled with zeros, or with the mirror image of the pixels next to it if `padding` is
+    "reflect"."""
+    with tf.name_scope("shift"):
         batch = tf.shape(images)[0]
         height, width, channels = images.shape[1:].as_list()
-        margin = whole_pixels(max_shift, height)
+        margin = whole_pixels("max_shift", max_shift, height)
+        if not margin:
+            return images
         shifts = 2 * margin + 1  # per axis
-        key = random_key(seed, step)
-        draw = tf.random.stateless_uniform([batch, 1], key, 0, 2 * shifts**2, tf.int32)
-        flip, down, right = draw // shifts**2, draw // shifts % shifts, draw % shifts
+        key = random_key(seed, step, "shift")
+        draw = tf.random.stateless_uniform([batch, 1], key, 0, shifts**2, tf.int32)
 
         # One gather of whole pixels; `source` is each output pixel's index in the padded image.
-        rows = down + tf.range(height)
-        columns = right + tf.abs(flip * (width - 1) - tf.range(width))
+        rows = draw // shifts + tf.range(height)
+        columns = draw % shifts + tf.range(width)
         source = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
         margins = [[0, 0], [margin, margin], [margin, margin], [0, 0]]
         padded = tf.pad(images, margins, SHIFT_PADDINGS[padding])
         return tf.gather(tf.reshape(padded, [batch, -1, channels]), source, batch_dims=1)
 
 
+def flip(images, seed, step):
+    """Return `images`, each flipped left to right with probability 1/2."""
+    with tf.name_scope("flip"):
+        key = random_key(seed, step, "flip")
+        draw = tf.random.stateless_uniform([tf.shape(images)[0]], key, 0, 2, tf.int32)
+        return tf.where(draw > 0, images[:, :, ::-1], images)
+
+
+def alternating_flip(images, seed, epoch):
+    """Return `images`, each flipped left to right in every other epoch. A random half starts with
+    the mirror image, so that two epochs show every image both ways (Jordan, arXiv 2404.00498,
+    section 3.6).
+
+    Call it before the other random augmentations: the choice is a hash of the image itself.
+    `epoch` is an int64 scalar."""
+    with tf.name_scope("alternating_flip"):
+        # Bits of float32 numbers, with weights that depend on their position and on the seed.
+        bits = tf.bitcast(images, tf.int32)
+        weights = tf.random.stateless_uniform(
+            images.shape[1:], random_key(seed, 0, "alternating_flip"), None, None, tf.int32
+        )
+        hashed = tf.reduce_sum(bits * weights, axis=[1, 2, 3]) // 2**16
+        return tf.where((hashed + tf.cast(epoch, tf.int32)) % 2 > 0, images[:, :, ::-1], images)
+
+
 def cutout(images, seed, step, side):
     """Return `images`, each with a random square set to zero (Cutout, arXiv 1708.04552, section
     3.2). Its side is the fraction `side` of the image height, in whole pixels (1/4: 8 of 32). Its
-    centre may be any pixel, so parts of the square may be outside the image.
-
-    `images` is float32 [batch, height, width, channels] and `step` an int64 scalar."""
+    centre may be any pixel, so parts of the square may be outside the image."""
     with tf.name_scope("cutout"):
         height, width = images.shape[1:3].as_list()
-        pixels = whole_pixels(side, height)
+        pixels = whole_pixels("cutout", side, height)
+        if not pixels:
+            return images
         key = random_key(seed, step, "cutout")
         draw = tf.random.stateless_uniform(
             [tf.shape(images)[0], 1], key, 0, height * width, tf.int32

@@ -33,6 +33,7 @@ class Evaluation(NamedTuple):
     predicted: np.ndarray  # [N], the most probable classes
     probability: np.ndarray  # [N], their probabilities
     gates: dict  # {SE layer: the mean gate of each class and channel, [classes, channels]}
+    plain_accuracy: float  # without test-time augmentation
 
     def confusion_matrix(self, classes):
         """Return the number of images of each class (row) that were assigned to each class
@@ -41,35 +42,69 @@ class Evaluation(NamedTuple):
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def evaluation_outputs(logits, labels, classes):
-    """Return the dict of tensors that `evaluate` fetches for a batch. `logits` is [batch, classes],
-    `labels` is int32 [batch]. Call this in the network's name scope: it collects the gates there.
+# {test-time augmentation: weights of an image, its mirror image, and four shifted images}
+VARIANTS = {
+    "none": [1.0],
+    "flip": [1 / 2] * 2,
+    "flip_and_shift": [1 / 4] * 2 + [1 / 8] * 4,
+}
+
+
+def evaluation_outputs(network, inputs, classes, augmentation="none"):
+    """Build the network for evaluation and return the dict of tensors that `evaluate` fetches for a
+    batch. `network` is a function of normalised images and `training`; `inputs` are the Inputs;
+    `augmentation` is the hyperparameter `test_time_augmentation`.
 
     Raises Failure if the shape or type of the logits or of a gate is wrong."""
-    right_shape = logits.shape.rank == 2 and logits.shape[1].value == classes
-    if not right_shape or logits.dtype != tf.float32:
-        raise Failure(
-            f"the network must return logits of shape [batch, {classes}] in float32, got "
-            f"{logits.dtype.name} {logits.shape}"
-        )
-    scope = tf.get_default_graph().get_name_scope()
-    gates = tf.get_collection(GATES, scope)
-    for gate in gates:
-        if gate.values.shape.rank != 2 or gate.values.dtype != tf.float32:
+    labels = inputs.labels
+    with tf.name_scope("test"):
+        logits, plain_logits = averaged_logits(network, inputs.normalised, augmentation)
+        if logits.shape.as_list()[1:] != [classes] or logits.dtype != tf.float32:
             raise Failure(
-                f"{gate.layer}: a Gate must be float32 [batch, channels], got "
-                f"{gate.values.dtype.name} {gate.values.shape}"
+                f"the network must return logits of shape [batch, {classes}] in float32, got "
+                f"{logits.dtype.name} {logits.shape}"
             )
-    with tf.name_scope("outputs"):
-        return {
-            "sums": batch_sums(cross_entropy(logits, labels), logits, labels),
-            "predicted": tf.argmax(logits, axis=-1, output_type=labels.dtype),
-            "probability": tf.reduce_max(tf.nn.softmax(logits), axis=-1),
-            "gates": {
-                gate.layer: tf.math.unsorted_segment_sum(gate.values, labels, classes)
-                for gate in gates
-            },
-        }
+        gates = tf.get_collection(GATES, "test/")
+        for gate in gates:
+            if gate.values.shape.rank != 2 or gate.values.dtype != tf.float32:
+                raise Failure(
+                    f"{gate.layer}: a Gate must be float32 [batch, channels], got "
+                    f"{gate.values.dtype.name} {gate.values.shape}"
+                )
+        with tf.name_scope("outputs"):
+            return {
+                "sums": batch_sums(cross_entropy(logits, labels), logits, labels),
+                "plain_sums": batch_sums(cross_entropy(plain_logits, labels), plain_logits, labels),
+                "predicted": tf.argmax(logits, axis=-1, output_type=labels.dtype),
+                "probabilities": tf.nn.softmax(logits),
+                "gates": {
+                    # With variants, the first gates are those of the images themselves.
+                    gate.layer: tf.math.unsorted_segment_sum(
+                        gate.values[: tf.size(labels)], labels, classes
+                    )
+                    for gate in gates
+                },
+            }
+
+
+def averaged_logits(network, images, augmentation):
+    """Return the logits of `images`, normalised float32 [batch, height, width, 3], averaged over
+    each image and its variants, and those of the images alone, both [batch, classes].
+
+    With the `augmentation` "flip", the variant is the mirror image; with "flip_and_shift", there
+    are two more, shifted by one pixel up and left or down and right, and their mirror images
+    (Jordan, arXiv 2404.00498, section 3.6)."""
+    weights = VARIANTS[augmentation]
+    if len(weights) == 1:
+        logits = network(images, training=False).model
+        return logits, logits
+    height, width = images.shape[1:3].as_list()
+    padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
+    shifted = [padded[:, first : first + height, first : first + width] for first in (2, 0)]
+    variants = [variant for x in (images, *shifted) for variant in (x, x[:, :, ::-1])]
+    logits = network(tf.concat(variants[: len(weights)], axis=0), training=False).model
+    parts = tf.split(logits, len(weights))
+    return tf.add_n([w * part for w, part in zip(weights, parts, strict=True)]), parts[0]
 
 
 def evaluate(session, outputs, inputs, batches):
@@ -80,14 +115,13 @@ def evaluate(session, outputs, inputs, batches):
         results.append(session.run(outputs, inputs.feed(batch)))
         labels.append(batch.labels)
     labels = np.concatenate(labels)
-    predicted, probability = (
-        np.concatenate([result[name] for result in results])
-        for name in ("predicted", "probability")
-    )
+    predicted = np.concatenate([result["predicted"] for result in results])
+    probability = np.concatenate([result["probabilities"].max(axis=-1) for result in results])
     gates = {}
     for layer in outputs["gates"]:
         total = np.stack([r["gates"][layer] for r in results]).sum(axis=0, dtype=np.float64)
         images = np.bincount(labels, minlength=len(total))
         gates[layer] = total / np.maximum(images, 1)[:, None]
     loss, accuracy = loss_and_accuracy(sum(result["sums"] for result in results))
-    return Evaluation(loss, accuracy, labels, predicted, probability, gates)
+    _, plain_accuracy = loss_and_accuracy(sum(result["plain_sums"] for result in results))
+    return Evaluation(loss, accuracy, labels, predicted, probability, gates, plain_accuracy)

@@ -1,6 +1,6 @@
 """Hyperparameters: a frozen dataclass whose annotations define the values each field allows.
 
-    depth: Annotated[int, Interval(ge=1, le=1024)] = 64  # channels of a path
+    depth: Count = 64  # channels of a path
 
 This line defines the default, the check, the flag `--depth=64` and its help."""
 
@@ -20,7 +20,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_origin, get_type_hi
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MultipleOf
 
 from senet.errors import Failure, HyperparameterError, first_line
+from senet.evaluation import VARIANTS
 from senet.files import read_regular
+from senet.schedules import SCHEDULES
 
 
 class Rule(NamedTuple):
@@ -96,6 +98,13 @@ class Resume(enum.Enum):
 
 MAY_CHANGE, MAY_GROW = Resume
 
+# Types of fields
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
+
 
 @dataclasses.dataclass(frozen=True)
 class RunHyperparameters:
@@ -104,18 +113,40 @@ class RunHyperparameters:
     A subclass may override a default without repeating the annotation: `run_dir = "runs/mine"`.
     Raises HyperparameterError for the first field whose value is not allowed."""
 
-    # run
-    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, image cache
-    run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
-    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to load weights from
-    save_minutes: Annotated[float, Gt(0), MAY_CHANGE] = 10.0  # minutes between checkpoints
-    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
+    # network
+    reduction_ratio: Whole = 16  # in SE blocks; 0: no SE blocks
+    padding: Whole = 32  # zeros on each side of an image: 32x32 becomes 96x96
 
-    # devices
+    # training
+    init_learning_rate: Positive = 0.1  # peak learning rate
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "steps"  # learning-rate schedule
+    momentum: Fraction = 0.9  # Nesterov momentum
+    weight_decay: NotNegative = 5e-4  # L2 penalty on decayed_variables()
+    label_smoothing: Fraction = 0.0  # training loss only
+    flip: bool = True  # flip half of the training images left to right
+    batch_size: Count = 128  # images per step
+    total_epochs: Annotated[Count, MAY_GROW] = 100  # raise to extend a run
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
+
+    # data, memory and speed
+    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, image cache
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
+    test_time_augmentation: Annotated[str, one_of(*VARIANTS)] = "none"  # average over variants
+    micro_batch_size: Annotated[Whole, MAY_CHANGE] = 0  # images processed at once; 0: whole batch
+    mixed_precision: bool = True  # use bfloat16 if the device supports it
     devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
+    allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
-    MIN_MICRO_BATCH: ClassVar[int] = 1  # minimum number of images per micro-batch
+    # run
+    run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
+    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to load weights from
+    save_minutes: Annotated[Positive, MAY_CHANGE] = 10.0  # minutes between checkpoints
+
+    # limits of the network
+    MIN_SIDE: ClassVar[int] = 1  # pixels of a padded image
+    MIN_MICRO_BATCH: ClassVar[int] = 1  # images
 
     def __init_subclass__(cls):
         # @dataclass ignores a default without an annotation: add the inherited annotation, or raise
@@ -137,6 +168,14 @@ class RunHyperparameters:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_field(type(self), field.name, getattr(self, field.name))
+        side = self.image_size + 2 * self.padding
+        if side < self.MIN_SIDE:
+            least = -(-(self.MIN_SIDE - self.image_size) // 2)
+            raise HyperparameterError(
+                f"--padding must be at least {least}, got {self.padding}: the network needs at "
+                f"least {self.MIN_SIDE}x{self.MIN_SIDE} pixels, but the padded images are "
+                f"{side}x{side}"
+            )
 
 
 @functools.cache
@@ -239,7 +278,7 @@ def fields_to_compare(hyperparameters):
 def portable_fields(hyperparameters):
     """Return {name: value} of the fields, for use on another machine: without settings of this
     machine such as data_dir, and with the portable part of each path."""
-    machine_settings = _marked(RunHyperparameters, MAY_CHANGE)
+    machine_settings = {"data_dir", "run_dir", "save_minutes", "devices", "xla"}
     return {
         name: portable_path(value) if isinstance(value, str) else value
         for name, value in dataclasses.asdict(hyperparameters).items()

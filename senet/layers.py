@@ -12,7 +12,8 @@ import numpy as np
 
 from senet.compat import global_avg_pool, tf
 from senet.convolution import convolution
-from senet.errors import Failure, shortened
+from senet.devices import compute_dtype
+from senet.errors import Failure, HyperparameterError, shortened
 from senet.micro_batches import earlier_uses, micro_batch_number
 
 CLASSIFIER = "classifier"  # the variable scope of a network's last layer
@@ -28,6 +29,13 @@ class Gate(NamedTuple):
     layer: str  # its variable scope
     name: str  # the operation's name; tf.get_collection matches a scope against it
     values: Any  # float32 [batch, channels]
+
+
+def padded(x, hyperparameters):
+    """Return images `x` in the data type of the network, with `padding` zeros on each side."""
+    hp = hyperparameters
+    margins = [hp.padding] * 2
+    return tf.pad(tf.cast(x, compute_dtype(hp.mixed_precision)), [[0, 0], margins, margins, [0, 0]])
 
 
 def layer_seed(use=0):
@@ -84,18 +92,20 @@ def conv_layer(
         return x
 
 
-def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e-5):
+def Batch_Normalization(x, training, scope, offset=0.0, momentum=0.9, epsilon=1e-5, *, scale=True):
     """Normalise `x` over all axes but the last (batch normalisation, arXiv 1502.03167, algorithms 1
     and 2).
 
     In training, use the statistics of the batch and register the next values of the moving
     averages for `moving_averages()`: `momentum * moving + (1 - momentum) * batch`, with the
     unbiased variance. Otherwise, use the moving averages. `training` is a Python bool, `offset` is
-    the initial value of beta.
+    the initial value of beta. Without `scale`, gamma is 1 and not a variable.
     """
     channels = [x.shape[-1].value]
     with tf.variable_scope(scope):
-        gamma = tf.get_variable("gamma", channels, initializer=tf.ones_initializer())
+        gamma = tf.ones(channels)
+        if scale:
+            gamma = tf.get_variable("gamma", channels, initializer=tf.ones_initializer())
         beta = tf.get_variable("beta", channels, initializer=tf.constant_initializer(offset))
         average = {
             "trainable": False,
@@ -144,15 +154,17 @@ def conv_bn(
     training,
     pool=1,
     layer_name="conv",
+    **batch_norm,
 ):
     """Return the output of `conv_layer` followed by `Batch_Normalization`, in the scope
     `layer_name`. If `pool` is greater than 1, max pooling with that kernel size and stride is
-    applied between them; after batch norm, it would cost more."""
+    applied between them; after batch norm, it would cost more. `batch_norm` are further arguments
+    of `Batch_Normalization`."""
     with tf.variable_scope(layer_name):
         x = conv_layer(input_x, filters, kernel, stride, padding, groups)
         if pool > 1:
-            x = Max_pooling(x, pool, pool, "SAME")
-        return Batch_Normalization(x, training, scope="batch_norm", offset=offset)
+            x = Max_pooling(x, pool, pool)
+        return Batch_Normalization(x, training, scope="batch_norm", offset=offset, **batch_norm)
 
 
 def chain(input_x, *rows, training):
@@ -234,11 +246,16 @@ def Squeeze_excitation_layer(input_x, out_dim, ratio, layer_name):
 
     The squeeze is the mean of each channel. The excitation computes the gates from the means with
     two fully connected layers, the first of which has out_dim // ratio units (SENet, arXiv
-    1709.01507, sections 3.1 and 3.2, equations 2 to 4). Raises ValueError unless `ratio` is from 1
-    to `out_dim`.
+    1709.01507, sections 3.1 and 3.2, equations 2 to 4). With a `ratio` of 0, `input_x` is returned
+    unchanged. Raises HyperparameterError if `ratio` is greater than `out_dim`.
     """
-    if not 1 <= ratio <= out_dim:
-        raise ValueError(f"{layer_name}: ratio must be from 1 to {out_dim}, got {ratio}")
+    if not ratio:
+        return input_x
+    if ratio > out_dim:
+        raise HyperparameterError(
+            f"--reduction_ratio must be at most {out_dim}, the number of channels of "
+            f"{tf.get_variable_scope().name}, got {ratio}"
+        )
     with tf.variable_scope(layer_name):
         squeeze = Global_Average_Pooling(input_x)
         excitation = Fully_connected(squeeze, out_dim // ratio, layer_name="fully_connected1")

@@ -51,23 +51,23 @@ def _cgroup_limits():
                             yield int((group / name).read_text())
 
 
-def check_training_memory(data, hyperparameters):
-    """Raise HyperparameterError if training on the Dataset `data` needs more memory than is
+def check_training_memory(images, hyperparameters):
+    """Raise HyperparameterError if training on that many `images` needs more memory than is
     available. Call it after building the network once and before building the training graph, so
     that it fails early.
 
     GPUs are not checked, since TensorFlow reports an error when their memory is exhausted."""
     hp, strategy = hyperparameters, tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
-    batch = min(hp.batch_size, len(data.train.labels))
+    batch = min(hp.batch_size, images)
     count = micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
-    images = -(-batch // (replicas * count))  # in the largest micro-batch
+    largest = -(-batch // (replicas * count))  # images in the largest micro-batch
     # A gradient and a momentum for each trained value.
     weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
     # The backward pass needs the input of each batch norm and the output of its activation.
-    maps = 2 * images * sum(_feature_maps())
+    maps = 2 * largest * sum(_feature_maps())
     devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
-    _check("training", devices * weights, devices * maps, devices * images)
+    _check("training", devices * weights, devices * maps, devices * largest)
 
 
 def check_test_memory():

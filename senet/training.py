@@ -1,11 +1,13 @@
 """One training step: gradients over micro-batches and devices, then the update."""
 
 from senet.compat import tf
+from senet.data.datasets import steps_per_epoch
 from senet.errors import Failure, shortened
 from senet.evaluation import batch_sums, loss_and_accuracy
 from senet.layers import moving_averages
 from senet.losses import cross_entropy
-from senet.micro_batches import sum_over_micro_batches
+from senet.memory import check_training_memory
+from senet.micro_batches import check_micro_batches, sum_over_micro_batches
 
 
 def current_step():
@@ -13,7 +15,7 @@ def current_step():
     return tf.identity(tf.train.get_or_create_global_step(), name="step")
 
 
-def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparameters):
+def training_step(loss, optimizer, decayed, batch, step, data, hyperparameters):
     """Return two dicts of tensors. Fetching the first performs a training step and gives the loss
     and the accuracy; the second has the scalars for TensorBoard at the end of an epoch, by tag.
 
@@ -25,13 +27,22 @@ def training_step(loss, optimizer, decayed, batch, step, epoch_steps, hyperparam
     called for each micro-batch: every device processes its part of the batch in micro-batches of at
     most `micro_batch_size` images. Batch norm uses each micro-batch's statistics; gradients and
     moving averages are means over all micro-batches, weighted by number of images. `batch` is
-    (images, labels), `step` is the `current_step`. Raises Failure if there is a trainable
-    variable that the loss does not depend on, if a decayed variable is not trainable, if the loss
-    does not have the shape [batch] or creates variables, or if there are UPDATE_OPS or
-    REGULARIZATION_LOSSES, which nothing adds to the loss.
+    (images, labels), `step` is the `current_step`, `data` is the Dataset.
+
+    Raises HyperparameterError if the network does not fit into memory, or if a device or a
+    micro-batch would get too few images. Raises Failure if there is a trainable variable that the
+    loss does not depend on, if a decayed variable is not trainable, if the loss does not have the
+    shape [batch] or creates variables, or if there are UPDATE_OPS or REGULARIZATION_LOSSES, which
+    nothing adds to the loss.
     """
-    hp, (images, labels), decayed = hyperparameters, batch, list(decayed)
-    trainable, averages = tf.trainable_variables(), tf.moving_average_variables()
+    hp = hyperparameters
+    images, labels = batch
+    decayed = list(decayed)
+    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
+    check_micro_batches(len(data.train.labels), epoch_steps, hp)
+    check_training_memory(len(data.train.labels), hp)
+    trainable = tf.trainable_variables()
+    averages = tf.moving_average_variables()
     names = {variable.op.name for variable in trainable}
     if untrained := [v.op.name for v in decayed if v.op.name not in names]:
         raise Failure(

@@ -50,9 +50,9 @@ def whitening_filters(images, mean, std, filters, side):
     return np.concatenate([half, -half], axis=1).reshape(side, side, 3, -1).astype(np.float32)
 
 
-def whitening_layer(input_x, filters, side, stride, initial_weights, layer_name):
-    """Return the convolution of `input_x`, [batch, height, width, 3], with the frozen variable
-    `weights`, [side, side, 3, filters], whose initial value is `initial_weights`.
+def whitening_layer(input_x, filters, side, initial_weights, layer_name):
+    """Return the convolution of `input_x`, [batch, height, width, 3], without padding, with the
+    frozen variable `weights`, [side, side, 3, filters], whose initial value is `initial_weights`.
 
     `initial_weights` may be None if a checkpoint supplies the value, as in evaluate and predict."""
     with tf.variable_scope(layer_name):
@@ -61,4 +61,4 @@ def whitening_layer(input_x, filters, side, stride, initial_weights, layer_name)
         weights = tf.get_variable(
             "weights", [side, side, 3, filters], initializer=initial, trainable=False
         )
-        return convolution(input_x, tf.cast(weights, input_x.dtype), stride)
+        return convolution(input_x, tf.cast(weights, input_x.dtype), padding="VALID")

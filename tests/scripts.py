@@ -30,6 +30,14 @@ class Script(NamedTuple):
 
 SCRIPTS = [
     Script(
+        "SE_ResNet",
+        "SE-ResNet",
+        {0: 1_971_338, 16: 1_988_846},
+        multiply_adds=0.12,
+        se_blocks=3,
+        tiny={"width": 2, "reduction_ratio": 2},
+    ),
+    Script(
         "SE_ResNeXt",
         "SE-ResNeXt-29 8x64d",
         {0: 34_426_698, 16: 34_948_506},
@@ -57,4 +65,4 @@ SCRIPTS = [
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 
 # The smallest SE_ResNeXt, in float32 and without micro-batches.
-TINY = {**SCRIPTS[0].tiny, "micro_batch_size": 0, "mixed_precision": False}
+TINY = {**SCRIPTS[1].tiny, "micro_batch_size": 0, "mixed_precision": False}

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
-from senet.augmentation import cutout, random_key, shift_and_flip, whole_pixels
+from senet.augmentation import alternating_flip, cutout, flip, random_key, shift, whole_pixels
 from senet.compat import tf
+from senet.errors import HyperparameterError
 
 
 class Augmentation:
-    def __init__(self, images, seed=0, augment=shift_and_flip, **options):
+    def __init__(self, images, seed=0, augment=shift, **options):
         self.images = images
         self.step = tf.placeholder(tf.int64, [])
         self.output = augment(tf.constant(images, tf.float32), seed, self.step, **options)
@@ -16,46 +17,82 @@ class Augmentation:
         return self.session.run(self.output, {self.step: step})
 
 
-def find_transformations(images, output, mode="constant"):
-    """Try all transformations of each image; return the (shift down, shift right, flipped) that
-    gives its output, or None where there is none. `mode` is the mode of `np.pad`."""
+def find_shifts(images, output, mode="constant"):
+    """Try all shifts of each image; return the (shift down, shift right) that gives its output, or
+    None where there is none. `mode` is the mode of `np.pad`."""
     padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)], mode)
     height, width = images.shape[1:3]
     found = [None] * len(images)
     for down in range(9):
         for right in range(9):
             crop = padded[:, down : down + height, right : right + width]
-            for flipped, candidate in enumerate((crop, crop[:, :, ::-1])):
-                for i in np.flatnonzero((candidate == output).all((1, 2, 3))):
-                    found[i] = down - 4, right - 4, flipped
+            for i in np.flatnonzero((crop == output).all((1, 2, 3))):
+                found[i] = down - 4, right - 4
     return found
 
 
-def test_each_image_is_shifted_up_to_4_pixels_and_half_are_flipped(graph, rng):
+def test_each_image_is_shifted_up_to_4_pixels(graph, rng):
     images = rng.normal(size=(2000, 32, 5, 1)).astype(np.float32)
-    found = find_transformations(images, Augmentation(images)(step=3))
+    found = find_shifts(images, Augmentation(images)(step=3))
     assert None not in found
-    down, right, flipped = np.array(found).T
     # Of 2,000 images, 222 are expected to have each of the 9 shifts, with a standard deviation of
-    # 14, and 1,000 to be flipped, with a standard deviation of 22.
-    for shifts in down, right:
+    # 14.
+    for shifts in np.array(found).T:
         values, counts = np.unique(shifts, return_counts=True)
         assert values.tolist() == list(range(-4, 5))
         assert counts.min() > 222 - 5 * 14
         assert counts.max() < 222 + 5 * 14
-    assert abs(flipped.sum() - 1000) < 5 * 22
-    assert abs(np.corrcoef([down, right, flipped]) - np.eye(3)).max() < 5 / np.sqrt(2000)
+    assert abs(np.corrcoef(np.array(found).T)[0, 1]) < 5 / np.sqrt(2000)
+
+
+def flipped(images, output):
+    """Return whether each image was flipped, bool [N], after checking that it was or was not."""
+    mirrored = (output == images[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored ^ (output == images).all((1, 2, 3))).all()
+    return mirrored
+
+
+def test_half_of_the_images_are_flipped(graph, rng):
+    images = rng.normal(size=(2000, 8, 5, 3)).astype(np.float32)
+    augment = Augmentation(images, augment=flip)
+    first, second = (flipped(images, augment(step)) for step in (3, 4))
+    # Of 2,000 images, 1,000 are expected, with a standard deviation of 22.
+    assert abs(first.sum() - 1000) < 5 * 22
+    assert abs((first ^ second).sum() - 1000) < 5 * 22
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs(graph, rng):
+    images = rng.normal(size=(2000, 8, 5, 3)).astype(np.float32)
+    augment = Augmentation(images, augment=alternating_flip)
+    first = flipped(images, augment(0))
+    assert abs(first.sum() - 1000) < 5 * 22
+    np.testing.assert_array_equal(flipped(images, augment(1)), ~first)
+    np.testing.assert_array_equal(flipped(images, augment(2)), first)
+    # Neither the other images of the batch nor their order matters.
+    shuffled = rng.permutation(2000)[:500]
+    part = Augmentation(images[shuffled], augment=alternating_flip)(0)
+    np.testing.assert_array_equal(flipped(images[shuffled], part), first[shuffled])
+    other_seed = flipped(images, Augmentation(images, 1, alternating_flip)(0))
+    assert abs((first ^ other_seed).sum() - 1000) < 5 * 22
 
 
 @pytest.mark.parametrize(
     "fraction, side, pixels",
-    [(1 / 8, 32, 4), (0.03, 32, 0), (0.3, 32, 9), (1 / 49, 49, 1), (0.29, 100, 29)],
+    [(1 / 8, 32, 4), (0.0, 32, 0), (0.3, 32, 9), (1 / 49, 49, 1), (0.29, 100, 29)],
 )
 def test_a_fraction_of_the_side_is_rounded_down_to_whole_pixels(fraction, side, pixels):
-    assert whole_pixels(fraction, side) == pixels
+    assert whole_pixels("cutout", fraction, side) == pixels
 
 
-@pytest.mark.parametrize("augment, options", [(shift_and_flip, {}), (cutout, {"side": 0.25})])
+@pytest.mark.parametrize("augment, name", [(shift, "max_shift"), (cutout, "cutout")])
+def test_a_fraction_of_less_than_a_pixel_is_an_error(graph, augment, name):
+    images = tf.zeros([1, 32, 32, 3])
+    message = f"--{name} must be 0 or at least 1/32, one pixel, got 0.03"
+    with pytest.raises(HyperparameterError, match=message):
+        augment(images, 0, 0, 0.03)
+
+
+@pytest.mark.parametrize("augment, options", [(shift, {}), (flip, {}), (cutout, {"side": 0.25})])
 def test_augmentation_depends_only_on_seed_and_step(graph, rng, augment, options):
     images = rng.normal(size=(50, 32, 6, 3)).astype(np.float32)
     one, repeated, other_seed = (
@@ -77,7 +114,7 @@ def test_the_gap_left_by_a_shift_is_filled_with_zeros(graph):
 def test_the_gap_left_by_a_shift_is_filled_with_the_mirror_image(graph, rng):
     images = rng.normal(size=(200, 32, 6, 1)).astype(np.float32)
     output = Augmentation(images, padding="reflect")(step=0)
-    assert None not in find_transformations(images, output, "reflect")
+    assert None not in find_shifts(images, output, "reflect")
 
 
 def test_images_shift_in_proportion_to_their_size(graph):
@@ -85,12 +122,12 @@ def test_images_shift_in_proportion_to_their_size(graph):
     assert output.sum((1, 2, 3)).min() == 42 * 42  # shifted by 6 of 48 in both directions
 
 
-@pytest.mark.parametrize("max_shift, shift", [(0.0, 0), (1 / 16, 2), (0.1, 3), (0.5, 16)])
-def test_max_shift_limits_the_shift(graph, max_shift, shift):
+@pytest.mark.parametrize("max_shift, pixels", [(0.0, 0), (1 / 16, 2), (0.1, 3), (0.5, 16)])
+def test_max_shift_limits_the_shift(graph, max_shift, pixels):
     images = np.ones((2000, 32, 32, 1), np.float32)
     output = Augmentation(images, max_shift=max_shift)(step=0)
     rows = output.max(axis=2).sum(axis=1)  # number of rows that show the image
-    assert rows.min() == 32 - shift
+    assert rows.min() == 32 - pixels
 
 
 def test_cutout_zeroes_a_square_centred_anywhere_in_the_image(graph, rng):

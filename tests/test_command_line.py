@@ -190,22 +190,6 @@ class TestInvalidCommandLines:
         assert capsys.readouterr() == ("", "error: --padding must be at least 0, got -1\n")
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_reduction_ratio_is_at_most_the_number_of_channels(self, capsys):
-        assert SE_ResNeXt.main(["--reduction_ratio=257"]) == 2  # 4 x 64 channels
-        assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 256")
-        SE_ResNeXt.Hyperparameters(reduction_ratio=256)
-        options = ["--bottleneck=False", "--cardinality=2", "--depth=8"]  # 2 x 8 channels
-        assert SE_ResNeXt.main([*options, "--reduction_ratio=17"]) == 2
-        assert capsys.readouterr().err.startswith("error: --reduction_ratio must be at most 16")
-
-    @pytest.mark.parametrize("name", ["max_shift", "cutout"])
-    def test_a_fraction_of_the_side_is_at_least_a_pixel(self, capsys, name):
-        assert SE_ResNeXt.main([f"--{name}=0.03"]) == 2  # 0.96 of 32 pixels
-        message = f"error: --{name} must be 0 or at least 1/32, one pixel, got 0.03\n"
-        assert capsys.readouterr().err == message
-        SE_ResNeXt.Hyperparameters(**{name: 0.03}, image_size=34)
-        SE_ResNeXt.Hyperparameters(**{name: 1 / 49}, image_size=49)  # 1 / 49 * 49 < 1 in Python
-
 
 class TestHelp:
     def test_help_lists_all_commands_and_fields_with_comment_and_default(self, call):

@@ -6,7 +6,12 @@ from senet.compat import tf
 from senet.data.datasets import Split, batches
 from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.errors import Failure
-from senet.evaluation import Evaluation, evaluate, evaluation_outputs
+from senet.evaluation import (
+    Evaluation,
+    averaged_logits,
+    evaluate,
+    evaluation_outputs,
+)
 from senet.layers import (
     GATES,
     Fully_connected,
@@ -24,6 +29,7 @@ EVALUATION = Evaluation(
     predicted=np.array([0, 1, 1, 0, 1, 1]),
     probability=np.zeros(6),
     gates={},
+    plain_accuracy=4 / 6,
 )
 
 
@@ -102,3 +108,55 @@ def test_gates_of_a_wrong_shape_or_type_are_reported(graph, dtype, shape):
         Failure, match=r"^stage1/SE: a Gate must be float32 \[batch, channels\], got"
     ):
         evaluation_outputs(logits, labels, 3)
+
+
+class LinearNetwork:
+    """A linear network: its three logits are weighted sums of all pixels."""
+
+    def __init__(self, x, training):
+        assert not training
+        weights = np.random.default_rng(1).normal(size=(6 * 5 * 3, 3)).astype(np.float32)
+        self.model = tf.matmul(tf.reshape(x, [-1, 6 * 5 * 3]), weights)
+        self.numpy = lambda images: images.reshape(len(images), -1) @ weights
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "flip_and_shift"])
+def test_logits_are_averaged_over_the_variants_of_an_image(graph, rng, augmentation):
+    images = rng.normal(size=(4, 6, 5, 3)).astype(np.float32)
+    built = []
+
+    def network(x, training):
+        built.append(LinearNetwork(x, training))
+        return built[-1]
+
+    tensors = averaged_logits(network, tf.constant(images), augmentation)
+    with tf.Session() as session:
+        averaged, plain = session.run(tensors)
+    logits = built[0].numpy
+
+    def both(x):
+        return (logits(x) + logits(x[:, :, ::-1])) / 2
+
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
+    shifted = (both(padded[:, 2:, 2:]) + both(padded[:, :-2, :-2])) / 2
+    expected = {
+        "none": logits(images),
+        "flip": both(images),
+        "flip_and_shift": (both(images) + shifted) / 2,
+    }
+    np.testing.assert_allclose(averaged, expected[augmentation], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(plain, logits(images), rtol=1e-4, atol=1e-4)
+
+
+def test_gates_and_plain_accuracy_are_those_of_the_images_alone(graph):
+    """Feed logits that are right only after averaging, and gates of twice as many images."""
+    labels = tf.placeholder(tf.int32, [None])
+    right, wrong = (tf.one_hot(labels + shift, 3) for shift in (0, 1))
+    gates = tf.constant([[0.2], [0.4], [1.0], [1.0]])
+    tf.add_to_collection(GATES, Gate("SE", gates.op.name, gates))
+    outputs = evaluation_outputs(right, labels, 3, plain_logits=wrong)
+    with tf.Session() as session:
+        result = session.run(outputs, {labels: [0, 0]})
+    assert result["sums"][1:].tolist() == [2, 2]
+    assert result["plain_sums"][1:].tolist() == [0, 2]
+    np.testing.assert_allclose(result["gates"]["SE"], [[0.6], [0], [0]], rtol=1e-6)

@@ -230,8 +230,8 @@ class TestLoadFields:
 
 
 OUT_OF_RANGE = {
-    **{"padding": 10**5, "image_size": 10**5, "batch_size": 10**9, "total_epochs": 10**9},
-    **{"seed": 2**32, "micro_batch_size": 10**9, "reduction_ratio": 10**5, "schedule": "stepz"},
+    **{"padding": -1, "image_size": 7, "batch_size": 0, "total_epochs": 0, "seed": 2**32},
+    **{"micro_batch_size": -1, "reduction_ratio": -1, "schedule": "stepz"},
     **{"label_smoothing": 1.0, "momentum": 1.0, "weight_decay": -1.0, "init_learning_rate": 0.0},
     **{"dataset": "", "data_dir": "", "run_dir": "", "save_minutes": 0.0, "devices": "gpu"},
 }
@@ -258,5 +258,5 @@ def test_only_certain_fields_may_differ_when_a_run_is_resumed(script):
         "total_epochs": 101,
     }
     assert changed_fields(script.hyperparameters(**fields), {}) == []
-    changed = script.hyperparameters(seed=1, mixed_precision=False, label_smoothing=0.1)
+    changed = script.hyperparameters(seed=1, mixed_precision=False, flip=False)
     assert len(changed_fields(changed, {})) == 3

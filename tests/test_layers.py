@@ -7,12 +7,15 @@ import pytest
 from conftest import load_values, run_python
 
 from senet.compat import tf
+from senet.errors import HyperparameterError
+from senet.hyperparameters import RunHyperparameters as Hyperparameters
 from senet.layers import (
     Batch_Normalization,
     Dropout,
     Squeeze_excitation_layer,
     conv_layer,
     moving_averages,
+    padded,
 )
 
 
@@ -44,10 +47,23 @@ def test_squeeze_excitation_starts_with_all_gates_at_one_half(graph, rng):
     np.testing.assert_array_equal(run(output), x / 2)
 
 
-@pytest.mark.parametrize("ratio", [0, 9])
-def test_squeeze_excitation_rejects_an_invalid_ratio(graph, ratio):
-    with pytest.raises(ValueError, match=f"ratio must be from 1 to 8, got {ratio}"):
-        Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=ratio, layer_name="SE")
+def test_squeeze_excitation_with_ratio_0_returns_its_input(graph):
+    x = tf.ones([1, 2, 2, 8])
+    assert Squeeze_excitation_layer(x, out_dim=8, ratio=0, layer_name="SE") is x
+    assert tf.global_variables() == []
+
+
+def test_squeeze_excitation_rejects_a_ratio_greater_than_the_number_of_channels(graph):
+    message = "--reduction_ratio must be at most 8, the number of channels of stage1, got 9"
+    with tf.variable_scope("stage1"), pytest.raises(HyperparameterError, match=message):
+        Squeeze_excitation_layer(tf.ones([1, 2, 2, 8]), out_dim=8, ratio=9, layer_name="SE")
+
+
+def test_images_are_padded_and_converted(graph, rng):
+    x = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
+    output = padded(tf.constant(x), Hyperparameters(padding=3, mixed_precision=False))
+    expected = np.pad(x, [(0, 0), (3, 3), (3, 3), (0, 0)])
+    np.testing.assert_array_equal(run(output), expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

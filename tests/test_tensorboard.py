@@ -145,7 +145,7 @@ def summary_values(image_count=1, gates=None):
     """Return the values of a summary, by tag, for black images and `gates`, {layer: gates}."""
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.array([0, 1], np.int32))
     data = Dataset("black", split, split, ["a", "b"])
-    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), gates or {})
+    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), gates or {}, 1.0)
     images = np.zeros([image_count, 32, 32, 3], np.uint8)
     return {value.tag: value for value in epoch_summary({}, images, evaluation, data).value}
 

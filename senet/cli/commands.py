@@ -54,7 +54,13 @@ def evaluate(network, hyperparameters, checkpoint=""):
         matrix, names = evaluation.confusion_matrix(len(data.label_names)), data.label_names
         print(f"checkpoint: {trained.checkpoint}")
         print(f"data: {data.name}, {len(evaluation.labels):,} test images")
-        print(f"{result_line(evaluation)}\n")
+        print(result_line(evaluation))
+        if hyperparameters.test_time_augmentation != "none":
+            print(
+                f"these are averages over {hyperparameters.test_time_augmentation}; without "
+                f"test-time augmentation, test_acc: {evaluation.plain_accuracy:.4f}"
+            )
+        print()
         for line in class_table(matrix, names):
             print(line)
         figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"

@@ -1,12 +1,14 @@
 """The console output of a run."""
 
 import shlex
-import time
+import sys
 
 from tqdm import tqdm
 
 from senet.compat import discard_output, tf
-from senet.devices import chosen_gpus, describe_devices, describe_precision
+from senet.devices import describe_devices, describe_precision
+
+MINUTE = 60  # seconds
 
 
 def say(text):
@@ -32,33 +34,57 @@ def start_lines(network, data, strategy, hyperparameters, state):
     )
 
 
-def long_run_note(test, batch, images, shorter, strategy):
-    """Return a note if training on `images` images would take more than a day without a GPU, ""
-    otherwise. `test` is a function that evaluates `batch`; `shorter` is the command of a shorter
-    run."""
-    if chosen_gpus() or strategy.num_replicas_in_sync > 1:
-        return ""
-    test(batch)  # includes set-up
-    started = time.perf_counter()
-    test(batch)
-    # The backward pass takes twice as long as the forward pass.
-    seconds_per_image = 3 * (time.perf_counter() - started) / len(batch.labels)
-    days = seconds_per_image * images / (24 * 60 * 60)
-    if days <= 1:
-        return ""
-    duration = f"about {float(f'{days:.1g}'):,.0f} days" if days > 2 else "over a day"
-    return f"note: without a GPU, this run takes {duration}; start with a shorter one:\n  {shorter}"
+class ProgressBar(tqdm):
+    """A progress bar from `done` to `images` images, with the time left for them and for `later`
+    images of the same run. On a terminal, it is redrawn on one line; otherwise, it becomes one line
+    a minute, so that a log shows progress."""
+
+    def __init__(self, text, images, done=0, later=0, *, visible=True):
+        terminal = sys.stderr.isatty()
+        self.later = later
+        left = "epoch {remaining}, run {run_left} left" if later else "{remaining} left"
+        super().__init__(
+            total=images,
+            initial=done,
+            desc=text,
+            unit=" images",
+            leave=False,
+            disable=not visible,
+            file=sys.stderr if terminal else _Lines(),
+            mininterval=0.1 if terminal else MINUTE,
+            maxinterval=10 if terminal else MINUTE,
+            delay=0 if terminal else MINUTE,
+            dynamic_ncols=terminal,
+            bar_format=f"{{desc}}: {{percentage:.0f}} %, {{rate_fmt}}, {left}{{postfix}}",
+        )
+
+    @property
+    def format_dict(self):
+        """The values for `bar_format`."""
+        values = super().format_dict
+        rate = values["rate"] or (self.n - self.initial) / max(values["elapsed"], 1e-9)
+        seconds = (self.total - self.n + self.later) / rate if rate else None
+        return values | {"run_left": "?" if seconds is None else duration(seconds)}
 
 
-def progress_bar(text, images, done, visible):
-    """Return a progress bar from `done` to `images` images, shown only on a terminal."""
-    return tqdm(
-        total=images,
-        initial=done,
-        desc=text,
-        unit=" images",
-        leave=False,
-        disable=None if visible else True,
-        dynamic_ncols=True,
-        bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}",
-    )
+class _Lines:
+    """A file that writes each redrawn bar to standard error as a line."""
+
+    def write(self, text):
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
+
+
+def duration(seconds):
+    """Return a duration in its two largest units, such as "3 d 14 h"."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

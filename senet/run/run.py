@@ -1,7 +1,6 @@
 """A training run: everything that happens around the steps of the training loop."""
 
 import contextlib
-import dataclasses
 import inspect
 import json
 import math
@@ -19,7 +18,7 @@ from senet.errors import Failure
 from senet.hyperparameters import portable_fields
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
-from senet.run.console import long_run_note, progress_bar, say, start_lines
+from senet.run.console import ProgressBar, duration, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
@@ -86,7 +85,7 @@ class Run:
         if self.cluster.chief:
             self.checkpoints.rename_damaged()
             self._open_logs(graph, resumed)
-            self._print_start(resumed, step, weights, inputs, test_outputs)
+            self._print_start(resumed, step, weights)
         return self.session
 
     def _restore(self, inputs):
@@ -141,34 +140,15 @@ class Run:
             raise failure
         return line
 
-    def _print_start(self, resumed, step, weights, inputs, test_outputs):
-        hp, strategy = self.hyperparameters, self.cluster.strategy
+    def _print_start(self, resumed, step, weights):
+        hp = self.hyperparameters
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
-        say(start_lines(self.network, self.data, strategy, hp, state))
+        say(start_lines(self.network, self.data, self.cluster.strategy, hp, state))
         if weights:
             say(weights)
-        epochs = hp.total_epochs - self.epochs_done
-        if epochs == 0:
+        if self.epochs_done == hp.total_epochs:
             say("already finished; use a larger --total_epochs to continue")
-        note = long_run_note(
-            lambda batch: self.session.run(test_outputs, inputs.feed(batch)),
-            # No more than a step processes at once, since the memory check counts no more.
-            self.data.train.evenly_spaced(min(32, hp.micro_batch_size or hp.batch_size)),
-            epochs * len(self.data.train.labels),
-            shlex.join(["python", self._script(), *hp.shorter_run.split(), *self._data_options()]),
-            strategy,
-        )
-        if note:
-            say(note)
-
-    def _data_options(self):
-        """Return the options that give a shorter run the same data and its own run_dir."""
-        fields = dataclasses.fields(self.hyperparameters)
-        given = [f for f in fields if f.name in ("dataset", "data_dir", "image_size")]
-        values = {f.name: getattr(self.hyperparameters, f.name) for f in given}
-        changed = [f"--{f.name}={values[f.name]}" for f in given if values[f.name] != f.default]
-        return [*changed, "--run_dir=runs/small"]
 
     def _script(self):
         """Return the file name of the script that runs."""
@@ -193,7 +173,8 @@ class Run:
         self.result, self.images_per_second = {}, None
         # The first step is not timed, since it may include set-up.
         started, seen = None, 0
-        for batch in self._watched(remaining, len(data.labels), text, done):
+        later = (hp.total_epochs - epoch) * len(data.labels)
+        for batch in self._watched(remaining, len(data.labels), text, done, later):
             yield batch
             if started is None:
                 started = time.perf_counter()
@@ -208,8 +189,8 @@ class Run:
         all_batches = batches(data, hp.micro_batch_size or hp.batch_size)
         return self._watched(all_batches, len(data.labels), "testing")
 
-    def _watched(self, batch_iterator, images, text, done=0):
-        with progress_bar(text, images, done, visible=self.cluster.chief) as self.bar:
+    def _watched(self, batch_iterator, images, text, done=0, later=0):
+        with ProgressBar(text, images, done, later, visible=self.cluster.chief) as self.bar:
             self._between_steps()
             for batch in batch_iterator:
                 yield batch
@@ -267,7 +248,15 @@ class Run:
         scalars = self._last_step_scalars() | values
         self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
         self._save()
-        say(row)
+        say(row + self._epoch_notes(scalars))
+
+    def _epoch_notes(self, scalars):
+        """Return the end of an epoch's line on the console: time, speed and learning rate."""
+        speed = scalars.get("images_per_second")
+        if not speed:  # a resumed epoch that had no steps left
+            return ""
+        time_taken = duration(len(self.data.train.labels) / speed)
+        return f" ({time_taken}, {speed:,.3g} images/s, rate {scalars.get('learning_rate', math.nan):.2g})"
 
     def _last_step_scalars(self):
         """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""

@@ -1,6 +1,7 @@
 """A network restored from a checkpoint."""
 
 import contextlib
+import functools
 import pathlib
 import sys
 
@@ -49,11 +50,12 @@ class TrainedNetwork:
             stack.enter_context(tf.Graph().as_default())
             stack.enter_context(tf.device(use_devices(hp.devices)[0]))
             self.inputs = inputs_with(hp.image_size, self.statistics)
-            with tf.name_scope("test"):
-                classes = len(self.label_names)
-                network = self.network(self.inputs.normalised, False, hp, classes)
-                self.outputs = evaluation_outputs(network.model, self.inputs.labels, classes)
-            self.predictions = tf.nn.softmax(network.model, name="predictions")
+            classes = len(self.label_names)
+            network = functools.partial(self.network, hyperparameters=hp, classes=classes)
+            self.outputs = evaluation_outputs(
+                network, self.inputs, classes, hp.test_time_augmentation
+            )
+            self.predictions = self.outputs["probabilities"]
             check_test_memory()
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
             self._restore()

@@ -1,0 +1,190 @@
+"""SE-ResNet on CIFAR-10."""
+
+import functools
+import sys
+from dataclasses import dataclass
+
+from senet.augmentation import alternating_flip, cutout, shift
+from senet.cli.command_line import run_command
+from senet.compat import tf
+from senet.data.datasets import load_dataset, steps_per_epoch
+from senet.data.inputs import image_inputs
+from senet.devices import compute_dtype
+from senet.evaluation import evaluate, evaluation_outputs
+from senet.hyperparameters import Count, Fraction, Positive, RunHyperparameters
+from senet.layers import (
+    CLASSIFIER,
+    Fully_connected,
+    Relu,
+    Squeeze_excitation_layer,
+    conv_bn,
+    padded,
+)
+from senet.losses import cross_entropy
+from senet.muon import Muon
+from senet.run.run import Run
+from senet.schedules import learning_rate
+from senet.training import current_step, training_step
+from senet.whitening import whitening_filters, whitening_layer
+
+# ---------------------------------------------------------------------------- hyperparameters
+
+
+STEM_FILTERS, STEM_SIDE = 24, 2  # both signs of all 12 directions in patches of 2x2 pixels
+
+
+@dataclass(frozen=True)
+class Hyperparameters(RunHyperparameters):
+    run_dir = "runs/SE_ResNet"
+
+    # network
+    width: Count = 64  # channels of stage 1; stages 2 and 3 have 4 times as many
+    blocks: Count = 1  # residual blocks per stage; there are three stages
+    reduction_ratio = 16
+    padding = 0
+
+    # training
+    init_learning_rate = 0.5  # peak learning rate of all variables but the filters
+    filter_learning_rate: Positive = 0.12  # peak learning rate of the filters (Muon)
+    schedule = "linear"
+    momentum = 0.85
+    weight_decay = 2e-3
+    label_smoothing = 0.2
+    max_shift: Fraction = 1 / 16  # largest shift of a training image (fraction of its side)
+    cutout: Fraction = 0.0  # zeroed square (fraction of side)
+    batch_size = 500
+    total_epochs = 10
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+class SE_ResNet:
+    """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
+    in the attribute `model`, float32 [batch, classes].
+
+    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch, and
+    `stem` must be the `whitening_filters` of the training images; otherwise, batch norm
+    uses its moving averages."""
+
+    def __init__(self, x, training, hyperparameters, classes=10, stem=None):
+        self.hyperparameters = hyperparameters
+        self.stem = stem
+        self.conv_bn = functools.partial(conv_bn, training=training, scale=False)
+        self.model = self.Build_SEnet(x, classes)
+
+    def Build_SEnet(self, x, classes):
+        """Return the logits for `x`, float32 [batch, classes]."""
+        width = self.hyperparameters.width
+        x = padded(x, self.hyperparameters)
+        x = Relu(whitening_layer(x, STEM_FILTERS, STEM_SIDE, self.stem, layer_name="stem"))
+        # 31x31x24
+        x = self.stage(x, width, layer_name="stage1")
+        # 15x15x64
+        x = self.stage(x, 4 * width, layer_name="stage2")
+        # 7x7x256
+        x = self.stage(x, 4 * width, layer_name="stage3")
+        # 3x3x256
+        x = tf.cast(tf.reduce_max(x, axis=[1, 2]), tf.float32)
+        # Smaller logits: the classifier then learns at the same rate as the other variables.
+        return Fully_connected(x / 8, classes, layer_name=CLASSIFIER)
+
+    def stage(self, x, filters, layer_name):
+        """Return the output of a convolution that halves the maps, followed by residual blocks."""
+        with tf.variable_scope(layer_name):
+            x = Relu(self.conv_bn(x, filters, 3, pool=2, layer_name="downsampling"))
+            for number in range(1, self.hyperparameters.blocks + 1):
+                x = self.block(x, layer_name=f"block{number}")
+        return x
+
+    def block(self, x, layer_name):
+        """Return relu(x + SE(branch)), with the shape of `x`. The branch is one convolution."""
+        with tf.variable_scope(layer_name):
+            filters = x.shape[-1].value
+            branch = self.conv_bn(x, filters, 3, layer_name="conv")
+            ratio = self.hyperparameters.reduction_ratio
+            branch = Squeeze_excitation_layer(branch, filters, ratio, "SE")
+            return Relu(x + branch)
+
+
+# ---------------------------------------------------------------------------- loss and update
+
+
+def loss(images, labels, network, hyperparameters):
+    """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
+    logits = network(images, training=True).model
+    return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
+
+
+def decayed_variables():
+    """Return the variables that `weight_decay` applies to. Muon keeps the norm of the filters, and
+    SE layers do better without."""
+    return [v for v in tf.trainable_variables() if v.shape.rank != 4 and "/SE/" not in v.op.name]
+
+
+def optimizer(learning_rate, hyperparameters):
+    """Return the optimizer: Muon for the filters, SGD with Nesterov momentum for the rest."""
+    hp = hyperparameters
+    filter_rate = learning_rate * (hp.filter_learning_rate / hp.init_learning_rate)
+    dtype = compute_dtype(hp.mixed_precision)
+    return Muon(learning_rate, hp.momentum, filter_rate, dtype=dtype)
+
+
+def build_graph(data, hyperparameters):
+    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
+    fetch: in a training step, at the end of an epoch, and for a batch of the test set."""
+    hp = hyperparameters
+    tf.set_random_seed(hp.seed)
+    step = current_step()
+    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
+    inputs = image_inputs(data)
+    classes = len(data.label_names)
+    mean, std = data.channel_statistics()
+    stem = whitening_filters(data.train.images, mean, std, STEM_FILTERS, STEM_SIDE)
+    network = functools.partial(SE_ResNet, hyperparameters=hp, classes=classes, stem=stem)
+    test_outputs = evaluation_outputs(network, inputs, classes, hp.test_time_augmentation)
+
+    images = inputs.normalised
+    if hp.flip:
+        images = alternating_flip(images, hp.seed, step // epoch_steps)
+    images = shift(images, hp.seed, step, hp.max_shift, "reflect")
+    images = cutout(images, hp.seed, step, hp.cutout)
+    rate = learning_rate(step, epoch_steps, hp)
+    image_losses = functools.partial(loss, network=network, hyperparameters=hp)
+    batch = images, inputs.labels
+    train_step, epoch_end = training_step(
+        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, data, hp
+    )
+    # Scalars added to these two dicts are written to TensorBoard.
+    train_step = {**train_step, "learning_rate": rate}
+    epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
+    return inputs, train_step, epoch_end, test_outputs
+
+
+# ------------------------------------------------------------------------------ training loop
+
+
+def train(hyperparameters):
+    """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
+    hp = hyperparameters
+    run = Run(hp, SE_ResNet)
+    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
+    with run:
+        inputs, train_step, epoch_end, test_outputs = build_graph(data, hp)
+        session = run.start(data, inputs, test_outputs)
+        for epoch in run.epochs():
+            for batch in run.train_batches(epoch):
+                run.end_step(session.run(train_step, inputs.feed(batch)))
+            values = session.run(epoch_end, inputs.feed(data.train.evenly_spaced(hp.batch_size)))
+            evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
+            run.end_epoch(epoch, values, evaluation)
+        run.finish()
+
+
+def main(argv=None):
+    """Run the command line `argv` and return the exit status."""
+    return run_command(train, SE_ResNet, Hyperparameters, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
