@@ -42,7 +42,6 @@ class Cifar:
     names_file: str
     labels_key: str  # in a batch file
     names_key: str  # in the file of names
-    largest_file: int  # bytes; larger files are rejected, in the archive too
 
     @property
     def files(self):
@@ -76,7 +75,6 @@ CIFAR10 = Cifar(
     names_file="batches.meta",
     labels_key="labels",
     names_key="label_names",
-    largest_file=64 * 2**20,  # the official files are 31 MB each
 )
 CIFAR100 = Cifar(
     title="CIFAR-100",
@@ -89,7 +87,6 @@ CIFAR100 = Cifar(
     names_file="meta",
     labels_key="fine_labels",
     names_key="fine_label_names",
-    largest_file=256 * 2**20,  # the official files are 31 MB and 155 MB
 )
 
 
@@ -147,7 +144,7 @@ def unpack(record, archive):
     Prints a note if the archive does not have the official hash. Raises Failure if the archive is
     damaged or contains anything but regular files in that folder."""
     try:
-        file = open_regular(archive, record.largest_file * len(record.files))
+        file = open_regular(archive)
     except OSError as error:
         raise Failure(
             f"{archive}: cannot be read: {first_line(error)}; {record.archive_remedy}"
@@ -167,12 +164,10 @@ def unpack(record, archive):
                 place, name = member.name.rpartition("/")[::2]
                 if member.isdir() and member.name == record.folder:
                     continue
-                plain = member.isfile() and member.size <= record.largest_file
-                if not (plain and place == record.folder):
+                if not (member.isfile() and place == record.folder):
                     raise Failure(
-                        f"{archive} contains {member.name!r} ({member.size:,} bytes), but may "
-                        f"contain only regular files of at most {record.largest_file:,} bytes in "
-                        f"{record.folder}/; {record.archive_remedy}"
+                        f"{archive} contains {member.name!r}, but may contain only regular files "
+                        f"in {record.folder}/; {record.archive_remedy}"
                     )
                 if name in record.files and (source := members.extractfile(member)):
                     with (temporary / name).open("wb") as copy:
@@ -255,7 +250,7 @@ def _read_pickle(record, path):
     the file cannot be read or contains anything else."""
     remedy = record.folder_remedy
     try:
-        content = io.BytesIO(read_regular(path, record.largest_file))
+        content = io.BytesIO(read_regular(path))
         content = _PlainUnpickler(content, encoding="bytes").load()
     except FileNotFoundError:
         raise Failure(f"{path} is missing; {remedy}") from None

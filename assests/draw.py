@@ -8,9 +8,10 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     command              the command line, with --seed and --run_dir
     parameters           number of trainable parameters
     seconds_per_epoch    from the median times of a step and a test batch on an idle machine
+    pflop                (headline only) 10^15 floating-point operations of the whole run
     machine              "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
-    tables               [table, ...]: other tables that include the run, "ratio" or "precision"
+    tables               [table, ...]: other tables that include the run, such as "precision"
     headline             true for the run at the top of README.md, whose learning curves are drawn
 
 The screenshots of TensorBoard are not drawn here.
@@ -146,7 +147,7 @@ def draw_se_modules():
     text = "Inception branches, concatenated"
     gated_module(axes, 2.6, "Inception module", networks, text, 3.0)
     arrow(axes, (2.6, 1.0), (2.6, 0.02))
-    networks = "SE-ResNeXt-29, SE-Inception-ResNet-v2"
+    networks = "SE-ResNet, SE-ResNeXt-29, SE-Inception-ResNet-v2"
     gated_module(axes, 8.4, "residual module", networks, "residual branch", 2.2)
     arrow(axes, (8.4, 1.0), (8.4, 0.75))
     box(axes, 8.4, 0.5, "+", INK, 0.5, 0.5)
@@ -420,21 +421,6 @@ def results_table():
     return table(head, lines)
 
 
-def ratio_table():
-    """Return the table of reduction ratios, with the paper's accuracies next to ours."""
-    by_ratio = {}
-    for result in results_in("ratio"):
-        by_ratio.setdefault(result.ratio, []).append(result)
-    lines = []
-    for ratio, arm in sorted(by_ratio.items(), key=lambda pair: pair[0] or np.inf):
-        error, _ = RATIO[str(ratio) if ratio else "none"]
-        parameters, mean = arm[0].entry["parameters"], statistics.mean(r.accuracy for r in arm)
-        accuracies = ", ".join(f"{result.accuracy:.2f}" for result in arm)
-        means = f"{mean:.2f}", f"{100 - error:.2f}"
-        lines.append([ratio or "no SE", f"{parameters:,}", accuracies, *means])
-    return table(["r", "parameters", "accuracy by seed, %", "mean, %", "paper, %"], lines)
-
-
 def precision_table():
     """Return the table that compares float32 with mixed precision over the same steps."""
     by_seed = {}
@@ -475,10 +461,11 @@ def runs_table():
 def headline():
     """Return the sentence and the command at the top of README.md."""
     result = headline_result()
-    command = result.command_without("seed") if not result.seed else result.entry["command"]
+    command = result.command_without("seed", "run_dir")
     return (
-        f"**{result.accuracy:.2f} % test accuracy on CIFAR-10 (re-encoded as JPEG) after "
-        f"{result.minutes:.0f} minutes on two CPU cores:**\n\n```bash\n{wrapped(command)}\n```"
+        f"**{result.accuracy:.2f} % test accuracy on CIFAR-10 after {result.minutes:.0f} minutes "
+        f"on two CPU cores with {result.entry['machine']} ({result.entry['pflop']} PFLOP):**\n\n"
+        f"```bash\n{wrapped(command)}\n```"
     )
 
 
@@ -523,7 +510,6 @@ FIGURES = {
 PARTS = {
     "headline": headline,
     "results": results_table,
-    "ratio": ratio_table,
     "precision": precision_table,
     "runs": runs_table,
     "se_layer": se_layer,

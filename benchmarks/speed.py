@@ -26,8 +26,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # (script, hyperparameters that differ from its defaults). SE_ResNeXt is measured on 32x32 images,
-# with a batch small enough for PyTorch to process whole. "recipe" is the first command in README.md;
-# our step has Muon, PyTorch's only SGD.
+# with a batch small enough for PyTorch to process whole. "recipe" is the first command in
+# README.md; our step has Muon, PyTorch's only SGD.
 SETTINGS = {
     "SE_ResNeXt": ("SE_ResNeXt", {"padding": 0, "batch_size": 32, "micro_batch_size": 0}),
     "SE_Inception_v4": ("SE_Inception_v4", {}),

@@ -105,7 +105,7 @@ def se_resnext(hp, classes=10):
     )
 
 
-class Residual(nn.Module):
+class ResNetBlock(nn.Module):
     """A residual block of SE_ResNet.py, with an SE block on the branch."""
 
     def __init__(self, channels, ratio):
@@ -130,7 +130,7 @@ def se_resnet(hp, classes=10):
     channels = STEM_FILTERS
     for filters in hp.width, 4 * hp.width, 4 * hp.width:
         layers += [without_scale(ConvBn(channels, filters, 3, pool=2)), nn.ReLU(inplace=True)]
-        layers += [Residual(filters, hp.reduction_ratio) for _ in range(hp.blocks)]
+        layers += [ResNetBlock(filters, hp.reduction_ratio) for _ in range(hp.blocks)]
         channels = filters
     return nn.Sequential(nn.ZeroPad2d(hp.padding), *layers, Head(channels, classes))
 

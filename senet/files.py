@@ -1,4 +1,4 @@
-"""Read only regular files of limited size, and replace files atomically."""
+"""Read only regular files, and replace files atomically."""
 
 import contextlib
 import errno
@@ -15,33 +15,20 @@ KINDS = {
 }
 
 
-def open_regular(path, largest=None):
-    """Open the regular file `path`, or the one that it links to, for reading bytes.
-
-    Raises OSError, without blocking, if it is not a regular file (a FIFO would wait for a writer,
-    and a device may never end) or has more than `largest` bytes."""
-    # Check before opening, since opening a device may have side effects, and check the opened file
-    # too.
-    _check_regular(pathlib.Path(path).stat())
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        size = _check_regular(os.fstat(descriptor))
-        if largest is not None and size > largest:
-            raise _too_large(size, largest)
-        return os.fdopen(descriptor, "rb")
-    except OSError:
-        os.close(descriptor)
-        raise
+def open_regular(path):
+    """Open the regular file `path`, or the one that it links to, for reading bytes. Raises OSError
+    if it is not a regular file: a FIFO would wait for a writer, and a device may never end."""
+    mode = pathlib.Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "special file")
+        raise OSError(errno.EINVAL, f"not a regular file but a {kind}")
+    return pathlib.Path(path).open("rb")
 
 
-def read_regular(path, largest):
-    """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does, and also
-    if the file grows beyond `largest` bytes while it is read."""
-    with open_regular(path, largest) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise _too_large(len(content), largest)
-    return content
+def read_regular(path):
+    """Return the bytes of the regular file `path`. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 @contextlib.contextmanager
@@ -64,15 +51,3 @@ def flush(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _check_regular(status):
-    """Return the size in an `os.stat_result`. Raises OSError if the file is not a regular one."""
-    if not stat.S_ISREG(status.st_mode):
-        kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
-        raise OSError(errno.EINVAL, f"not a regular file but a {kind}")
-    return status.st_size
-
-
-def _too_large(size, largest):
-    return OSError(errno.EFBIG, f"it has {size:,} bytes, more than the {largest:,} allowed")

@@ -9,84 +9,19 @@ import enum
 import functools
 import inspect
 import json
-import operator
 import pathlib
 import re
 import reprlib
-import sys
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, NamedTuple, get_origin, get_type_hints
+from typing import Annotated, ClassVar, get_origin, get_type_hints
 
-from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MultipleOf
+import pydantic
+from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic_core import core_schema
 
 from senet.errors import Failure, HyperparameterError, first_line
 from senet.evaluation import VARIANTS
 from senet.files import read_regular
 from senet.schedules import SCHEDULES
-
-
-class Rule(NamedTuple):
-    """A constraint given by a function; `words` complete the sentence "--name must ..."."""
-
-    words: str
-    is_met: Callable[[Any], bool]
-    choices: tuple = ()  # the allowed values, if the rule lists them
-
-
-def one_of(*choices):
-    """Return the constraint that a value must be one of `choices`."""
-    return Rule(f"be one of {', '.join(map(str, choices))}", choices.__contains__, choices)
-
-
-def _are_devices(text):
-    if not re.fullmatch("all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*", text):
-        return False
-    numbers = sorted(map(int, re.findall("[0-9]+", text)))
-    if "cpu" in text:  # equal shares of the cores, numbered from 0 without gaps
-        return numbers == list(range(len(numbers)))
-    return len(set(numbers)) == len(numbers)
-
-
-def _is_utf8(text):
-    return text == text.encode(errors="ignore").decode()
-
-
-LARGEST_FILE = 2**20  # bytes of a hyperparameters.json
-NOT_EMPTY = Rule("not be empty", bool)
-# Given a pattern, TensorFlow would read the checkpoints of all matching folders.
-NOT_A_PATTERN = Rule(
-    "not contain *, ?, [ or \\, which TensorFlow reads as a pattern",
-    lambda path: not re.search(r"[*?\[\\]", path),
-)
-DEVICES = Rule(
-    "be all, or a list of distinct GPUs (0,1) or of CPU devices numbered from 0 (cpu:0,cpu:1)",
-    _are_devices,
-)
-# Constraints on all fields of a type.
-EVERY = {
-    float: [
-        Rule("be finite", lambda value: abs(value) <= sys.float_info.max),
-        Rule(
-            "be 0 or have a magnitude from 1.2e-38 to 3.4e38, as float32 requires",
-            lambda value: value == 0 or 1.2e-38 <= abs(value) <= 3.4e38,
-        ),
-    ],
-    str: [
-        Rule("have at most 4,096 characters", lambda text: len(text) <= 4096),
-        Rule(
-            "not contain control characters", lambda text: not re.search(r"[\x00-\x1f\x7f]", text)
-        ),
-        Rule("be valid UTF-8", _is_utf8),
-    ],
-}
-TYPES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
-LIMITS = {
-    Ge: ("ge", operator.ge, "be at least"),
-    Gt: ("gt", operator.gt, "be greater than"),
-    Le: ("le", operator.le, "be at most"),
-    Lt: ("lt", operator.lt, "be less than"),
-    MultipleOf: ("multiple_of", lambda value, n: value % n == 0, "be a multiple of"),
-}
 
 
 class Resume(enum.Enum):
@@ -98,12 +33,57 @@ class Resume(enum.Enum):
 
 MAY_CHANGE, MAY_GROW = Resume
 
+
+class one_of:  # noqa: N801 (it is used like a function)
+    """The constraint that a value must be one of `choices`."""
+
+    def __init__(self, *choices):
+        self.choices = choices
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        return core_schema.literal_schema(list(self.choices))
+
+
+def check_devices(text):
+    """Return `text`, a value of `devices`. Raises ValueError if it is not allowed."""
+    form = "all|[0-9]{1,4}(,[0-9]{1,4})*|cpu:[0-9]{1,4}(,cpu:[0-9]{1,4})*"
+    numbers = sorted(map(int, re.findall("[0-9]+", text)))
+    # CPU devices are equal shares of the cores, numbered from 0 without gaps.
+    distinct = list(range(len(numbers))) if "cpu" in text else sorted(set(numbers))
+    if not re.fullmatch(form, text) or numbers != distinct:
+        raise ValueError(
+            "be all, or a list of distinct GPUs (0,1) or of CPU devices numbered from 0 "
+            "(cpu:0,cpu:1)"
+        )
+    return text
+
+
+def check_not_pattern(path):
+    """Return `path`. Raises ValueError if TensorFlow would read it as a pattern, and with it the
+    checkpoints of all matching folders."""
+    if re.search(r"[*?\[\\]", path):
+        raise ValueError("not contain *, ?, [ or \\, which TensorFlow reads as a pattern")
+    return path
+
+
+def check_path(name, path):
+    """Raise HyperparameterError if TensorFlow would read `path`, the argument `name`, as a
+    pattern."""
+    try:
+        check_not_pattern(path)
+    except ValueError as error:
+        raise HyperparameterError(f"{name} must {error}, got {shown(path)}") from None
+
+
 # Types of fields
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
+NotEmpty = Annotated[str, MinLen(1)]
+Devices = Annotated[str, pydantic.AfterValidator(check_devices)]
+Path = Annotated[str, pydantic.AfterValidator(check_not_pattern)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +109,19 @@ class RunHyperparameters:
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    data_dir: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "data"  # CIFAR files, image cache
+    dataset: Annotated[NotEmpty, MAY_CHANGE] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    data_dir: Annotated[NotEmpty, MAY_CHANGE] = "data"  # CIFAR files, image cache
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
     test_time_augmentation: Annotated[str, one_of(*VARIANTS)] = "none"  # average over variants
     micro_batch_size: Annotated[Whole, MAY_CHANGE] = 0  # images processed at once; 0: whole batch
     mixed_precision: bool = True  # use bfloat16 if the device supports it
-    devices: Annotated[str, DEVICES, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
+    devices: Annotated[Devices, MAY_CHANGE] = "all"  # all, or a list: 0,1 or cpu:0,cpu:1
     allow_soft_placement: Annotated[bool, MAY_CHANGE] = True  # run ops on CPU if a GPU cannot
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
     # run
-    run_dir: Annotated[str, NOT_EMPTY, NOT_A_PATTERN, MAY_CHANGE] = "runs/run"  # checkpoints, logs
-    initial_checkpoint: Annotated[str, NOT_A_PATTERN] = ""  # run or checkpoint to load weights from
+    run_dir: Annotated[Path, MinLen(1), MAY_CHANGE] = "runs/run"  # checkpoints, logs
+    initial_checkpoint: Path = ""  # run or checkpoint to load weights from
     save_minutes: Annotated[Positive, MAY_CHANGE] = 10.0  # minutes between checkpoints
 
     # limits of the network
@@ -153,7 +133,7 @@ class RunHyperparameters:
         # an error if there is none.
         annotations = inspect.get_annotations(cls)
         for name, value in list(vars(cls).items()):
-            if name.startswith("_") or name in annotations or not isinstance(value, tuple(TYPES)):
+            if name.startswith("_") or name in annotations or type(value) not in METAVARS:
                 continue
             inherited = [base.__annotations__ for base in cls.__mro__[1:-1]]
             found = [hints[name] for hints in inherited if name in hints]
@@ -166,8 +146,7 @@ class RunHyperparameters:
             cls.__annotations__[name] = found[0]
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            check_field(type(self), field.name, getattr(self, field.name))
+        validate(type(self), dataclasses.asdict(self), prefix="--")
         side = self.image_size + 2 * self.padding
         if side < self.MIN_SIDE:
             least = -(-(self.MIN_SIDE - self.image_size) // 2)
@@ -178,94 +157,80 @@ class RunHyperparameters:
             )
 
 
+# {type of a field: how the help shows its value}
+METAVARS = {int: "INT", float: "FLOAT", bool: "{True,False}", str: "TEXT"}
+
+
 @functools.cache
-def _declared(Hyperparameters):
-    """Return {field name: (type, metadata)}. Raises TypeError if a field cannot be checked."""
+def _annotations(Hyperparameters):
+    """Return {field name: annotation}. Raises TypeError for a field that is not in the dataclass or
+    whose type no flag supports."""
     hints = get_type_hints(Hyperparameters, include_extras=True)
     names = {field.name for field in dataclasses.fields(Hyperparameters)}
-    declared = {}
     for name, hint in hints.items():
-        if get_origin(hint) is ClassVar:
-            continue
         where = f"{Hyperparameters.__name__}.{name}"
-        if name not in names:
+        if get_origin(hint) is not ClassVar and name not in names:
             raise TypeError(
                 f"{where} is not a field; decorate the class with @dataclass(frozen=True)"
             )
-        kind = getattr(hint, "__origin__", hint)
-        if kind not in TYPES:
+        if name in names and getattr(hint, "__origin__", hint) not in METAVARS:
             raise TypeError(f"{where} must be int, float, bool or str, got {hint}")
-        metadata: list = list(EVERY.get(kind, []))
-        for item in getattr(hint, "__metadata__", ()):
-            metadata.extend(item if isinstance(item, GroupedMetadata) else [item])
-        for item in metadata:
-            if not isinstance(item, (Rule, Resume, *LIMITS)):
-                allowed = ", ".join(cls.__name__ for cls in LIMITS)
-                raise TypeError(f"{where}: cannot check {item!r}; use {allowed}, Interval or Rule")
-        declared[name] = kind, metadata
-    return declared
+    return {name: hint for name, hint in hints.items() if name in names}
+
+
+@functools.cache
+def _model(Hyperparameters):
+    """Return the pydantic model that checks the fields."""
+    return pydantic.create_model(
+        "Fields",
+        __config__=pydantic.ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=()),
+        **{name: (hint, None) for name, hint in _annotations(Hyperparameters).items()},
+    )
+
+
+def validate(Hyperparameters, fields, prefix, strings=False):
+    """Return `fields`, {name: value}; with `strings`, converted from text. Raises
+    HyperparameterError, with `prefix` before the name, for a value that is not allowed."""
+    model = _model(Hyperparameters)
+    try:
+        checked = (model.model_validate_strings if strings else model.model_validate)(fields)
+    except pydantic.ValidationError as error:
+        found = error.errors()[0]
+        raise HyperparameterError(
+            f"{prefix}{found['loc'][0]} must {_requirement(found)}, got {shown(found['input'])}"
+        ) from None
+    return {name: getattr(checked, name) for name in fields}
+
+
+def _requirement(error):
+    """Return what pydantic's `error` asks for: "be at least 1"."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    text = re.sub(r"^\w+ should |, (unable|got) .*", "", error["msg"])
+    text = text.replace("greater than or equal to", "at least")
+    return text.replace("less than or equal to", "at most")
 
 
 def shown(value):
     """Return the repr of a value, on one line and shortened to about 100 characters."""
     short = reprlib.Repr()
     short.maxstring = short.maxlong = short.maxother = 100
-    try:
-        return short.repr(value)
-    except ValueError:  # Python does not print an int of thousands of digits
-        return "a number with thousands of digits"
+    return short.repr(value)
 
 
-def check_field(Hyperparameters, name, value, prefix="--"):
-    """Raise HyperparameterError if the field `name` does not allow `value`. The message has
-    `prefix` before the name."""
-    kind, metadata = _declared(Hyperparameters)[name]
-    must = []
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        must = [f"be {TYPES[kind]}"]
-    else:
-        for item in metadata:
-            if isinstance(item, Rule) and not item.is_met(value):
-                must.append(item.words)
-            elif type(item) in LIMITS:
-                attribute, compare, words = LIMITS[type(item)]
-                if not compare(value, getattr(item, attribute)):
-                    must.append(f"{words} {getattr(item, attribute)}")
-    if must:
-        raise HyperparameterError(f"{prefix}{name} must {must[0]}, got {shown(value)}")
-
-
-def check_path(name, path):
-    """Raise HyperparameterError unless TensorFlow can write a checkpoint to `path` and read it
-    back. The message begins with `name`, the name of the argument."""
-    for rule in (*EVERY[str], NOT_A_PATTERN):
-        if not rule.is_met(path):
-            raise HyperparameterError(f"{name} must {rule.words}, got {shown(path)}")
-
-
-def parse_field(Hyperparameters, name, text):
-    """Return `text` converted to the type of the field `name`. Raises HyperparameterError if the
-    field does not allow the value."""
-    kind, _ = _declared(Hyperparameters)[name]
-    try:
-        value = {"True": True, "False": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        value = text
-    check_field(Hyperparameters, name, value)
-    return value
-
-
-def choices(Hyperparameters, name):
-    """Return the values that a field declared with `one_of` allows, () for other fields."""
-    _, metadata = _declared(Hyperparameters)[name]
-    return tuple(c for item in metadata if isinstance(item, Rule) for c in item.choices)
+def metavar(Hyperparameters, name):
+    """Return how the help shows a value of the field `name`, such as INT or {a,b}."""
+    hint = _annotations(Hyperparameters)[name]
+    for item in getattr(hint, "__metadata__", ()):
+        if isinstance(item, one_of):
+            return f"{{{','.join(map(str, item.choices))}}}"
+    return METAVARS[getattr(hint, "__origin__", hint)]
 
 
 def _marked(Hyperparameters, marker):
     """Return the names of the fields declared with `marker`."""
-    return {
-        name for name, (_, metadata) in _declared(Hyperparameters).items() if marker in metadata
-    }
+    hints = _annotations(Hyperparameters).items()
+    return {name for name, hint in hints if marker in getattr(hint, "__metadata__", ())}
 
 
 def fields_to_compare(hyperparameters):
@@ -297,10 +262,9 @@ def check_fields(Hyperparameters, fields):
     allowed values. Fields may be missing."""
     if not isinstance(fields, dict):
         raise HyperparameterError(f"the file must contain a JSON object, got {shown(fields)}")
-    for name, value in fields.items():
-        if name not in _declared(Hyperparameters):
-            raise HyperparameterError(f"the script has no hyperparameter {shown(name)}")
-        check_field(Hyperparameters, name, value, prefix="")
+    if unknown := sorted(fields.keys() - _annotations(Hyperparameters).keys()):
+        raise HyperparameterError(f"the script has no hyperparameter {shown(unknown[0])}")
+    validate(Hyperparameters, fields, prefix="")
 
 
 def load_fields(path, Hyperparameters):
@@ -308,15 +272,13 @@ def load_fields(path, Hyperparameters):
     later are missing from it. Raises Failure if the file cannot be read or does not match the
     script."""
     try:
-        fields = json.loads(read_regular(path, LARGEST_FILE).decode())
+        fields = json.loads(read_regular(path).decode())
         check_fields(Hyperparameters, fields)
     except HyperparameterError as error:
         raise Failure(
             f"{path} does not match this script: {error}; use the script that trained the run, or "
             f"fix the file"
         ) from None
-    except RecursionError:
-        raise Failure(f"{path} cannot be read: it is too deeply nested; fix the file") from None
     except (OSError, ValueError) as error:
         raise Failure(f"{path} cannot be read: {first_line(error)}; fix the file") from None
     return fields

@@ -3,13 +3,13 @@ import os
 import pytest
 
 from senet.errors import Failure, HyperparameterError, printable, shortened
-from senet.files import open_regular, read_regular, replacing
+from senet.files import open_regular, read_regular
 
 
 def test_a_regular_file_is_read(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
-    assert read_regular(tmp_path / "link", 7) == b"content"
+    assert read_regular(tmp_path / "link") == b"content"
     with open_regular(str(tmp_path / "file")) as file:
         assert file.read() == b"content"
 
@@ -29,48 +29,8 @@ def test_anything_but_a_regular_file_is_rejected_without_blocking(tmp_path, make
     path = tmp_path / "path"
     make(path)
     with pytest.raises(OSError) as caught:
-        read_regular(path, 10)
+        read_regular(path)
     assert caught.value.strerror == reason
-
-
-def test_a_file_replaced_by_a_fifo_is_rejected(tmp_path, monkeypatch):
-    """Replace a regular file with a FIFO between the check and the opening."""
-    path = tmp_path / "path"
-    path.touch()
-    regular = path.stat()
-    path.unlink()
-    os.mkfifo(path)
-    monkeypatch.setattr("pathlib.Path.stat", lambda path: regular)
-    with pytest.raises(OSError, match="not a regular file but a FIFO"):
-        open_regular(path)
-
-
-def test_the_full_length_of_a_sparse_file_counts(tmp_path):
-    path = tmp_path / "sparse"
-    with path.open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(OSError, match="it has 1,099,511,627,776 bytes, more than the 10 allowed"):
-        read_regular(path, 10)
-
-
-def test_a_file_of_unknown_size_must_not_exceed_the_limit():
-    # Files in /proc report size 0, whatever they contain.
-    with pytest.raises(OSError, match="more than the 10 allowed"):
-        read_regular("/proc/self/status", 10)
-
-
-def test_a_replaced_file_is_on_the_disk_before_its_name_and_then_the_name(tmp_path, monkeypatch):
-    """Record what is flushed to the disk, and which content the file has at that time."""
-    path, flushed = tmp_path / "file", []
-    path.write_text("old")
-
-    def fsync(descriptor):
-        flushed.append((os.path.realpath(f"/proc/self/fd/{descriptor}"), path.read_text()))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    assert flushed == [(str(temporary), "old"), (str(tmp_path), "new")]
 
 
 @pytest.mark.parametrize(

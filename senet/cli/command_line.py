@@ -3,72 +3,67 @@ status."""
 
 import argparse
 import ast
-import collections
 import contextlib
 import dataclasses
 import difflib
 import inspect
 import io
-import itertools
 import pathlib
-import re
 import shlex
 import sys
 import textwrap
 import traceback
+from collections.abc import Callable
+from typing import NamedTuple
 
 from senet.cli import commands
 from senet.cli.publish import publish
 from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line, printable
-from senet.hyperparameters import choices, load_fields, parse_field, shown
+from senet.hyperparameters import load_fields, metavar, shown, validate
 from senet.signals import Stopped
 
-CHECKPOINT = (
-    "[--checkpoint=NAME]",
-    "--checkpoint",
-    {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
-)
-# Words after a flag that are read as its value; all but True and False are then rejected.
-BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
-JSON = ("[--json]", "--json", {"action": "store_true", "help": "print one JSON object per image"})
-NOTE = (
-    "[--note=TEXT]",
-    "--note",
-    {"metavar": "TEXT", "help": "remark on the training data for the model card"},
-)
-# The function, its help, and the arguments, each as (usage, name, settings for argparse).
+
+class Command(NamedTuple):
+    """A command of the scripts."""
+
+    function: Callable | None  # gets the network, the hyperparameters, the operand and the options
+    help: str
+    operand: str = ""  # in the usage; its lower case is the name of the argument
+    options: tuple = ()  # names in OPTIONS
+
+
+OPTIONS = {
+    "checkpoint": {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
+    "json": {"action": "store_true", "help": "print one JSON object per image"},
+    "note": {"metavar": "TEXT", "help": "remark on the training data for the model card"},
+}
 COMMANDS = {
-    "train": (None, "train, or resume the run in run_dir (the default command)"),
-    "evaluate": (
+    "train": Command(None, "train, or resume the run in run_dir (the default command)"),
+    "evaluate": Command(
         commands.evaluate,
         "print loss, accuracy and the confusion matrix of the test set",
-        CHECKPOINT,
+        options=("checkpoint",),
     ),
-    "predict": (
+    "predict": Command(
         commands.predict,
         "print the most probable classes of image files",
-        ("IMAGE...", "images", {"metavar": "IMAGE", "nargs": "+"}),
-        CHECKPOINT,
-        JSON,
+        "IMAGES",
+        ("checkpoint", "json"),
     ),
-    "export": (
-        commands.export,
-        "write a SavedModel into a new folder",
-        ("FOLDER", "folder", {"metavar": "FOLDER"}),
-        CHECKPOINT,
+    "export": Command(
+        commands.export, "write a SavedModel into a new folder", "FOLDER", ("checkpoint",)
     ),
-    "publish": (
+    "publish": Command(
         publish,
         "write the network (without the optimizer's state) and a model card into a new folder",
-        ("FOLDER", "folder", {"metavar": "FOLDER"}),
-        CHECKPOINT,
-        NOTE,
+        "FOLDER",
+        ("checkpoint", "note"),
     ),
-    "excitation": (
+    "excitation": Command(
         commands.excitation,
         "draw the mean gate of every channel of the SE blocks for each class",
-        CHECKPOINT,
+        options=("checkpoint",),
     ),
 }
 
@@ -121,7 +116,7 @@ def _run(train, network, Hyperparameters, argv):
     trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
     trained.pop("devices", None)
     fields = trained | fields
-    function, *_ = COMMANDS[command]
+    function = COMMANDS[command].function
     return function(network, Hyperparameters(**fields), **arguments) or 0
 
 
@@ -169,59 +164,47 @@ def parse(argv, Hyperparameters):
 
     Prints the help and raises SystemExit for --help. Raises HyperparameterError if `argv` is not
     valid."""
+    # Words after `--` are never options: `predict -- --xla` reads the file --xla.
+    end = argv.index("--") if "--" in argv else len(argv)
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
-    flags = {f"--{f.name}" for f in dataclasses.fields(Hyperparameters) if type(f.default) is bool}
-    arguments = {name: settings for _, _, *rest in COMMANDS.values() for _, name, settings in rest}
-    of_commands = [name for name in arguments if name.startswith("--")]
-    if taken := {"--help", *of_commands} & {f"--{name}" for name in names}:
+    if taken := (OPTIONS.keys() | {"help", "words"}) & set(names):
         raise HyperparameterError(
-            f"{min(taken)} is already an option of a command; rename the hyperparameter"
+            f"--{min(taken)} is already an option of a command; rename the hyperparameter"
         )
-    _check_names(argv, [*(f"--{name}" for name in names), *of_commands, "--help"])
-    before = _before_dashes(argv)
-    valueless = {"--help", *(name for name in of_commands if "action" in arguments[name])}
-    command, options, others = _sorted_words(before, flags, valueless)
-    words = [*command, *options, *others, *argv[len(before) :]]
-    parsed = vars(_parser(Hyperparameters).parse_args(words))
-    command = parsed.pop("command", None) or "train"
-    strings = {name: parsed.pop(f"--{name}") for name in names if f"--{name}" in parsed}
-    fields = {name: parse_field(Hyperparameters, name, text) for name, text in strings.items()}
-    return command, fields, parsed
+    _check_names(argv[:end], [f"--{name}" for name in (*names, *OPTIONS, "help")])
+    given = vars(_parser(Hyperparameters).parse_intermixed_args(argv[:end]))
+    command, *operands = [*given.pop("words"), *argv[end + 1 :]] or ["train"]
+    if command not in COMMANDS:
+        allowed = ", ".join(COMMANDS)
+        raise HyperparameterError(f"unknown command {shown(command)}: must be one of {allowed}")
+    if given.pop("help", False):
+        print(
+            _parser(Hyperparameters, command if argv[0] != "--help" else "").format_help(), end=""
+        )
+        raise SystemExit
+    strings = {name: given.pop(name) for name in names if name in given}
+    if wrong := given.keys() - set(COMMANDS[command].options):
+        raise HyperparameterError(f"--{min(wrong)} is not an option of {command}; see --help")
+    fields = validate(Hyperparameters, strings, prefix="--", strings=True)
+    return command, fields, given | _operand(command, operands)
 
 
-def _before_dashes(argv):
-    """Return the words before `--`. Those after it are never options: `predict -- --xla` reads the
-    file --xla."""
-    return list(itertools.takewhile(lambda word: word != "--", argv))
+def _operand(command, words):
+    """Return the operand of a command, {name: value}. Raises HyperparameterError if `words` are too
+    few or too many."""
+    operand = COMMANDS[command].operand
+    if len(words) > (len(words) if operand == "IMAGES" else bool(operand)):
+        raise HyperparameterError(
+            f"unexpected argument {shown(words[-1])} of {command}; see --help"
+        )
+    if operand and not words:
+        raise HyperparameterError(f"{command} must have the argument {operand}; see --help")
+    return {operand.lower(): words if operand == "IMAGES" else words[0]} if operand else {}
 
 
-def _sorted_words(words, flags, valueless):
-    """Return three lists: the command (empty if there is none), the options, as --name=value, and
-    the positional arguments. They are separated because argparse requires positional arguments to
-    be adjacent, which they are not in `predict a.png --json b.png`. Options in `flags` may omit
-    their value; those in `valueless` have none. Raises HyperparameterError if another option has no
-    value."""
-    options, others = [], []
-    rest = collections.deque(words)
-    while rest:
-        word = rest.popleft()
-        following = rest[0] if rest else "--"
-        if not word.startswith("--"):
-            others.append(word)
-        elif "=" in word or word in valueless:
-            options.append(word)
-        elif word in flags and following.lower() not in BOOLEANS:  # `--xla evaluate`
-            options.append(f"{word}=True")
-        elif following.startswith("--"):
-            raise HyperparameterError(f"{word} must have a value; see --help")
-        else:
-            options.append(f"{word}={rest.popleft()}")
-    return others[:1], options, others[1:]
-
-
-def _check_names(argv, known):
-    """Raise HyperparameterError for an unknown --name. (argparse would report the wrong word.)"""
-    for word in _before_dashes(argv):
+def _check_names(words, known):
+    """Raise HyperparameterError for an unknown --name. (argparse would suggest nothing.)"""
+    for word in words:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -230,12 +213,10 @@ def _check_names(argv, known):
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, **settings):
-        super().__init__(argument_default=argparse.SUPPRESS, allow_abbrev=False, **settings)
-
     def error(self, message):
-        text = message.removeprefix("argument ").replace("COMMAND: ", "")
-        text = re.sub(r"\S{101,}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", text)
+        text = message.removeprefix("argument ").replace(
+            ": expected one argument", " must have a value"
+        )
         raise HyperparameterError(f"{text}; see --help")
 
 
@@ -244,33 +225,48 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=28, width=100)
 
 
-def _parser(Hyperparameters):
-    script = _script(Hyperparameters).name
-    fields, groups = _Parser(add_help=False), {}
+def _parser(Hyperparameters, command=""):
+    """Return the parser of all words, whose help is that of `command`, or of the script if it is
+    empty."""
+    usage = "[COMMAND]"
+    text = sys.modules[Hyperparameters.__module__].__doc__
+    options = OPTIONS.keys()
+    if command:
+        _, text, operand, options = COMMANDS[command]
+        named = [
+            f"[--{name}{'=' * ('metavar' in OPTIONS[name])}{OPTIONS[name].get('metavar', '')}]"
+            for name in options
+        ]
+        usage = " ".join([command, *operand.replace("IMAGES", "IMAGE...").split(), *named])
+    parser = _Parser(
+        usage=f"python {_script(Hyperparameters).name} {usage} [--name=value ...]",
+        description=text,
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
+    if not command:
+        lines = [f"  {name:12}{about.help}" for name, about in COMMANDS.items()]
+        parser.usage += "\n\ncommands:\n" + "\n".join(lines)
+    of_command = parser.add_argument_group("options of commands")
+    for name, settings in OPTIONS.items():
+        hidden = {} if name in options else {"help": argparse.SUPPRESS}
+        of_command.add_argument(f"--{name}", **{**settings, **hidden})
+    of_command.add_argument("--help", action="store_true", help="show the help of a command")
+    groups = {}
     for name, (heading, comment) in _comments(Hyperparameters).items():
         if heading not in groups:
-            groups[heading] = fields.add_argument_group(heading)
+            groups[heading] = parser.add_argument_group(heading)
         default = getattr(Hyperparameters, name)
-        allowed = ", ".join(map(str, choices(Hyperparameters, name)))
-        default = f"default: {'none' if default == '' else default}"
-        text = f"{comment} ({'; '.join(filter(None, [allowed, default]))})"
-        text = text.strip().replace("%", "%%")
-        groups[heading].add_argument(f"--{name}", dest=f"--{name}", metavar="VALUE", help=text)
-
-    common = {"parents": [fields], "formatter_class": _Formatter}
-    usage = f"python {script} [COMMAND] [--name=value ...]"
-    parser = _Parser(
-        usage=usage, description=sys.modules[Hyperparameters.__module__].__doc__, **common
-    )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command, (_, text, *arguments) in COMMANDS.items():
-        words = " ".join([command, *(usage for usage, *_ in arguments)])
-        usage = f"python {script} {words} [--name=value ...]"
-        subparser = subparsers.add_parser(
-            command, usage=usage, help=text, description=text, **common
+        shape = metavar(Hyperparameters, name)
+        # A flag may omit its value: `--xla`.
+        optional = {"nargs": "?", "const": "True"} if type(default) is bool else {}
+        about = f"{comment} (default: {'none' if default == '' else default})".strip()
+        groups[heading].add_argument(
+            f"--{name}", metavar=shape, help=about.replace("%", "%%"), **optional
         )
-        for _, name, settings in arguments:
-            subparser.add_argument(name, **settings)
     return parser
 
 

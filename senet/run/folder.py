@@ -26,7 +26,6 @@ ROW = (
     "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
     "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
 )
-LARGEST_ROWS = 2**28  # bytes of a logs.txt; a million epochs need 0.1 GB
 ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
 
 
@@ -173,7 +172,7 @@ def read_rows(path):
 def _lines(path):
     """Return the lines of the logs.txt at `path`. The last one is not complete."""
     try:
-        text = read_regular(path, LARGEST_ROWS).decode(errors="replace")
+        text = read_regular(path).decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -256,7 +256,8 @@ class Run:
         if not speed:  # a resumed epoch that had no steps left
             return ""
         time_taken = duration(len(self.data.train.labels) / speed)
-        return f" ({time_taken}, {speed:,.3g} images/s, rate {scalars.get('learning_rate', math.nan):.2g})"
+        rate = scalars.get("learning_rate", math.nan)
+        return f" ({time_taken}, {speed:,.3g} images/s, rate {rate:.2g})"
 
     def _last_step_scalars(self):
         """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""
