@@ -53,7 +53,7 @@ class Hyperparameters(RunHyperparameters):
     max_shift: Fraction = 1 / 16  # largest shift of a training image (fraction of its side)
     cutout: Fraction = 0.0  # zeroed square (fraction of side)
     batch_size = 500
-    total_epochs = 10
+    total_epochs = 8
 
 
 # ------------------------------------------------------------------------------------ network

@@ -84,6 +84,7 @@ Fraction = Annotated[float, Interval(ge=0, lt=1)]
 NotEmpty = Annotated[str, MinLen(1)]
 Devices = Annotated[str, pydantic.AfterValidator(check_devices)]
 Path = Annotated[str, pydantic.AfterValidator(check_not_pattern)]
+Folder = Annotated[NotEmpty, pydantic.AfterValidator(check_not_pattern)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ class RunHyperparameters:
     xla: Annotated[bool, MAY_CHANGE] = False  # compile for GPUs with XLA; slow to start
 
     # run
-    run_dir: Annotated[Path, MinLen(1), MAY_CHANGE] = "runs/run"  # checkpoints, logs
+    run_dir: Annotated[Folder, MAY_CHANGE] = "runs/run"  # checkpoints, logs
     initial_checkpoint: Path = ""  # run or checkpoint to load weights from
     save_minutes: Annotated[Positive, MAY_CHANGE] = 10.0  # minutes between checkpoints
 
@@ -196,8 +197,11 @@ def validate(Hyperparameters, fields, prefix, strings=False):
         checked = (model.model_validate_strings if strings else model.model_validate)(fields)
     except pydantic.ValidationError as error:
         found = error.errors()[0]
+        value = found["input"]
+        number = strings and re.fullmatch(r"[-+.\de]{1,20}", value)
         raise HyperparameterError(
-            f"{prefix}{found['loc'][0]} must {_requirement(found)}, got {shown(found['input'])}"
+            f"{prefix}{found['loc'][0]} must {_requirement(found)}, got "
+            f"{value if number else shown(value)}"
         ) from None
     return {name: getattr(checked, name) for name in fields}
 

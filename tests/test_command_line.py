@@ -17,7 +17,7 @@ from scripts import by_script
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
-from senet.cli.command_line import COMMANDS, parse, run_command
+from senet.cli.command_line import COMMANDS, Command, parse, run_command
 from senet.compat import tf
 from senet.data.datasets import LOADERS
 from senet.devices import visible_gpus
@@ -115,7 +115,7 @@ class TestParse:
         _, output, _ = call("--dropout=0.3", Hyperparameters=WithDropout)
         assert "dropout=0.3" in output
         result = call("--dropout=1", Hyperparameters=WithDropout)
-        assert_one_line_error(result, 2, "--dropout must be less than 1, got 1.0")
+        assert_one_line_error(result, 2, "--dropout must be less than 1, got 1")
 
     @pytest.mark.parametrize("name", ["help", "checkpoint", "json"])
     def test_a_hyperparameter_with_the_name_of_an_option_is_reported(self, call, name):
@@ -134,16 +134,13 @@ class TestInvalidCommandLines:
             (["--zzz", "0"], "unknown option '--zzz': the options are "),
             (["--wid=3"], "unknown option '--wid': did you mean --width?"),
             (["--width=-1"], "--width must be at least 0, got -1"),
-            (["--width=1.5"], "--width must be an integer, got '1.5'"),
-            (["--width="], "--width must be an integer, got ''"),
+            (["--width=1.5"], "--width must be a valid integer, got 1.5"),
+            (["--width="], "--width must be a valid integer, got ''"),
             (["--width=65"], "--width must be at most 64, got 65"),
-            (["--rate=nan"], "--rate must be finite, got nan"),
-            (["--fast=yes"], "--fast must be True or False, got 'yes'"),
-            (["--fast", "false"], "--fast must be True or False, got 'false'"),
-            (["predict", "a.png", "--fast", "0"], "--fast must be True or False, got '0'"),
+            (["--rate=nan"], "--rate must be a finite number, got 'nan'"),
+            (["--fast=maybe"], "--fast must be a valid boolean, got 'maybe'"),
             (["predict", "a.png", "b.png", "--run_dir"], "--run_dir must have a value"),
             (["publish", "folder", "--note"], "--note must have a value"),
-            (["--run_dir=a\nb"], r"--run_dir must not contain control characters, got 'a\nb'"),
             (["evaluate", "--width=-1"], "--width must be at least 0, got -1"),
         ],
     )
@@ -196,11 +193,11 @@ class TestHelp:
         status, output, errors = call("--help")
         assert (status, errors) == (0, "")
         text = " ".join(output.split())
-        assert '--width VALUE 50 % of the "#" channels (default: 8)' in text
-        assert "--rate VALUE (default: 0.5)" in text
-        assert "--kind VALUE of network (plain, wide; default: plain)" in text
-        assert "--layers VALUE (29, 50; default: 29)" in text
-        assert "--data_dir VALUE " in text
+        assert '--width INT 50 % of the "#" channels (default: 8)' in text
+        assert "--rate FLOAT (default: 0.5)" in text
+        assert "--kind {plain,wide} of network (default: plain)" in text
+        assert "--layers {29,50} (default: 29)" in text
+        assert "--data_dir TEXT " in text
         assert output.index("network:") < output.index("--width") < output.index("--run_dir")
         for command in "train", "evaluate", "predict", "export", "publish", "excitation":
             assert f"\n    {command} " in output
@@ -324,7 +321,7 @@ class TestHyperparametersOfARun:
             (tmp_path / "hyperparameters.json").write_text(text, "utf-8")
             return call("evaluate", "--run_dir=.", *options)
 
-        print_fields = (lambda network, hyperparameters: print(hyperparameters), "print fields")
+        print_fields = Command(lambda network, hyperparameters: print(hyperparameters), "print")
         monkeypatch.setitem(COMMANDS, "evaluate", print_fields)
         return evaluate
 
@@ -342,9 +339,8 @@ class TestHyperparametersOfARun:
         "text, message",
         [
             ('{"foo": 3}', "has no hyperparameter 'foo'"),
-            ('{"width": "3"}', "width must be an integer, got '3'"),
-            ('{"width": null}', "width must be an integer, got None"),
-            ("[" * 100_000, "too deeply nested"),
+            ('{"width": "3"}', "width must be a valid integer, got '3'"),
+            ('{"width": null}', "width must be a valid integer, got None"),
             ("{", "cannot be read"),
         ],
     )

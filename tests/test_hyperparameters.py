@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
-from annotated_types import Ge, Interval, Len, MultipleOf
+from annotated_types import Interval, MultipleOf
 from scripts import by_script
 
 from senet.errors import Failure, HyperparameterError
 from senet.hyperparameters import (
     MAY_CHANGE,
     MAY_GROW,
-    NOT_EMPTY,
+    Count,
+    Fraction,
+    NotEmpty,
     RunHyperparameters,
     changed_fields,
     fields_to_compare,
     load_fields,
+    metavar,
     one_of,
-    parse_field,
+    validate,
 )
 
 
@@ -29,45 +32,32 @@ class Settings(RunHyperparameters):
 
     width: Annotated[int, Interval(ge=1, le=64)] = 8
     even: Annotated[int, MultipleOf(2)] = 4
-    rate: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    rate: Fraction = 0.5
     kind: Annotated[str, one_of("plain", "wide")] = "plain"
     name: str = ""
-    folder: Annotated[str, NOT_EMPTY, MAY_CHANGE] = "here"
-    epochs: Annotated[int, Ge(1), MAY_GROW] = 10
+    folder: Annotated[NotEmpty, MAY_CHANGE] = "here"
+    epochs: Annotated[Count, MAY_GROW] = 10
     fast: bool = True
 
 
 REJECTED = [
     ("width", 0, "be at least 1, got 0"),
     ("width", 65, "be at most 64, got 65"),
-    ("width", 10**30, f"be at most 64, got {10**30}"),
-    ("width", "8", "be an integer, got '8'"),
-    ("width", 8.0, "be an integer, got 8.0"),
-    ("width", True, "be an integer, got True"),
-    ("width", None, "be an integer, got None"),
+    ("width", "8", "be a valid integer, got '8'"),
+    ("width", 8.0, "be a valid integer, got 8.0"),
+    ("width", True, "be a valid integer, got True"),
+    ("width", None, "be a valid integer, got None"),
     ("even", 3, "be a multiple of 2, got 3"),
-    ("rate", 0.0, "be greater than 0, got 0.0"),
+    ("rate", -0.1, "be at least 0, got -0.1"),
     ("rate", 1.0, "be less than 1, got 1.0"),
-    ("rate", float("nan"), "be finite, got nan"),
-    ("rate", float("inf"), "be finite, got inf"),
-    ("rate", 10**400, f"be finite, got 1{'0' * 47}...{'0' * 49}"),
-    (
-        "rate",
-        1e-40,
-        "be 0 or have a magnitude from 1.2e-38 to 3.4e38, as float32 requires, got 1e-40",
-    ),
-    ("save_minutes", 1e39, "be 0 or have a magnitude from 1.2e-38 to 3.4e38"),
-    ("kind", "Plain", "be one of plain, wide, got 'Plain'"),
-    ("folder", "", "not be empty, got ''"),
-    ("folder", "a\nb", r"not contain control characters, got 'a\nb'"),
-    ("folder", "a\0b", r"not contain control characters, got 'a\x00b'"),
-    ("folder", "\udcff", r"be valid UTF-8, got '\udcff'"),
-    ("fast", 1, "be True or False, got 1"),
+    ("rate", float("nan"), "be a finite number, got nan"),
+    ("kind", "Plain", "be 'plain' or 'wide', got 'Plain'"),
+    ("folder", "", "have at least 1 character, got ''"),
+    ("fast", 1, "be a valid boolean, got 1"),
+    ("run_dir", "a*", r"not contain *, ?, [ or \, which TensorFlow reads as a pattern, got 'a*'"),
     ("devices", "cpu:0,cpu:0", "be all, or a list"),
     ("devices", "0,00", "be all, or a list"),
-    ("devices", "12345", "be all, or a list"),
     ("devices", "0,cpu:0", "be all, or a list"),
-    ("devices", "٣", "be all, or a list"),
     ("image_size", 7, "be at least 8, got 7"),
 ]
 
@@ -80,23 +70,16 @@ def test_an_invalid_value_gives_a_one_line_error_with_its_name(name, value, mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_too_long_for_python_to_print_is_rejected():
-    with pytest.raises(HyperparameterError, match="at most 64, got a number with thousands"):
-        Settings(width=10**5000)
-
-
 def test_a_long_value_is_shortened_in_the_message():
     with pytest.raises(HyperparameterError) as caught:
-        Settings(folder="x" * 5000)
-    message = "--folder must have at most 4,096 characters, got 'xxx"
-    assert str(caught.value).startswith(message)
-    assert len(str(caught.value)) < 160
+        Settings(devices="x" * 5000)
+    assert len(str(caught.value)) < 250
 
 
 def test_values_at_the_bounds_are_allowed():
-    Settings(width=1, rate=1e-9, folder="ü" * 4096, devices="cpu:0,cpu:1", even=0)
+    Settings(width=1, rate=0.0, devices="cpu:0,cpu:1", even=0)
     Settings(width=64, rate=0.999, name="", devices="9999", epochs=10**9)
-    Settings(devices="all")
+    Settings(devices="1,0", rate=0)
 
 
 @pytest.mark.parametrize(
@@ -104,24 +87,35 @@ def test_values_at_the_bounds_are_allowed():
     [("width", "12", 12), ("rate", "5e-1", 0.5), ("fast", "False", False), ("name", "12", "12")],
 )
 def test_text_becomes_a_value_of_the_fields_type(name, text, value):
-    parsed = parse_field(Settings, name, text)
-    assert parsed == value
-    assert type(parsed) is type(value)
+    parsed = validate(Settings, {name: text}, "--", strings=True)
+    assert parsed == {name: value}
+    assert type(parsed[name]) is type(value)
 
 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("width", "1.5", "--width must be an integer, got '1.5'"),
-        ("width", "1" * 5000, "--width must be an integer, got '111"),
-        ("rate", "fast", "--rate must be a number, got 'fast'"),
-        ("fast", "yes", "--fast must be True or False, got 'yes'"),
+        ("width", "1.5", "--width must be a valid integer, got 1.5"),
+        ("width", "-1", "--width must be at least 1, got -1"),
+        ("rate", "fast", "--rate must be a valid number, got 'fast'"),
+        ("fast", "maybe", "--fast must be a valid boolean, got 'maybe'"),
     ],
 )
 def test_text_of_the_wrong_type_is_rejected(name, text, message):
     with pytest.raises(HyperparameterError) as caught:
-        parse_field(Settings, name, text)
-    assert str(caught.value).startswith(message)
+        validate(Settings, {name: text}, "--", strings=True)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        *[("width", "INT"), ("rate", "FLOAT"), ("name", "TEXT"), ("fast", "{True,False}")],
+        *[("kind", "{plain,wide}"), ("epochs", "INT")],
+    ],
+)
+def test_the_help_shows_the_type_of_a_field(name, shape):
+    assert metavar(Settings, name) == shape
 
 
 class TestDeclarations:
@@ -151,14 +145,6 @@ class TestDeclarations:
         with pytest.raises(TypeError, match="sizes must be int, float, bool or str"):
             WithList()
 
-    def test_a_constraint_that_cannot_be_checked_is_an_error(self):
-        @dataclass(frozen=True)
-        class WithLength(RunHyperparameters):
-            name: Annotated[str, Len(3)] = "abc"
-
-        with pytest.raises(TypeError, match=r"name: cannot check MinLen.*; use Ge, Gt"):
-            WithLength()
-
 
 class TestChangedFields:
     def test_each_difference_is_reported_with_both_values(self):
@@ -181,9 +167,9 @@ class TestChangedFields:
         "before, message",
         [
             ({"widht": 8}, "no hyperparameter 'widht'"),
-            ({"width": "8"}, "^width must be an integer, got '8'"),
-            ({"folder": None}, "^folder must be a string, got None"),
-            ({"rate": [0.5]}, r"^rate must be a number, got \[0.5\]"),
+            ({"width": "8"}, "^width must be a valid integer, got '8'"),
+            ({"folder": None}, "^folder must be a valid string, got None"),
+            ({"rate": [0.5]}, r"^rate must be a valid number, got \[0.5\]"),
         ],
     )
     def test_unknown_fields_and_invalid_values_are_errors(self, before, message):
@@ -192,10 +178,9 @@ class TestChangedFields:
 
 
 def test_fields_that_may_change_are_not_compared():
-    assert set(fields_to_compare(Settings())) == {
-        *("width", "even", "rate", "kind", "name", "epochs", "fast"),
-        *("image_size", "initial_checkpoint"),
-    }
+    compared = fields_to_compare(Settings()).keys()
+    assert compared >= {"width", "kind", "epochs", "fast", "image_size", "initial_checkpoint"}
+    assert not compared & {"folder", "data_dir", "run_dir", "devices", "micro_batch_size"}
 
 
 class TestLoadFields:
@@ -207,10 +192,9 @@ class TestLoadFields:
     @pytest.mark.parametrize(
         "content",
         [
-            *(b"", b"null", b"[1]", b"[" * 10**5, b"\xff", b'{"rate": NaN}'),
-            *(b'{"width": %d}' % 10**4000, b"{}" + b" " * 2**20),
+            *(b"", b"null", b"[1]", b"\xff", b'{"rate": NaN}'),
         ],
-        ids=["empty", "null", "list", "nested", "not UTF-8", "NaN", "long number", "large"],
+        ids=["empty", "null", "list", "not UTF-8", "NaN"],
     )
     def test_an_unusable_file_gives_a_one_line_error_with_its_name(self, tmp_path, content):
         path = tmp_path / "hyperparameters.json"

@@ -5,7 +5,7 @@ import tiny_run
 
 import SE_ResNeXt
 from senet.compat import tf
-from senet.hyperparameters import NOT_A_PATTERN
+from senet.hyperparameters import check_not_pattern
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "exp\\1", "a*", "a?b"])
@@ -40,5 +40,5 @@ def test_tensorflow_reads_back_a_checkpoint_with_any_allowed_name(tmp_path, grap
         with tf.Session() as session:
             session.run(variable.assign(2.0 if other == "aXb" else 1.0))
             tf.train.Saver().save(session, str(tmp_path / other), write_state=False)
-    assert NOT_A_PATTERN.is_met(path)
+    assert check_not_pattern(path) == path
     assert tf.train.NewCheckpointReader(path).get_tensor("v") == 1

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import pathlib
 import shlex
 import sys
@@ -22,6 +23,9 @@ from senet.compat import discard_output, tf
 from senet.errors import Failure, HyperparameterError, first_line, printable
 from senet.hyperparameters import load_fields, metavar, shown, validate
 from senet.signals import Stopped
+
+# Words after a flag that are its value, as in `--xla False`
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 class Command(NamedTuple):
@@ -172,7 +176,8 @@ def parse(argv, Hyperparameters):
             f"--{min(taken)} is already an option of a command; rename the hyperparameter"
         )
     _check_names(argv[:end], [f"--{name}" for name in (*names, *OPTIONS, "help")])
-    given = vars(_parser(Hyperparameters).parse_intermixed_args(argv[:end]))
+    words = _with_values_of_flags(argv[:end], Hyperparameters)
+    given = vars(_parser(Hyperparameters).parse_intermixed_args(words))
     command, *operands = [*given.pop("words"), *argv[end + 1 :]] or ["train"]
     if command not in COMMANDS:
         allowed = ", ".join(COMMANDS)
@@ -187,6 +192,16 @@ def parse(argv, Hyperparameters):
         raise HyperparameterError(f"--{min(wrong)} is not an option of {command}; see --help")
     fields = validate(Hyperparameters, strings, prefix="--", strings=True)
     return command, fields, given | _operand(command, operands)
+
+
+def _with_values_of_flags(words, Hyperparameters):
+    """Return `words` with =True after each --name of a bool that has no value: `--xla evaluate`."""
+    fields = dataclasses.fields(Hyperparameters)
+    flags = {f"--{field.name}" for field in fields if type(field.default) is bool}
+    return [
+        f"{word}=True" if word in flags and after.lower() not in BOOLEANS else word
+        for word, after in itertools.pairwise([*words, "--"])
+    ]
 
 
 def _operand(command, words):
@@ -248,7 +263,7 @@ def _parser(Hyperparameters, command=""):
     )
     parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
     if not command:
-        lines = [f"  {name:12}{about.help}" for name, about in COMMANDS.items()]
+        lines = [f"    {name:11} {about.help}" for name, about in COMMANDS.items()]
         parser.usage += "\n\ncommands:\n" + "\n".join(lines)
     of_command = parser.add_argument_group("options of commands")
     for name, settings in OPTIONS.items():
@@ -261,12 +276,8 @@ def _parser(Hyperparameters, command=""):
             groups[heading] = parser.add_argument_group(heading)
         default = getattr(Hyperparameters, name)
         shape = metavar(Hyperparameters, name)
-        # A flag may omit its value: `--xla`.
-        optional = {"nargs": "?", "const": "True"} if type(default) is bool else {}
         about = f"{comment} (default: {'none' if default == '' else default})".strip()
-        groups[heading].add_argument(
-            f"--{name}", metavar=shape, help=about.replace("%", "%%"), **optional
-        )
+        groups[heading].add_argument(f"--{name}", metavar=shape, help=about.replace("%", "%%"))
     return parser
 
 
