@@ -7,13 +7,12 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 import warnings
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION as PHOTOMETRIC
 from tqdm import tqdm
 
 from senet.data.image_cache import cached_images
@@ -33,13 +32,14 @@ def read_image(path, side):
     composited onto white, centre-cropped to a square and resized. For an animation, return the
     first frame.
 
-    Raises ImageError if Pillow cannot read it, or if its values have more than 16 bits."""
+    Raises ImageError if Pillow cannot read it, or if it has more than 8 bits per channel."""
     try:
         with open_regular(path) as file, Image.open(file) as image:
             # Decode a JPEG at a fraction of its size if that is still large enough.
             image.draft("", (2 * side, 2 * side))
+            _check_depth(image)
             _scale_transparent_colour(image)
-            image = ImageOps.exif_transpose(_with_8_bits(image))
+            image = ImageOps.exif_transpose(image)
             image = ImageOps.fit(_on_white(image), (side, side), Image.Resampling.BICUBIC)
             return np.array(image)
     except UnidentifiedImageError:
@@ -49,35 +49,22 @@ def read_image(path, side):
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
 
 
+def _check_depth(image):
+    """Raise ValueError if an image that is not loaded yet has more than 8 bits per channel. Pillow
+    keeps only the upper ones, which are all the same in an image from, say, a thermal camera."""
+    stored = " ".join(str(tile[3]) for tile in image.tile)  # in Pillow's notation, such as I;16B
+    if image.mode[0] in "IF" or re.search(r";1[0-6]", stored):
+        raise ValueError("it has more than 8 bits per channel; convert it to an 8-bit image")
+
+
 def _scale_transparent_colour(image):
     """Scale the transparent colour of a PNG image that is not loaded yet to 8 bits. Pillow scales
     the pixels, but not this colour."""
     colour = image.info.get("transparency")
     if image.format == "PNG" and colour is not None:
-        stored = image.tile[0][3]  # how the file stores pixels, in Pillow's notation
+        stored = image.tile[0][3]
         if stored in ("L;2", "L;4"):
             image.info["transparency"] = colour * (85 if stored == "L;2" else 17)
-        elif stored == "RGB;16B":
-            image.info["transparency"] = tuple(value >> 8 for value in colour)
-
-
-def _with_8_bits(image):
-    """Return `image` with 8 bits per channel; Pillow's own conversion would clip larger values."""
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError("its values must have 8 or 16 bits; convert it to an 8-bit image")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image, np.float64)
-    tags = getattr(image, "tag_v2", {})  # of a TIFF file
-    (bits, *_), white_is_zero = tags.get(BITSPERSAMPLE, (16,)), tags.get(PHOTOMETRIC) == 0
-    grey = np.clip(np.round(values * 255 / (2**bits - 1)), 0, 255).astype(np.uint8)
-    result = Image.fromarray(255 - grey if white_is_zero else grey)
-    if "transparency" in image.info:  # the value of the transparent pixels
-        opaque = values != image.info["transparency"]
-        result.putalpha(Image.fromarray(np.uint8(255 * opaque)))
-    if "exif" in image.info:
-        result.info["exif"] = image.info["exif"]
-    return result
 
 
 def _on_white(image):
