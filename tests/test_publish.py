@@ -190,7 +190,7 @@ def test_a_damaged_network_gives_a_one_line_error(published, call, tmp_path):
     (data,) = (tmp_path / "damaged").glob("model/*.data-*")
     data.write_bytes(data.read_bytes()[:-100])
     result = call("evaluate", f"--run_dir={tmp_path / 'damaged'}")
-    assert_one_line_error(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be used (")
+    assert_one_line_error(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be read (")
 
 
 def test_machine_specific_settings_are_not_published(trained, tmp_path, call):

@@ -158,8 +158,8 @@ def test_a_checkpoint_that_cannot_be_read_gives_a_one_line_error(saved, tmp_path
         with pytest.raises(Failure, match="is neither a run with a checkpoint nor a checkpoint"):
             network.load(name)
     flip_a_bit(saved.with_name(saved.name + ".data-00000-of-00001"))
-    for name, reason in (run, "cannot be used"), (saved, "cannot be read"):
-        with pytest.raises(Failure, match=rf"{saved}: {reason} \(.*; use another --initial_chec"):
+    for name in run, saved:
+        with pytest.raises(Failure, match=rf"{saved}: cannot be read \(.*; use another --initial_chec"):
             network.load(name)
 
 

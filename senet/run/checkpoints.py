@@ -1,5 +1,4 @@
-"""Write checkpoints atomically, verify them when reading, and never save values that are not
-finite.
+"""Write checkpoints atomically, and never save values that are not finite.
 
 A checkpoint consists of two files in TensorFlow's format, `model.ckpt-STEP.data-...` and
 `model.ckpt-STEP.index`, with all variables of the graph. The entry NETWORK lists those of the
@@ -9,7 +8,6 @@ network, so that other programs can distinguish them from the optimizer's.
 import contextlib
 import re
 import shutil
-import sys
 
 from senet.compat import tf, without_chatter
 from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
@@ -48,24 +46,18 @@ class Checkpoints:
             tensors=list(values.values()),
         )
         self.current = None  # step of the checkpoint that has the session's values
-        self.damaged = []  # newer checkpoints that cannot be read, as (files, reason)
 
     def restore(self, session):
-        """Load the newest readable checkpoint into the session and return whether there is one.
+        """Load the newest checkpoint into the session and return whether there is one.
 
-        Raises Failure, without changing any file, if there are checkpoints but none can be read, or
-        if the newest does not match the network."""
-        path, damaged = newest_readable(self.folder)
+        Raises Failure, without changing any file, if it cannot be read or does not match the
+        network."""
+        path = newest(self.folder)
         if path is None:
-            # A process that was killed during its first save leaves files without an index.
-            if any(file.suffix == ".index" for files, _ in damaged for file in files):
-                raise Failure(
-                    f"{damaged[0][1]}; no other checkpoint in {self.folder} can be read either; "
-                    f"restore one to resume, or use another --run_dir to start from scratch"
-                )
             return False
-        reader = tf.train.NewCheckpointReader(str(path))
-        shapes = reader.get_variable_to_shape_map()
+        with unreadable_as_failure(path):
+            reader = tf.train.NewCheckpointReader(str(path))
+            shapes = reader.get_variable_to_shape_map()
         shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
         difference = describe_difference(shapes, self.shapes)
         if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):
@@ -75,24 +67,10 @@ class Checkpoints:
                 f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or use another --run_dir to start from scratch"
             )
-        self._load(session, path)
-        self.current, self.damaged = step_of(path), damaged
+        with unreadable_as_failure(path), without_chatter():
+            self.reader.restore(session, str(path))
+        self.current = step_of(path)
         return True
-
-    def rename_damaged(self):
-        """Rename the checkpoints that `restore` could not read to *.damaged, with a warning."""
-        for files, message in self.damaged:
-            used = self.folder / f"model.ckpt-{self.current}"
-            print(f"warning: {message}; resuming from {used}", file=sys.stderr)
-            for file in files:
-                file.rename(file.with_name(file.name + ".damaged"))
-
-    def _load(self, session, path):
-        try:
-            with without_chatter():
-                self.reader.restore(session, str(path))
-        except (tf.errors.OpError, ValueError) as error:
-            raise Failure(f"{path}: cannot be loaded: {first_line(error)}") from None
 
     def load_chief_checkpoint(self, session, step):
         """Load the checkpoint of `step`, unless (on the chief) it is already loaded. Return a
@@ -233,40 +211,20 @@ def checkpoint_files(folder):
     return {step: sorted(found[step], reverse=True) for step in sorted(found)}
 
 
-def newest_readable(folder):
-    """Return the path of the newest readable checkpoint in `folder`, or None, and a list of (files,
-    reason) for the newer ones that cannot be read."""
-    damaged, found = [], checkpoint_files(folder)
-    for step in reversed(found):
-        path = folder / f"model.ckpt-{step}"
-        try:
-            reader = verified_reader(path)
-            if (stored := reader.get_tensor(tf.GraphKeys.GLOBAL_STEP)) != step:
-                raise ValueError(f"it is a copy of the checkpoint of step {stored}")
-        except UNREADABLE as error:
-            damaged.append((found[step], f"{path}: cannot be used ({first_line(error)})"))
-        else:
-            return path, damaged
-    return None, damaged
-
-
-def verified_reader(path):
-    """Return TensorFlow's reader of a checkpoint after verifying its checksums by reading every
-    tensor. Raises one of UNREADABLE if the checkpoint is damaged."""
-    reader = tf.train.NewCheckpointReader(str(path))
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
-    return reader
+def newest(folder):
+    """Return the path of the newest checkpoint in `folder`, without a suffix, or None."""
+    files = checkpoint_files(folder) if folder.is_dir() else {}
+    steps = [step for step, paths in files.items() if paths[0].suffix == ".index"]
+    return folder / f"model.ckpt-{max(steps)}" if steps else None
 
 
 @contextlib.contextmanager
-def readable(checkpoint, option):
-    """Convert errors in reading a checkpoint to a Failure that suggests another `option`."""
+def unreadable_as_failure(checkpoint, remedy="delete its files to use the previous checkpoint"):
+    """Convert errors in reading a checkpoint to a Failure. TensorFlow verifies the checksum of
+    every value that it reads."""
     try:
         yield
     except Failure as failure:
         raise Failure(f"{checkpoint}: {failure}") from None
     except UNREADABLE as error:
-        raise Failure(
-            f"{checkpoint}: cannot be read ({first_line(error)}); use another {option}"
-        ) from None
+        raise Failure(f"{checkpoint}: cannot be read ({first_line(error)}); {remedy}") from None

@@ -83,7 +83,6 @@ class Run:
         weights = self._load_weights(test_outputs) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
-            self.checkpoints.rename_damaged()
             self._open_logs(graph, resumed)
             self._print_start(resumed, step, weights)
         return self.session

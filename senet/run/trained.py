@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import pathlib
-import sys
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from senet.memory import check_test_memory
 from senet.run.checkpoints import (
     describe_difference,
     network_variables,
-    newest_readable,
-    readable,
+    newest,
+    unreadable_as_failure,
     variables_used_by,
-    verified_reader,
 )
+
+REMEDY = "use another --checkpoint"
 
 
 class TrainedNetwork:
@@ -37,8 +37,8 @@ class TrainedNetwork:
         self.network, self.hyperparameters = network, hyperparameters
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
-        with readable(self.checkpoint, "--checkpoint"):
-            reader = verified_reader(self.checkpoint)
+        with unreadable_as_failure(self.checkpoint, REMEDY):
+            reader = tf.train.NewCheckpointReader(str(self.checkpoint))
             self.statistics = read_statistics(reader)
             self.variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
@@ -73,7 +73,7 @@ class TrainedNetwork:
                 f"was trained with"
             )
         # A training process may have replaced or deleted it in the meantime.
-        with readable(self.checkpoint, "--checkpoint"), without_chatter():
+        with unreadable_as_failure(self.checkpoint, REMEDY), without_chatter():
             tf.train.Saver().restore(self.session, str(self.checkpoint))
 
     def probabilities(self, images):
@@ -98,13 +98,9 @@ def _named(checkpoint, model_folder):
 
 
 def _newest(model_folder):
-    path, damaged = newest_readable(model_folder) if model_folder.exists() else (None, [])
-    if not path:
-        reason = f"{model_folder} has no checkpoint"
-        if damaged:
-            reason = f"{damaged[0][1]}, and no other checkpoint in {model_folder} can be read"
-        raise Failure(f"{reason}; train first, or use the --run_dir of an existing run")
-    for files, message in damaged:
-        if files[0].suffix == ".index":  # otherwise, a save is incomplete or in progress
-            print(f"warning: {message}", file=sys.stderr)
+    if not (path := newest(model_folder)):
+        raise Failure(
+            f"{model_folder} has no checkpoint; train first, or use the --run_dir of an existing "
+            f"run"
+        )
     return path

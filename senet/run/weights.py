@@ -8,10 +8,9 @@ from senet.errors import Failure, shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     network_variables,
-    newest_readable,
-    readable,
+    newest,
+    unreadable_as_failure,
     variables_used_by,
-    verified_reader,
 )
 
 OPTION = "--initial_checkpoint"
@@ -27,8 +26,9 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     checkpoint's index file in hexadecimal, which include a checksum of each value. Raises Failure
     if the checkpoint cannot be read, or if no trainable variable before the classifier matches."""
     path = _find(initial_checkpoint)
-    with readable(path, OPTION):
-        reader = verified_reader(path)
+    remedy = f"use another {OPTION}"
+    with unreadable_as_failure(path, remedy):
+        reader = tf.train.NewCheckpointReader(str(path))
         saved = network_variables(reader)
         same_classes = decode_json(read_statistics(reader).label_names) == label_names
     wanted = variables_used_by(outputs)
@@ -56,7 +56,7 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
             f"the same architecture hyperparameters"
         )
     variables = [variable for variable in tf.global_variables() if variable.op.name in matching]
-    with readable(path, OPTION), without_chatter():
+    with unreadable_as_failure(path, remedy), without_chatter():
         tf.train.Saver(variables).restore(session, str(path))
     fresh = wanted.keys() - matching
     new_classes = set() if same_classes else classifier
@@ -75,9 +75,7 @@ def _find(initial_checkpoint):
     """Return the path of the checkpoint that `initial_checkpoint` names, without a suffix."""
     folder = pathlib.Path(initial_checkpoint)
     if (folder / "model").is_dir():
-        path, damaged = newest_readable(folder / "model")
-        if damaged:
-            raise Failure(f"{damaged[0][1]}; use another {OPTION}")
+        path = newest(folder / "model")
     else:
         path = pathlib.Path(initial_checkpoint.removesuffix(".index"))
         path = path if pathlib.Path(f"{path}.index").is_file() else None
