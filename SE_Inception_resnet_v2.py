@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from senet.augmentation import flip, shift
 from senet.cli.command_line import run_command
-from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
+from senet.engine.compat import tf
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import RunHyperparameters
 from senet.layers import (

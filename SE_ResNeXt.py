@@ -8,9 +8,9 @@ from typing import Annotated
 
 from senet.augmentation import SHIFT_PADDINGS, cutout, flip, shift
 from senet.cli.command_line import run_command
-from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
+from senet.engine.compat import tf
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import Count, Fraction, RunHyperparameters, one_of
 from senet.layers import (

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from senet.augmentation import alternating_flip, cutout, shift
 from senet.cli.command_line import run_command
-from senet.compat import tf
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
-from senet.devices import compute_dtype
+from senet.engine.compat import tf
+from senet.engine.devices import compute_dtype
 from senet.evaluation import evaluate, evaluation_outputs
 from senet.hyperparameters import Count, Fraction, Positive, RunHyperparameters
 from senet.layers import (

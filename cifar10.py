@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import pooch
 
-from senet.errors import Failure, first_line, printable
-from senet.files import open_regular, read_regular
-from senet.hyperparameters import shown
+from senet.engine.errors import Failure
+from senet.engine.files import open_regular, read_regular
+from senet.engine.text import first_line, printable, shown
 
 SIDE = 32  # pixels
 

@@ -119,9 +119,9 @@ def input_path(images=50_000, batch_size=128, epochs=5):
     on random images, as the median over `epochs` epochs."""
     sys.path[:0] = [str(ROOT)]
     from senet.augmentation import flip, shift
-    from senet.compat import tf
     from senet.data.datasets import batches, epoch_order
     from senet.data.inputs import image_inputs
+    from senet.engine.compat import tf
     from senet.training import current_step
 
     data = noise(images)
@@ -229,8 +229,8 @@ def noise(count):
 def prepare_ours(script, hyperparameters, candidate):
     """Return the script's training step, including augmentation and epoch means, and the number of
     parameters."""
-    from senet.compat import tf
-    from senet.devices import session_config
+    from senet.engine.compat import tf
+    from senet.engine.devices import session_config
 
     data = noise(hyperparameters.batch_size)
     inputs, train_step, _, _ = script.build_graph(data, hyperparameters)
@@ -249,7 +249,7 @@ def prepare_torch(script, hyperparameters, candidate):
     import torch
     import torch_networks
 
-    from senet.devices import has_bfloat16
+    from senet.engine.devices import has_bfloat16
 
     data = noise(hyperparameters.batch_size)
     network = torch_networks.NETWORKS[script.__name__](hyperparameters)
@@ -283,8 +283,8 @@ def prepare_torch(script, hyperparameters, candidate):
 def matrix_peak(hyperparameters, side=4096):
     """Multiply two large matrices ten times, in the data type of the networks, and return the
     floating-point operations per second of the fastest product."""
-    from senet.compat import tf
-    from senet.devices import compute_dtype
+    from senet.engine.compat import tf
+    from senet.engine.devices import compute_dtype
 
     with tf.Graph().as_default(), tf.Session() as session:
         noise = tf.random.stateless_normal([side, side], [0, 0])
@@ -305,9 +305,9 @@ def convolution_limit(script, hyperparameters):
     is timed alone, in the faster of TensorFlow's implementation and ours. A frozen stem is not
     included."""
     from senet import layers
-    from senet.compat import tf
-    from senet.convolution import convolution
-    from senet.devices import has_grouped_convolution
+    from senet.engine.compat import tf
+    from senet.engine.convolution import convolution
+    from senet.engine.devices import has_grouped_convolution
 
     calls = {}
 
@@ -355,7 +355,7 @@ def time_alone(form, x_shape, weights_shape, dtype, stride, padding, groups, flo
     """Return the seconds of a convolution, its input gradient and its filter gradient, each timed
     alone: the median of 9 runs after 3 warm-up runs. Append the number of floating-point
     operations of the convolution to `flops`."""
-    from senet.compat import tf
+    from senet.engine.compat import tf
 
     def variable(name, shape):
         noise = tf.cast(tf.random.stateless_normal(shape, [0, 0]), dtype)

@@ -8,8 +8,8 @@ with its own purpose in `random_key`, and call it in the script's `build_graph`.
 
 import zlib
 
-from senet.compat import tf
-from senet.errors import HyperparameterError
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 
 
 def random_key(seed, step, purpose=""):

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from senet.compat import tf
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.layers import GATES
 from senet.losses import cross_entropy
 

@@ -11,16 +11,16 @@ import inspect
 import json
 import pathlib
 import re
-import reprlib
-from typing import Annotated, ClassVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import pydantic
 from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic_core import core_schema
 
-from senet.errors import Failure, HyperparameterError, first_line
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.files import read_regular
+from senet.engine.text import first_line, shown
 from senet.evaluation import VARIANTS
-from senet.files import read_regular
 from senet.schedules import SCHEDULES
 
 
@@ -182,11 +182,11 @@ def _annotations(Hyperparameters):
 @functools.cache
 def _model(Hyperparameters):
     """Return the pydantic model that checks the fields."""
-    return pydantic.create_model(
-        "Fields",
-        __config__=pydantic.ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=()),
-        **{name: (hint, None) for name, hint in _annotations(Hyperparameters).items()},
-    )
+    config = pydantic.ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    fields: dict[str, Any] = {
+        name: (hint, None) for name, hint in _annotations(Hyperparameters).items()
+    }
+    return pydantic.create_model("Fields", __config__=config, **fields)
 
 
 def validate(Hyperparameters, fields, prefix, strings=False):
@@ -213,13 +213,6 @@ def _requirement(error):
     text = re.sub(r"^\w+ should |, (unable|got) .*", "", error["msg"])
     text = text.replace("greater than or equal to", "at least")
     return text.replace("less than or equal to", "at most")
-
-
-def shown(value):
-    """Return the repr of a value, on one line and shortened to about 100 characters."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxlong = short.maxother = 100
-    return short.repr(value)
 
 
 def metavar(Hyperparameters, name):

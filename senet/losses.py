@@ -1,6 +1,6 @@
 """Losses, one value for each image."""
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):

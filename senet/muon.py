@@ -2,7 +2,7 @@
 
 import math
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 # Coefficients of the odd polynomial a x + b x^3 + c x^5. Applied a few times, it maps singular
 # values from 0.1 to 1 close to 1 (Jordan et al., "Muon: An optimizer for hidden layers", 2024).

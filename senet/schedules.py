@@ -7,7 +7,7 @@ the same arguments and add it to SCHEDULES; every script then accepts its name a
 
 import math
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 
 def learning_rate(step, epoch_steps, hyperparameters):

@@ -1,13 +1,14 @@
 """One training step: gradients over micro-batches and devices, then the update."""
 
-from senet.compat import tf
 from senet.data.datasets import steps_per_epoch
-from senet.errors import Failure, shortened
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
+from senet.engine.memory import check_training_memory
+from senet.engine.micro_batches import check_micro_batches, sum_over_micro_batches
+from senet.engine.text import shortened
 from senet.evaluation import batch_sums, loss_and_accuracy
 from senet.layers import moving_averages
 from senet.losses import cross_entropy
-from senet.memory import check_training_memory
-from senet.micro_batches import check_micro_batches, sum_over_micro_batches
 
 
 def current_step():

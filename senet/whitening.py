@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from senet.compat import tf
-from senet.convolution import convolution
+from senet.engine.compat import tf
+from senet.engine.convolution import convolution
 
 IMAGES = 5000  # at most this many are used to compute the filters
 POSITIONS = 16  # patches per row and column of a large image

@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def graph():
     """Provide a new default graph."""
-    from senet.compat import tf
+    from senet.engine.compat import tf
 
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(0)
@@ -100,7 +100,7 @@ def restore_default_signals():
 def start_python(*arguments, cwd=ROOT, **environment):
     """Start `python arguments...` in the folder `cwd`, with pipes for its standard output
     and standard error."""
-    # senet.compat set this variable in this process; the new process must set it itself.
+    # senet.engine.compat set this variable in this process; the new process must set it itself.
     inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],

@@ -12,13 +12,13 @@ import unittest.mock
 from conftest import ROOT, restore_default_signals
 
 import SE_ResNeXt
-from senet import compat
+from senet.engine import compat
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["SE_ResNeXt"])
-# The value that senet.compat sets for a worker. TensorFlow reads it only once, so errors from its
-# C++ code are hidden in runs on a single host too. test_scripts.py checks the output of separate
-# processes.
+# The value that senet.engine.compat sets for a worker. TensorFlow reads it only once, so errors from
+# its C++ code are hidden in runs on a single host too. test_scripts.py checks the output of
+# separate processes.
 LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 

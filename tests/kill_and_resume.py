@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from forked import run_script, start_script
 from tiny_run import STEPS, command
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 EPOCHS = 3
 # Save after every step, so that any moment is close to a save.

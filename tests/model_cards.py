@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from senet.compat import tf
 from senet.data.inputs import decode_json
+from senet.engine.compat import tf
 
 
 def card_numbers(card):

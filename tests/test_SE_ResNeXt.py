@@ -5,7 +5,7 @@ from conftest import load_values
 from scripts import TINY
 
 from SE_ResNeXt import Hyperparameters, SE_ResNeXt
-from senet.compat import tf
+from senet.engine.compat import tf
 
 
 def stage_shapes(**fields):

@@ -4,7 +4,7 @@ import pytest
 from conftest import load_values
 
 from SE_ResNet import Hyperparameters, SE_ResNet, decayed_variables
-from senet.compat import tf
+from senet.engine.compat import tf
 
 TINY = Hyperparameters(width=2, reduction_ratio=2, mixed_precision=False)
 

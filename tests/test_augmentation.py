@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from senet.augmentation import alternating_flip, cutout, flip, random_key, shift, whole_pixels
-from senet.compat import tf
-from senet.errors import HyperparameterError
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 
 
 class Augmentation:

@@ -28,7 +28,8 @@ from fake_cifar10 import (
 
 import cifar10
 from cifar10 import CIFAR10, CIFAR100, load_cifar
-from senet.errors import Failure, first_line
+from senet.engine.errors import Failure
+from senet.engine.text import first_line
 
 by_record = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
 

@@ -21,7 +21,7 @@ from workers import (
 )
 
 import SE_ResNeXt
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.run import cluster
 from senet.run.checkpoints import Checkpoints, checkpoint_files
 

@@ -18,11 +18,11 @@ from scripts import by_script
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
 from senet.cli.command_line import COMMANDS, Command, parse, run_command
-from senet.compat import tf
 from senet.data.datasets import LOADERS
-from senet.devices import visible_gpus
+from senet.engine.compat import tf
+from senet.engine.devices import visible_gpus
+from senet.engine.signals import Stopped
 from senet.hyperparameters import RunHyperparameters, one_of
-from senet.signals import Stopped
 
 
 @dataclass(frozen=True)

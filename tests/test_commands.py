@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
 from senet.cli.excitation import draw_excitation, save_excitation
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.run.folder import RunFolder
 
 

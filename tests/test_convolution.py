@@ -6,8 +6,8 @@ import numpy as np
 import numpy_layers as nl
 import pytest
 
-from senet.compat import tf
-from senet.convolution import SMALL_MAP, convolution
+from senet.engine.compat import tf
+from senet.engine.convolution import SMALL_MAP, convolution
 
 # Map size, kernel, stride, padding and groups: cases on both sides of each limit at which
 # `convolution` changes its implementation.

@@ -18,8 +18,8 @@ from senet.data.datasets import (
     steps_per_epoch,
 )
 from senet.data.shapes import OUTLINES, load_shapes
-from senet.errors import Failure, HyperparameterError
-from senet.signals import Stopped
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.signals import Stopped
 
 
 @pytest.fixture

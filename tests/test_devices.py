@@ -7,9 +7,9 @@ import pytest
 import tiny_run
 
 import SE_ResNeXt
-from senet import devices
-from senet.compat import tf
-from senet.errors import Failure
+from senet.engine import devices
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from conftest import load_values
 
-from senet.compat import tf
 from senet.data.datasets import Split, batches
 from senet.data.inputs import Statistics, encode_json, inputs_with
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.evaluation import (
     Evaluation,
     averaged_logits,

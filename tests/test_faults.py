@@ -19,8 +19,8 @@ from kill_and_resume import kill_and_resume
 from tiny_run import IMAGES, STEPS, arguments, command, signal_after_epoch
 
 import SE_ResNeXt
-from senet.compat import tf
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
@@ -283,7 +283,7 @@ class TestProcesses:
     def test_a_second_signal_ends_the_process_at_once(self, numbers, status):
         code = (
             "import signal, time\n"
-            "from senet.signals import StopSignals\n"
+            "from senet.engine.signals import StopSignals\n"
             "with StopSignals() as stop:\n"
             "    print('ready', flush=True)\n"
             "    while not stop.received: time.sleep(0.001)\n"

@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-from senet.errors import Failure, HyperparameterError, printable, shortened
-from senet.files import open_regular, read_regular
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.files import open_regular, read_regular
+from senet.engine.text import printable, shortened
 
 
 def test_a_regular_file_is_read(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from fake_cifar10 import Exploit, make_archive, make_batch, make_files, python2_pickle
 
 from cifar10 import CIFAR10, load_cifar, read_batch
-from senet.errors import Failure
+from senet.engine.errors import Failure
 
 # Pickle opcodes that look up a name, call a function, build an object, or read a length.
 DANGEROUS = (

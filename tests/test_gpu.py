@@ -9,9 +9,9 @@ import pytest
 from scripts import SCRIPTS
 from tensorflow.python.framework import kernels
 
-from senet import convolution, devices
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
+from senet.engine import convolution, devices
+from senet.engine.compat import tf
 
 
 @pytest.fixture

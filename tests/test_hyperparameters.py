@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Interval, MultipleOf
 from scripts import by_script
 
-from senet.errors import Failure, HyperparameterError
+from senet.engine.errors import Failure, HyperparameterError
 from senet.hyperparameters import (
     MAY_CHANGE,
     MAY_GROW,

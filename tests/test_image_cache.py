@@ -17,7 +17,7 @@ from image_folders import plain, save, write_image_folder
 
 from senet.data import image_cache, image_files, image_sums
 from senet.data.datasets import load_dataset
-from senet.errors import Failure, HyperparameterError
+from senet.engine.errors import Failure, HyperparameterError
 
 
 @pytest.fixture

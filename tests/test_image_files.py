@@ -10,7 +10,7 @@ from PIL import Image
 
 from senet.data.datasets import load_dataset
 from senet.data.image_files import ImageError, read_image
-from senet.errors import Failure
+from senet.engine.errors import Failure
 
 
 def transparent_palette_image():

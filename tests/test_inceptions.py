@@ -13,7 +13,7 @@ from conftest import load_values
 
 import SE_Inception_resnet_v2 as resnet_v2
 import SE_Inception_v4 as v4
-from senet.compat import tf
+from senet.engine.compat import tf
 
 NETWORKS = {v4: v4.SE_Inception_v4, resnet_v2: resnet_v2.SE_Inception_resnet_v2}
 by_inception = pytest.mark.parametrize("script", NETWORKS, ids=lambda script: script.__name__)

@@ -1,8 +1,8 @@
 import numpy as np
 
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
 from senet.data.inputs import image_inputs
+from senet.engine.compat import tf
 
 
 def test_images_are_normalised_with_the_statistics_of_the_training_set(graph, rng):

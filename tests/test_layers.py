@@ -6,8 +6,8 @@ import numpy_layers as nl
 import pytest
 from conftest import load_values, run_python
 
-from senet.compat import tf
-from senet.errors import HyperparameterError
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 from senet.hyperparameters import RunHyperparameters as Hyperparameters
 from senet.layers import (
     Batch_Normalization,
@@ -103,7 +103,7 @@ def test_strided_1x1_convolution_matches_numpy(graph, rng, size):
 
 
 STRIDED_GRADIENT = """
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.layers import conv_layer
 with tf.Graph().as_default():
     x = tf.random.stateless_normal([7, 32, 32, 8], [0, 0])
@@ -127,8 +127,8 @@ def test_gradient_of_a_strided_1x1_convolution_does_not_corrupt_memory():
 GROUPED_STEP = """
 import json
 from SE_ResNeXt import SE_ResNeXt, Hyperparameters
-from senet.compat import tf
-from senet.devices import has_grouped_convolution
+from senet.engine.compat import tf
+from senet.engine.devices import has_grouped_convolution
 with tf.Graph().as_default():
     tf.set_random_seed(1)
     sizes = {'cardinality': 4, 'depth': 4, 'blocks': 1, 'reduction_ratio': 4, 'padding': 0}

@@ -10,10 +10,10 @@ import pytest
 from conftest import run_python
 
 import SE_ResNeXt
-from senet import memory
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
-from senet.errors import HyperparameterError
+from senet.engine import memory
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_ulimit_restricts_the_available_memory(kind):
     status, output, errors = run_python(
         "-c",
         f"import resource; resource.setrlimit(resource.{kind}, ({limit}, {limit}))\n"
-        "from senet import memory; memory.PROC = memory.CGROUPS\n"
+        "from senet.engine import memory; memory.PROC = memory.CGROUPS\n"
         "memory.os.sysconf = lambda _: 2**40  # more physical memory than the limit\n"
         "print(memory.available_memory())",
     )

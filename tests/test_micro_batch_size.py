@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import SE_Inception_v4
-from senet.compat import tf
 from senet.data.datasets import Split, batches, steps_per_epoch
-from senet.errors import HyperparameterError
-from senet.micro_batches import check_micro_batches, sum_over_micro_batches
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
+from senet.engine.micro_batches import check_micro_batches, sum_over_micro_batches
 
 
 @pytest.mark.parametrize(

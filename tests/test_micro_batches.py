@@ -7,10 +7,10 @@ import pytest
 
 import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, build_graph
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
+from senet.engine.compat import tf
+from senet.engine.micro_batches import sum_over_micro_batches
 from senet.layers import Dropout
-from senet.micro_batches import sum_over_micro_batches
 
 
 @pytest.mark.parametrize(

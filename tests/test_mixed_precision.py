@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scripts import SCRIPTS
 
-from senet import devices
-from senet.compat import tf
+from senet.engine import devices
+from senet.engine.compat import tf
 
 
 def logits(script, images, mixed_precision):

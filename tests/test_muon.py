@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from conftest import load_values
 
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.muon import Muon, orthogonalised
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scripts import SCRIPTS
 
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.layers import GATES, Global_Average_Pooling
 from senet.run.checkpoints import variables_used_by
 

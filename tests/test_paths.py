@@ -4,7 +4,7 @@ import pytest
 import tiny_run
 
 import SE_ResNeXt
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.hyperparameters import check_not_pattern
 
 

@@ -17,9 +17,9 @@ from tiny_run import arguments, command, signal_after_epoch
 
 import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, main
-from senet.compat import tf
 from senet.data.inputs import Inputs
-from senet.devices import session_config
+from senet.engine.compat import tf
+from senet.engine.devices import session_config
 from senet.run.console import progress_bar
 
 OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]

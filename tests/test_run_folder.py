@@ -15,8 +15,8 @@ from image_folders import write_image_folder
 from tiny_run import IMAGES, STEPS, arguments
 
 import SE_ResNeXt
-from senet.compat import tf
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.hyperparameters import RunHyperparameters
 from senet.run.checkpoints import Checkpoints, checkpoint_files
 from senet.run.events import EventFile

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from SE_ResNeXt import Hyperparameters
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.schedules import SCHEDULES, learning_rate
 
 

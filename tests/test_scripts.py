@@ -5,7 +5,7 @@ from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
 from scripts import SCRIPTS, by_script
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 EXPECTED = {
     "weight_decay": 5e-4,
@@ -54,7 +54,7 @@ def test_padding_to_fewer_than_75_pixels_is_rejected(script, capsys):
 def test_importing_a_script_has_no_side_effects(tmp_path):
     names = ", ".join(script.name for script in SCRIPTS)
     code = (
-        f"import {names}; from senet.compat import tf;"
+        f"import {names}; from senet.engine.compat import tf;"
         "assert not tf.get_default_graph().get_operations()"
     )
     outcome = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))

@@ -34,25 +34,25 @@ def test_ctrl_c_during_the_import_of_tensorflow_ends_quietly():
         "        if name == 'tensorflow.python.framework.ops':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupt())\n"
-        "import senet.compat\n"
+        "import senet.engine.compat\n"
     )
     assert run_python("-c", code) == (130, "", "")
 
 
 def test_ctrl_c_after_the_import_of_tensorflow_ends_quietly():
-    code = "import os, signal, senet.compat; os.kill(os.getpid(), signal.SIGINT); input()"
+    code = "import os, signal, senet.engine.compat; os.kill(os.getpid(), signal.SIGINT); input()"
     # A shell reports this as 130.
     assert run_python("-c", code) == (-signal.SIGINT, "", "")
 
 
 def test_a_temporary_folder_is_not_needed():
-    code = "import tempfile; tempfile.tempdir = '/nowhere'; import senet.compat"
+    code = "import tempfile; tempfile.tempdir = '/nowhere'; import senet.engine.compat"
     assert run_python("-c", code) == (0, "", "")
 
 
 def test_a_home_folder_that_cannot_be_written_gives_no_warning(tmp_path):
     home = tmp_path / "file"
     home.touch()
-    code = "import senet.compat, senet.cli.excitation"
+    code = "import senet.engine.compat, senet.cli.excitation"
     cleared = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
     assert run_python("-c", code, HOME=str(home), **cleared) == (0, "", "")

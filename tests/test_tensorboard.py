@@ -12,8 +12,8 @@ from tiny_run import arguments
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
+from senet.engine.compat import tf
 from senet.evaluation import Evaluation
 from senet.run.events import CHARTS, epoch_summary
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page

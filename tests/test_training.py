@@ -6,9 +6,9 @@ from scripts import TINY
 
 import SE_ResNeXt as script
 from SE_ResNeXt import Hyperparameters, build_graph
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.losses import cross_entropy
 
 

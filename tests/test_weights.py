@@ -6,9 +6,9 @@ from conftest import flip_a_bit
 from tiny_run import arguments
 
 import SE_ResNeXt
-from senet.compat import tf
 from senet.data.inputs import Statistics, encode_json, inputs_with
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.run.checkpoints import Checkpoints
 from senet.run.weights import load_weights
 
@@ -159,7 +159,9 @@ def test_a_checkpoint_that_cannot_be_read_gives_a_one_line_error(saved, tmp_path
             network.load(name)
     flip_a_bit(saved.with_name(saved.name + ".data-00000-of-00001"))
     for name in run, saved:
-        with pytest.raises(Failure, match=rf"{saved}: cannot be read \(.*; use another --initial_chec"):
+        with pytest.raises(
+            Failure, match=rf"{saved}: cannot be read \(.*; use another --initial_chec"
+        ):
             network.load(name)
 
 

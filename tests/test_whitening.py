@@ -5,8 +5,8 @@ import numpy_layers as nl
 import pytest
 
 import SE_ResNet as script
-from senet.compat import tf
 from senet.data.datasets import Dataset, Split
+from senet.engine.compat import tf
 from senet.whitening import SHRINKAGE, whitening_filters, whitening_layer
 
 

@@ -11,8 +11,8 @@ from forked import start_script
 from workers import command, finish, free_addresses, start_worker, start_workers, wait_for_step
 
 import SE_ResNeXt
-from senet import devices
-from senet.compat import tf
+from senet.engine import devices
+from senet.engine.compat import tf
 from senet.run import cluster
 from senet.run.run import Run
 

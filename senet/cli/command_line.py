@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from senet.cli import commands
 from senet.cli.publish import publish
-from senet.compat import discard_output, tf
-from senet.errors import Failure, HyperparameterError, first_line, printable
-from senet.hyperparameters import load_fields, metavar, shown, validate
-from senet.signals import Stopped
+from senet.engine.compat import discard_output, tf
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.signals import Stopped
+from senet.engine.text import first_line, printable, shown
+from senet.hyperparameters import load_fields, metavar, validate
 
 # Words after a flag that are its value, as in `--xla False`
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")

@@ -15,16 +15,17 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from senet.compat import tf, without_chatter
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
-from senet.errors import Failure, first_line, printable, shortened
+from senet.engine.compat import tf, without_chatter
+from senet.engine.errors import Failure
+from senet.engine.files import replacing
+from senet.engine.signals import signals_as_exceptions
+from senet.engine.text import first_line, printable, shortened
 from senet.evaluation import evaluate as evaluate_batches
-from senet.files import replacing
 from senet.hyperparameters import check_path
 from senet.run.pages import confusion_page
 from senet.run.trained import TrainedNetwork
-from senet.signals import signals_as_exceptions
 
 TOP = 3  # classes printed per image
 PREDICT_BATCH = 64  # images

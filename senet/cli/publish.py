@@ -16,10 +16,11 @@ from senet.cli.commands import (
     result_line,
     temporary_folder,
 )
-from senet.compat import tf, without_chatter
 from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
-from senet.errors import Failure, HyperparameterError, printable, shortened
+from senet.engine.compat import tf, without_chatter
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.text import printable, shortened
 from senet.hyperparameters import (
     fields_to_compare,
     load_fields,

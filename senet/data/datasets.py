@@ -11,9 +11,9 @@ from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.data.image_files import load_folder
 from senet.data.image_sums import ImageSums, sum_images
 from senet.data.shapes import load_shapes
-from senet.errors import Failure, HyperparameterError, shortened
-from senet.hyperparameters import shown
-from senet.signals import signals_as_exceptions
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.signals import signals_as_exceptions
+from senet.engine.text import shortened, shown
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
 # label names): images are uint8 [N, side, side, 3], all with the same side, labels are integers [N]

@@ -18,7 +18,8 @@ import filelock
 import numpy as np
 
 from senet.data.image_sums import ImageSums, sum_images
-from senet.errors import Failure, HyperparameterError, first_line, printable
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.text import first_line, printable
 
 REMEDY = "fix the cause, or use another --data_dir"
 

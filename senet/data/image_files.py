@@ -16,8 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from senet.data.image_cache import cached_images
-from senet.errors import Failure, OneLineError, first_line, printable
-from senet.files import open_regular
+from senet.engine.errors import Failure, OneLineError
+from senet.engine.files import open_regular
+from senet.engine.text import first_line, printable
 
 # Ignore warnings about large images and damaged EXIF data; an unreadable image is an error anyway.
 warnings.filterwarnings("ignore", module="PIL")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from senet.compat import tf
+from senet.engine.compat import tf
 
 
 class Inputs(NamedTuple):

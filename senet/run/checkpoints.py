@@ -9,10 +9,11 @@ import contextlib
 import re
 import shutil
 
-from senet.compat import tf, without_chatter
 from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
-from senet.errors import Failure, first_line, shortened
-from senet.files import flush, replacing
+from senet.engine.compat import tf, without_chatter
+from senet.engine.errors import Failure
+from senet.engine.files import flush, replacing
+from senet.engine.text import first_line, shortened
 
 KEEP_NEWEST = 3
 NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON

@@ -15,9 +15,10 @@ import zlib
 
 import numpy as np
 
-from senet.compat import print_error, tf
-from senet.devices import compute_dtype, session_config, use_devices
-from senet.errors import Failure, HyperparameterError, first_line
+from senet.engine.compat import print_error, tf
+from senet.engine.devices import compute_dtype, session_config, use_devices
+from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.text import first_line
 from senet.run.console import say
 
 RESTART = "restart all workers to resume from the last checkpoint"

@@ -5,8 +5,8 @@ import sys
 
 from tqdm import tqdm
 
-from senet.compat import discard_output, tf
-from senet.devices import describe_devices, describe_precision
+from senet.engine.compat import discard_output, tf
+from senet.engine.devices import describe_devices, describe_precision
 
 MINUTE = 60  # seconds
 
@@ -61,7 +61,7 @@ class ProgressBar(tqdm):
     @property
     def format_dict(self):
         """The values for `bar_format`."""
-        values = super().format_dict
+        values = dict(super().format_dict)
         rate = values["rate"] or (self.n - self.initial) / max(values["elapsed"], 1e-9)
         seconds = (self.total - self.n + self.later) / rate if rate else None
         return values | {"run_left": "?" if seconds is None else duration(seconds)}

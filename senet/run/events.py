@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 
-from senet.compat import tf
+from senet.engine.compat import tf
 from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 

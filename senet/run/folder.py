@@ -16,9 +16,10 @@ import shlex
 
 import filelock
 
-from senet.compat import tf
-from senet.errors import Failure, first_line
-from senet.files import read_regular, replacing
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
+from senet.engine.files import read_regular, replacing
+from senet.engine.text import first_line
 from senet.hyperparameters import changed_fields, load_fields
 from senet.run.checkpoints import is_published
 

@@ -11,10 +11,11 @@ import time
 
 import numpy as np
 
-from senet.compat import tf
 from senet.data.datasets import batches, epoch_order, steps_per_epoch
 from senet.data.inputs import decode_json, statistics_of
-from senet.errors import Failure
+from senet.engine.compat import tf
+from senet.engine.errors import Failure
+from senet.engine.signals import Stopped, StopSignals
 from senet.hyperparameters import portable_fields
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
@@ -22,7 +23,6 @@ from senet.run.console import ProgressBar, duration, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
-from senet.signals import Stopped, StopSignals
 
 
 class Run:

@@ -6,13 +6,13 @@ import pathlib
 
 import numpy as np
 
-from senet.compat import tf, without_chatter
 from senet.data.inputs import decode_json, inputs_with, read_statistics
-from senet.devices import session_config, use_devices
-from senet.errors import Failure
+from senet.engine.compat import tf, without_chatter
+from senet.engine.devices import session_config, use_devices
+from senet.engine.errors import Failure
+from senet.engine.memory import check_test_memory
 from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import check_path
-from senet.memory import check_test_memory
 from senet.run.checkpoints import (
     describe_difference,
     network_variables,

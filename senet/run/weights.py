@@ -2,9 +2,10 @@
 
 import pathlib
 
-from senet.compat import tf, without_chatter
 from senet.data.inputs import STATISTICS, decode_json, read_statistics
-from senet.errors import Failure, shortened
+from senet.engine.compat import tf, without_chatter
+from senet.engine.errors import Failure
+from senet.engine.text import shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     network_variables,

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 
-from senet.compat import tf
-from senet.errors import HyperparameterError
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 
 # Graph collections of the micro-batch whose graph is being built:
 NUMBER = "micro_batch_number"

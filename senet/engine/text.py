@@ -1,23 +1,14 @@
-"""Errors that are not bugs. Each message is one line that says what is wrong and what to do;
-`senet.cli.command_line` prints it without a traceback."""
+"""Text for messages: on one line, and not too long."""
 
 import re
+import reprlib
 
 
-class OneLineError(Exception):
-    """An exception whose message is `printable`, even with unusual names and paths in it."""
-
-    def __init__(self, message):
-        super().__init__(printable(message))
-
-
-class HyperparameterError(OneLineError, ValueError):
-    """A hyperparameter with a value that is not allowed; the message gives the name, the value and
-    the allowed values."""
-
-
-class Failure(OneLineError):
-    """A problem with data, disk, network, device or script that stops the program."""
+def shown(value):
+    """Return the repr of a value, on one line and shortened to about 100 characters."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = 100
+    return short.repr(value)
 
 
 def first_line(error):

@@ -6,10 +6,10 @@ import pathlib
 import re
 import resource
 
-from senet.compat import tf
-from senet.devices import chosen_gpus
-from senet.errors import HyperparameterError
-from senet.micro_batches import micro_batches_per_replica
+from senet.engine.compat import tf
+from senet.engine.devices import chosen_gpus
+from senet.engine.errors import HyperparameterError
+from senet.engine.micro_batches import micro_batches_per_replica
 
 PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linux
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 
-from senet.compat import discard_output, print_error
+from senet.engine.compat import discard_output, print_error
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

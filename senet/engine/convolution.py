@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from senet.compat import tf
-from senet.devices import chosen_gpus, has_grouped_convolution
+from senet.engine.compat import tf
+from senet.engine.devices import chosen_gpus, has_grouped_convolution
 
 SMALL_MAP = 100  # pixels; up to this size, the CPU's filter gradient is a matrix product
 

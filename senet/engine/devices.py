@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from senet.compat import tf, without_chatter
-from senet.errors import Failure
+from senet.engine.compat import tf, without_chatter
+from senet.engine.errors import Failure
 
 CPU_FLAGS = pathlib.Path("/proc/cpuinfo")  # on Linux
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia")
