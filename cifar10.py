@@ -11,7 +11,6 @@ import io
 import pathlib
 import pickle
 import shutil
-import struct
 import sys
 import tarfile
 import tempfile
@@ -281,15 +280,6 @@ class _Unsafe(Exception):
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: functions of this module replace the few names that Python
     2 and 3 use to pickle bytes and NumPy arrays; all others raise _Unsafe."""
-
-    dispatch: dict = dict(pickle._Unpickler.dispatch)
-
-    def load_bytearray8(self):
-        # The base class allocates the size that the file specifies before it reads.
-        (size,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(size)))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module, name):
         match module, name:

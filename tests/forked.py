@@ -16,7 +16,7 @@ from senet.engine import compat
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["SE_ResNeXt"])
-# The value that senet.engine.compat sets for a worker. TensorFlow reads it only once, so errors from
+# The value that senet.engine.compat sets for a worker. TensorFlow reads it only once, so errors of
 # its C++ code are hidden in runs on a single host too. test_scripts.py checks the output of
 # separate processes.
 LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}

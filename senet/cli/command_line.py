@@ -15,7 +15,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from senet.cli import commands
 from senet.cli.publish import publish
@@ -32,13 +32,13 @@ BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 class Command(NamedTuple):
     """A command of the scripts."""
 
-    function: Callable | None  # gets the network, the hyperparameters, the operand and the options
+    function: Callable | None  # of network, hyperparameters, operand, options; None: the script's
     help: str
     operand: str = ""  # in the usage; its lower case is the name of the argument
     options: tuple = ()  # names in OPTIONS
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "checkpoint": {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
     "json": {"action": "store_true", "help": "print one JSON object per image"},
     "note": {"metavar": "TEXT", "help": "remark on the training data for the model card"},
@@ -113,7 +113,7 @@ def _run(train, network, Hyperparameters, argv):
         command, fields, arguments = parse(argv, Hyperparameters)
     except SystemExit:  # raised by argparse after --help
         return 0
-    if command == "train":
+    if not (function := COMMANDS[command].function):
         train(Hyperparameters(**fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
@@ -121,7 +121,6 @@ def _run(train, network, Hyperparameters, argv):
     trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
     trained.pop("devices", None)
     fields = trained | fields
-    function = COMMANDS[command].function
     return function(network, Hyperparameters(**fields), **arguments) or 0
 
 
@@ -245,6 +244,9 @@ def _parser(Hyperparameters, command=""):
     """Return the parser of all words, whose help is that of `command`, or of the script if it is
     empty."""
     usage = "[COMMAND]"
+    listed = "\n\ncommands:"
+    for name, about in COMMANDS.items():
+        listed += f"\n    {name:11} {about.help}"
     text = sys.modules[Hyperparameters.__module__].__doc__
     options = OPTIONS.keys()
     if command:
@@ -253,9 +255,10 @@ def _parser(Hyperparameters, command=""):
             f"[--{name}{'=' * ('metavar' in OPTIONS[name])}{OPTIONS[name].get('metavar', '')}]"
             for name in options
         ]
+        listed = ""
         usage = " ".join([command, *operand.replace("IMAGES", "IMAGE...").split(), *named])
     parser = _Parser(
-        usage=f"python {_script(Hyperparameters).name} {usage} [--name=value ...]",
+        usage=f"python {_script(Hyperparameters).name} {usage} [--name=value ...]{listed}",
         description=text,
         add_help=False,
         allow_abbrev=False,
@@ -263,9 +266,6 @@ def _parser(Hyperparameters, command=""):
         formatter_class=_Formatter,
     )
     parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
-    if not command:
-        lines = [f"    {name:11} {about.help}" for name, about in COMMANDS.items()]
-        parser.usage += "\n\ncommands:\n" + "\n".join(lines)
     of_command = parser.add_argument_group("options of commands")
     for name, settings in OPTIONS.items():
         hidden = {} if name in options else {"help": argparse.SUPPRESS}
@@ -304,6 +304,7 @@ def _declarations(cls):
         return
     lines = source.splitlines()
     (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
     for node in definition.body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             last = lines[(node.end_lineno or node.lineno) - 1]
