@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 from conftest import load_values
@@ -51,14 +53,13 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     names = encode_json(["a", "b", "c"])
     statistics = Statistics(np.zeros(3, np.float32), np.full(3, 255, np.float32), names)
     inputs = inputs_with(8, statistics)
-    with tf.name_scope("test"):
+
+    def network(x, training):
         with tf.variable_scope("block"):
-            x = Squeeze_excitation_layer(inputs.normalised, 3, 1, "SE")
-        outputs = evaluation_outputs(
-            Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"),
-            inputs.labels,
-            classes=3,
-        )
+            x = Squeeze_excitation_layer(x, 3, 1, "SE")
+        return Model(Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"))
+
+    outputs = evaluation_outputs(network, inputs, classes=3)
     weights = {v.op.name: v for v in tf.trainable_variables()}
     values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in weights.items()}
     with tf.Session() as session:
@@ -89,25 +90,40 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     assert np.isclose(evaluation.accuracy, (logits.argmax(axis=1) == labels).mean())
 
 
+class Model(NamedTuple):
+    """A network that only has logits."""
+
+    model: Any
+
+
+@pytest.fixture
+def inputs(graph):
+    """Return the Inputs for images of 8x8 pixels, in the default graph."""
+    mean, std = np.zeros(3, np.float32), np.full(3, 255, np.float32)
+    return inputs_with(8, Statistics(mean, std, encode_json(["a", "b", "c"])))
+
+
 @pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 10)])
-def test_logits_of_a_wrong_shape_or_type_are_reported(graph, dtype, classes):
-    logits, labels = tf.placeholder(dtype, [None, classes]), tf.placeholder(tf.int32, [None])
+def test_logits_of_a_wrong_shape_or_type_are_reported(inputs, dtype, classes):
+    logits = tf.placeholder(dtype, [None, classes])
     message = r"must return logits of shape \[batch, 10\] in float32, got "
     with pytest.raises(Failure, match=f"{message}{dtype.name} "):
-        evaluation_outputs(logits, labels, 10)
+        evaluation_outputs(lambda x, training: Model(logits), inputs, 10)
 
 
 @pytest.mark.parametrize(
     "dtype, shape", [(tf.float32, [None, 1, 1, 8]), (tf.float32, [None]), (tf.bfloat16, [None, 8])]
 )
-def test_gates_of_a_wrong_shape_or_type_are_reported(graph, dtype, shape):
-    logits, labels = tf.placeholder(tf.float32, [None, 3]), tf.placeholder(tf.int32, [None])
-    gates = tf.placeholder(dtype, shape, name="gates")
-    tf.add_to_collection(GATES, Gate("stage1/SE", gates.op.name, gates))
+def test_gates_of_a_wrong_shape_or_type_are_reported(inputs, dtype, shape):
+    def network(x, training):
+        gates = tf.placeholder(dtype, shape, name="gates")
+        tf.add_to_collection(GATES, Gate("stage1/SE", gates.op.name, gates))
+        return Model(tf.placeholder(tf.float32, [None, 3]))
+
     with pytest.raises(
         Failure, match=r"^stage1/SE: a Gate must be float32 \[batch, channels\], got"
     ):
-        evaluation_outputs(logits, labels, 3)
+        evaluation_outputs(network, inputs, 3)
 
 
 class LinearNetwork:
@@ -148,15 +164,20 @@ def test_logits_are_averaged_over_the_variants_of_an_image(graph, rng, augmentat
     np.testing.assert_allclose(plain, logits(images), rtol=1e-4, atol=1e-4)
 
 
-def test_gates_and_plain_accuracy_are_those_of_the_images_alone(graph):
-    """Feed logits that are right only after averaging, and gates of twice as many images."""
-    labels = tf.placeholder(tf.int32, [None])
-    right, wrong = (tf.one_hot(labels + shift, 3) for shift in (0, 1))
-    gates = tf.constant([[0.2], [0.4], [1.0], [1.0]])
-    tf.add_to_collection(GATES, Gate("SE", gates.op.name, gates))
-    outputs = evaluation_outputs(right, labels, 3, plain_logits=wrong)
+def test_gates_and_plain_accuracy_are_those_of_the_images_alone(inputs):
+    """The logits of the two images are wrong, and those of their mirror images outweigh them."""
+
+    def network(x, training):
+        gates = tf.constant([[0.2], [0.4], [1.0], [1.0]])
+        tf.add_to_collection(GATES, Gate("SE", gates.op.name, gates))
+        return Model(tf.constant([[0.0, 1.0, 0.0]] * 2 + [[3.0, 0.0, 0.0]] * 2))
+
+    outputs = evaluation_outputs(network, inputs, 3, "flip")
+    images = np.zeros([2, 8, 8, 3], np.uint8)
     with tf.Session() as session:
-        result = session.run(outputs, {labels: [0, 0]})
+        session.run(tf.global_variables_initializer())
+        result = session.run(outputs, {inputs.images: images, inputs.labels: [0, 0]})
     assert result["sums"][1:].tolist() == [2, 2]
     assert result["plain_sums"][1:].tolist() == [0, 2]
     np.testing.assert_allclose(result["gates"]["SE"], [[0.6], [0], [0]], rtol=1e-6)
+    np.testing.assert_array_equal(result["predicted"], [0, 0])

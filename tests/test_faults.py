@@ -123,7 +123,7 @@ class TestDamagedCheckpoints:
         def another(self, x):
             return self.conv_bn(x, x.shape[-1].value, 1, layer_name="another")
 
-        monkeypatch.setattr(SE_ResNeXt.SE_ResNeXt, "SE", another)
+        monkeypatch.setattr(SE_ResNeXt, "Squeeze_excitation_layer", another)
         before = file_contents(two)
         status, _, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert status == 1
