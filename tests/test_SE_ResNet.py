@@ -3,7 +3,9 @@ import numpy_layers as nl
 import pytest
 from conftest import load_values
 
-from SE_ResNet import Hyperparameters, SE_ResNet, decayed_variables
+import SE_ResNeXt
+from SE_ResNet import Hyperparameters, SE_ResNet, build_graph, decayed_variables
+from senet.data.datasets import Dataset, Split
 from senet.engine.compat import tf
 
 TINY = Hyperparameters(width=2, reduction_ratio=2, mixed_precision=False)
@@ -80,3 +82,24 @@ def test_weight_decay_applies_to_the_classifier_and_to_batch_norm(graph):
     ]
     names = [variable.op.name for variable in decayed_variables()]
     assert names == [*layers, "classifier/weights", "classifier/bias"]
+
+
+@pytest.mark.parametrize("script", ["SE_ResNet", "SE_ResNeXt"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_flip_decides_whether_images_are_mirrored(graph, rng, script, flip):
+    images = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
+    split = Split(images, np.arange(20, dtype=np.int32) % 2)
+    data = Dataset("noise", split, split, ["a", "b"])
+    small = {"flip": flip, "max_shift": 0.0, "batch_size": 20, "mixed_precision": False}
+    if script == "SE_ResNet":
+        outcome = build_graph(data, Hyperparameters(width=2, reduction_ratio=2, **small))
+    else:
+        tiny = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0}
+        outcome = SE_ResNeXt.build_graph(data, SE_ResNeXt.Hyperparameters(**tiny, **small))
+    inputs, _, epoch_end, _ = outcome
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        augmented = session.run(epoch_end["images"], inputs.feed(split))
+    mirrored = (augmented == images[:, :, ::-1]).all((1, 2, 3))
+    assert ((augmented == images).all((1, 2, 3)) ^ mirrored).all()
+    assert mirrored.any() == flip

@@ -21,6 +21,7 @@ from tiny_run import IMAGES, STEPS, arguments, command, signal_after_epoch
 import SE_ResNeXt
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
+from senet.layers import conv_layer
 from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
@@ -120,8 +121,8 @@ class TestDamagedCheckpoints:
         assert f"run: {two} (new)" in output
 
     def test_a_checkpoint_of_another_network_is_rejected(self, two, capfd, monkeypatch):
-        def another(self, x):
-            return self.conv_bn(x, x.shape[-1].value, 1, layer_name="another")
+        def another(x, out_dim, ratio, layer_name):
+            return conv_layer(x, out_dim, 1, layer_name="another")
 
         monkeypatch.setattr(SE_ResNeXt, "Squeeze_excitation_layer", another)
         before = file_contents(two)

@@ -12,15 +12,14 @@ import termios
 import numpy as np
 import pytest
 from conftest import run_python
-from forked import run_script, start_script
+from forked import run_script
 from tiny_run import arguments, command, signal_after_epoch
 
 import SE_ResNeXt
 from SE_ResNeXt import Hyperparameters, main
-from senet.data.inputs import Inputs
 from senet.engine.compat import tf
 from senet.engine.devices import session_config
-from senet.run.console import progress_bar
+from senet.run.console import ProgressBar, duration
 
 OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]
 
@@ -79,6 +78,8 @@ def test_a_run_has_the_expected_output_and_files(whole):
     assert run == f"run: {folder} (new)"
     assert watch == f"monitor: tensorboard --logdir {folder}"
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3", "epoch: 3/3"]
+    notes = r" \((\d+ s|\d+ min), [\d.,]+ images/s, rate [\d.e-]+\)"
+    rows = [re.fullmatch(f"(epoch: .*){notes}", row)[1] for row in rows]
     assert rows == (folder / "logs.txt").read_text().splitlines()
     assert done == f"done: checkpoints in {folder}/model"
     accuracies = [float(row.rpartition(" ")[2]) for row in rows]
@@ -100,30 +101,49 @@ def test_the_progress_bar_fits_into_the_terminal(monkeypatch, columns):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     with os.fdopen(terminal, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress_bar("epoch 12/100", 50_000, 0, visible=True) as bar:
+        with ProgressBar("epoch 12/100", 50_000, later=4_400_000) as bar:
             bar.set_postfix_str("loss 2.4567, accuracy 0.2380", refresh=False)
             bar.update(25_000)
             bar.refresh()
         output = b""
-        while b" 50% |" not in output:
+        while b" 50 %, " not in output:
             assert select.select([reader], [], [], 10)[0]
             output += os.read(reader, 1000)
     os.close(reader)
     assert max(len(frame) for frame in output.decode().split("\r")) <= columns
 
 
-@pytest.mark.slow
-def test_a_run_that_takes_days_without_a_gpu_starts_with_a_note(tmp_path):
-    options = ["--total_epochs=999999", "--padding=32", "--depth=32"]  # slow on any CPU
-    process = start_script(*command(tmp_path, "run", *options))
-    lines = [process.stdout.readline() for _ in range(7)]
-    process.kill()
-    process.communicate()
-    assert re.fullmatch(r"note: without a GPU, this run takes about [\d,]+ days; .*:\n", lines[5])
-    assert lines[6] == (
-        "  python SE_ResNeXt.py --padding=0 --depth=8 --micro_batch_size=0 --total_epochs=3 "
-        f"--data_dir={tmp_path}/data --run_dir=runs/small\n"
+def test_without_a_terminal_progress_is_one_line_a_minute(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(ProgressBar, "monitor_interval", 0)
+    with ProgressBar("epoch 1/3", 1000, later=2000) as bar:
+        for _ in range(10):
+            now[0] += 31
+            bar.update(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.search(r"\d+ %", line)[0] for line in lines] == [
+        "20 %",
+        "40 %",
+        "60 %",
+        "80 %",
+        "100 %",
+    ]
+    # 100 images in 31 s: the other 800 of the epoch take 248 s, and 2,800 take 868 s.
+    assert re.fullmatch(
+        r"epoch 1/3: 20 %,  3.23 images/s, epoch 04:0[78], run 14 min left", lines[0]
     )
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        *[(0.4, "0 s"), (29, "29 s"), (100, "2 min"), (3600, "1 h 0 min"), (7290, "2 h 2 min")],
+        (309_600, "3 d 14 h"),
+    ],
+)
+def test_a_duration_is_shown_in_its_two_largest_units(seconds, text):
+    assert duration(seconds) == text
 
 
 @pytest.mark.slow
@@ -157,22 +177,6 @@ def test_an_array_in_epoch_end_ends_the_run_after_the_epoch_is_saved(tmp_path, m
     assert main(arguments(tmp_path, "run")) == 1
     assert capsys.readouterr().err.startswith("error: norms in train_step or epoch_end must be a ")
     assert (tmp_path / "run" / "model" / "model.ckpt-10.index").exists()
-
-
-@pytest.mark.slow
-def test_estimating_the_duration_of_a_run_needs_no_more_images_at_once_than_a_step(
-    tmp_path, monkeypatch
-):
-    sizes, feed = [], Inputs.feed
-
-    def recording(inputs, batch):
-        sizes.append(len(batch.labels))
-        return feed(inputs, batch)
-
-    monkeypatch.setattr(Inputs, "feed", recording)
-    train(tmp_path, "run", "--total_epochs=1", "--micro_batch_size=4")
-    # Two batches for the estimate, then ten steps.
-    assert sizes[:12] == [4] * 2 + [20] * 10
 
 
 @pytest.mark.slow

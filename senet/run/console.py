@@ -55,7 +55,8 @@ class ProgressBar(tqdm):
             maxinterval=10 if terminal else MINUTE,
             delay=0 if terminal else MINUTE,
             dynamic_ncols=terminal,
-            bar_format=f"{{desc}}: {{percentage:.0f}} %, {{rate_fmt}}, {left}{{postfix}}",
+            bar_format=f"{{desc}}: {{percentage:.0f}} %, {{rate_fmt}}, {left}{{postfix}}"
+            + " |{bar}|" * terminal,
         )
 
     @property
