@@ -326,10 +326,22 @@ class TestHyperparametersOfARun:
         return evaluate
 
     def test_the_command_line_overrides_the_file_which_overrides_the_defaults(self, evaluate):
-        status, output, _ = evaluate('{"width": 3, "rate": 0.1, "run_dir": "old"}', "--rate=0.2")
+        text = '{"width": 3, "rate": 0.1, "run_dir": "old", "save_minutes": 2}'
+        status, output, _ = evaluate(text, "--save_minutes=3", "--mixed_precision=False")
         assert status == 0
         assert "run_dir='.'" in output
-        assert "width=3, rate=0.2, fast=False" in output
+        assert "width=3, rate=0.1, fast=False" in output
+        assert "save_minutes=3.0" in output
+        assert "mixed_precision=False" in output
+
+    @pytest.mark.parametrize("option, was", [("--rate=0.2", 0.1), ("--kind=wide", "plain")])
+    def test_a_field_that_makes_another_network_must_be_that_of_the_run(
+        self, evaluate, option, was
+    ):
+        """`kind` is not in the file: the run was trained with its default."""
+        name, _, value = option.partition("=")
+        message = f"{name} must be {was}, the value that the run was trained with, got {value}; "
+        assert_one_line_error(evaluate('{"rate": 0.1}', option), 2, message)
 
     def test_devices_in_the_file_are_ignored_unlike_those_on_the_command_line(self, evaluate):
         assert "devices='all'" in evaluate('{"devices": "0,1"}')[1]

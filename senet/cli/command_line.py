@@ -23,8 +23,11 @@ from senet.engine.compat import discard_output, tf
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped
 from senet.engine.text import first_line, printable, shown
-from senet.hyperparameters import load_fields, metavar, validate
+from senet.hyperparameters import fields_to_compare, load_fields, metavar, validate
 
+# Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
+PREDICTION = ("mixed_precision", "test_time_augmentation")
+MAY_DIFFER = {"publish": ()}  # its card describes the run
 # Words after a flag that are its value, as in `--xla False`
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
@@ -78,7 +81,8 @@ def run_command(train, network, Hyperparameters, argv=None):
     failure, 2 for an invalid command line, 128 + N if signal N stopped the command.
 
     `train` is called with a Hyperparameters; `network` is the script's class. The other commands
-    use the hyperparameters of the run in `run_dir`, unless the command line overrides them."""
+    use the hyperparameters of the run in `run_dir`; the command line may override only those that
+    do not make it another network."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what a terminal without UTF-8 cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -117,11 +121,24 @@ def _run(train, network, Hyperparameters, argv):
         train(Hyperparameters(**fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
+    trained = _fields_of_run(run_dir, Hyperparameters)
+    _check_unchanged(Hyperparameters, trained, fields, allowed=MAY_DIFFER.get(command, PREDICTION))
     # The run_dir and the devices in the file may be those of another machine.
-    trained = _fields_of_run(run_dir, Hyperparameters) | {"run_dir": run_dir}
     trained.pop("devices", None)
-    fields = trained | fields
+    fields = trained | {"run_dir": run_dir} | fields
     return function(network, Hyperparameters(**fields), **arguments) or 0
+
+
+def _check_unchanged(Hyperparameters, trained, given, allowed):
+    """Raise HyperparameterError if a `given` field differs from the run's, `trained`, unless it is
+    in `allowed` or is marked MAY_CHANGE. The shapes of the variables would not show it."""
+    before = fields_to_compare(Hyperparameters(**trained))
+    for name, value in given.items():
+        if name not in allowed and before.get(name, value) != value:
+            raise HyperparameterError(
+                f"--{name} must be {before[name]}, the value that the run was trained with, got "
+                f"{value}; remove the option"
+            )
 
 
 def _fail(status, message):

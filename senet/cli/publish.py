@@ -19,10 +19,9 @@ from senet.cli.commands import (
 from senet.data.datasets import steps_per_epoch
 from senet.data.inputs import statistics_of
 from senet.engine.compat import tf, without_chatter
-from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.errors import Failure
 from senet.engine.text import printable, shortened
 from senet.hyperparameters import (
-    fields_to_compare,
     load_fields,
     portable_fields,
     portable_path,
@@ -112,12 +111,10 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     on the training data.
 
     Raises Failure if the data set differs from the one that the network was trained on, or if
-    logs.txt has no row for the checkpoint; HyperparameterError if a hyperparameter that affects the
-    result differs from the run's."""
+    logs.txt has no row for the checkpoint."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
     recorded = type(hp)(**load_fields(run.settings, type(hp)))
-    _check_unchanged(hp, recorded)
     with TrainedNetwork(network, hp, checkpoint) as trained:
         evaluation, data = evaluate_trained(trained)
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
@@ -141,17 +138,6 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
     run_dir = shlex.quote(str(target))
     print(f"next: python {_script(network)} predict IMAGE... --run_dir={run_dir}")
-
-
-def _check_unchanged(hyperparameters, recorded):
-    """Raise HyperparameterError if a field that affects the result differs from the run's."""
-    trained_with = fields_to_compare(recorded)
-    for name, value in fields_to_compare(hyperparameters).items():
-        if trained_with[name] != value:
-            raise HyperparameterError(
-                f"--{name} must be {trained_with[name]}, the value that the run was trained with, "
-                f"got {value}; remove the option"
-            )
 
 
 def _rows(run, trained, epoch_steps):
