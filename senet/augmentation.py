@@ -12,11 +12,12 @@ from senet.engine.compat import tf
 from senet.engine.errors import HyperparameterError
 
 
-def random_key(seed, step, purpose=""):
+def random_key(seed, step, purpose):
     """Return the key of a step for `tf.random.stateless_uniform` and the like, [int, int64 scalar].
 
-    The same key gives the same numbers, so give each augmentation its own `purpose`."""
-    return [seed + ((zlib.crc32(purpose.encode()) & 0x7FFFFFFF) << 32), step]
+    The same key gives the same numbers, so give each augmentation its own `purpose`. The int has 32
+    bits, since XLA ignores any others."""
+    return [zlib.crc32(f"{seed} {purpose}".encode()), step]
 
 
 def whole_pixels(name, fraction, side):

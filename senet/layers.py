@@ -236,7 +236,8 @@ def Dropout(x, rate, training, layer_name="dropout"):
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope(layer_name):
         use = earlier_uses(tf.get_variable_scope().name)
-        seed = [layer_seed(use) + micro_batch_number() * 2**32, step]
+        # An odd factor makes the keys of micro-batches differ in 32 bits; XLA ignores any others.
+        seed = [(layer_seed(use) + micro_batch_number() * 0x9E3779B1) % 2**32, step]
         draw = tf.random.stateless_uniform(tf.shape(x), seed)
         return tf.where(draw >= rate, x / (1 - rate), tf.zeros_like(x))
 
