@@ -29,7 +29,6 @@ from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
 
-
 STEM_FILTERS, STEM_SIDE = 24, 2  # both signs of all 12 directions in patches of 2x2 pixels
 
 
@@ -61,14 +60,13 @@ class Hyperparameters(RunHyperparameters):
 
 class SE_ResNet:
     """Build the network on `x`, normalised float32 images [batch, height, width, 3]. Its logits are
-    in the attribute `model`, float32 [batch, classes].
-
-    `training` is a Python bool. If it is true, batch norm uses the statistics of the batch, and
-    `stem` must be the `whitening_filters` of the training images; otherwise, batch norm
-    uses its moving averages."""
+    in the attribute `model`, float32 [batch, classes]. With `training`, a Python bool, batch norm
+    uses the statistics of the batch, and `stem` must be the `whitening_filters` of the training
+    images; otherwise, batch norm uses its moving averages."""
 
     def __init__(self, x, training, hyperparameters, classes=10, stem=None):
         self.hyperparameters = hyperparameters
+        self.ratio = hyperparameters.reduction_ratio
         self.stem = stem
         self.conv_bn = functools.partial(conv_bn, training=training, scale=False)
         self.model = self.Build_SEnet(x, classes)
@@ -102,8 +100,7 @@ class SE_ResNet:
         with tf.variable_scope(layer_name):
             filters = x.shape[-1].value
             branch = self.conv_bn(x, filters, 3, layer_name="conv")
-            ratio = self.hyperparameters.reduction_ratio
-            branch = Squeeze_excitation_layer(branch, filters, ratio, "SE")
+            branch = Squeeze_excitation_layer(branch, filters, self.ratio, "SE")
             return Relu(x + branch)
 
 

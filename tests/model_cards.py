@@ -44,7 +44,7 @@ def check_published(folder):
     others = {"input/mean", "input/std", "input/label_names", "global_step", "network_variables"}
     assert shapes.keys() == network.keys() | others
     fields = json.loads((folder / "hyperparameters.json").read_text("utf-8"))
-    frozen = {"stem/weights"} if fields.get("stem") == "whitening" else set()
+    frozen = {"stem/weights"} if "width" in fields else set()  # of SE_ResNet
     sizes = [
         math.prod(shape)
         for name, shape in network.items()

@@ -16,7 +16,7 @@ from scripts import SCRIPTS, by_script
 
 from assests import draw
 from assests.examples import EXAMPLES, draw_example
-from senet.cli.command_line import COMMANDS, parse
+from senet.cli.command_line import OPTIONS, parse
 from senet.data.shapes import load_shapes
 from senet.hyperparameters import fields_to_compare
 
@@ -59,10 +59,10 @@ def test_ci_runs_the_test_command():
 
 @pytest.fixture(scope="module")
 def quick_start_run(tmp_path_factory):
-    """Run the quick-start command of README.md for two epochs, not eight; return the folder."""
+    """Run the quick-start command of README.md with a narrow network; return the folder."""
     folder = tmp_path_factory.mktemp("first")
     ((script, arguments),) = calls(f"```bash\n{command('train')}```")
-    command_line = ROOT / f"{script}.py", *arguments, "--total_epochs=2"
+    command_line = ROOT / f"{script}.py", *arguments, "--width=16"
     status, _, errors = run_python(*command_line, cwd=folder)
     assert (status, errors) == (0, "")
     return folder
@@ -105,17 +105,17 @@ def test_the_pretrained_network_recognises_the_drawings(capsys):
     )
 
 
-def test_the_fine_tuning_command_has_the_options_of_the_pretrained_network():
-    (arguments,) = (a for _, a in calls(README) if "--initial_checkpoint=models/SE_ResNeXt" in a)
-    _, fields, _ = parse(arguments, HYPERPARAMETERS["SE_ResNeXt"])
-    pretrained = json.loads((ROOT / "models/SE_ResNeXt/hyperparameters.json").read_text())
-    shape = ("cardinality", "depth", "blocks", "bottleneck", "stem", "downsampling")
-    assert {name: fields[name] for name in shape} == {name: pretrained[name] for name in shape}
+def test_the_pretrained_network_has_the_default_architecture():
+    """The fine-tuning command has no options of the network."""
+    pretrained = json.loads((ROOT / "models/SE_ResNet/hyperparameters.json").read_text())
+    defaults = vars(HYPERPARAMETERS["SE_ResNet"]())
+    network = ("width", "blocks", "reduction_ratio", "padding")
+    assert {name: pretrained[name] for name in network} == {n: defaults[n] for n in network}
 
 
 def test_the_pretrained_network_is_that_of_the_first_command():
     log = ROOT / "benchmarks" / "results" / f"{draw.headline_result().name}.txt"
-    assert (ROOT / "models/SE_ResNeXt/logs.txt").read_text() == log.read_text()
+    assert (ROOT / "models/SE_ResNet/logs.txt").read_text() == log.read_text()
 
 
 @pytest.mark.parametrize("script, arguments", CALLS)
@@ -142,7 +142,7 @@ def test_different_runs_have_different_folders():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_and_file_mentioned_exists(page):
     fields = {f.name for cls in HYPERPARAMETERS.values() for f in dataclasses.fields(cls)}
-    arguments = {name for _, _, *rest in COMMANDS.values() for _, name, _ in rest}
+    arguments = {f"--{name}" for name in OPTIONS}
     options = set(re.findall(r"`(--\w+)", PAGES[page]))
     assert options <= {f"--{field}" for field in fields} | arguments | {"--help", "--name"}
     files = re.findall(r"`((?:senet|tests|assests|benchmarks|docs|models)/[\w./]*)`", PAGES[page])
@@ -168,7 +168,7 @@ def test_every_internal_link_is_valid(page):
 
 @by_script
 def test_the_table_has_the_parameters_and_multiply_adds_of_each_network(script):
-    section = README.partition("## The three networks\n")[2]
+    section = README.partition("## The four networks\n")[2]
     cells = re.search(rf"\| {script.title} \| (.*)", section).group(1).split(" | ")
     assert cells[:3] == [
         f"{script.parameters[16]:,}",
