@@ -74,9 +74,8 @@ class Checkpoints:
         return True
 
     def load_chief_checkpoint(self, session, step):
-        """Load the checkpoint of `step`, unless (on the chief) it is already loaded. Return a
-        string that identifies it: the contents of its index file, which include a checksum of each
-        value, or the error if it cannot be read."""
+        """Load the checkpoint of `step`. Return its index file in hexadecimal, or the error:
+        workers compare the strings. (The index has a checksum of each value.)"""
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
             try:

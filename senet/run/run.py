@@ -210,9 +210,9 @@ class Run:
             )
 
     def end_step(self, result):
-        """Show the `result` of a step, a dict of scalars, in the progress bar. TensorBoard gets
-        those of an epoch's last step, except the loss and accuracy. Raises Failure if the loss is
-        not finite, if the learning rate is negative, or if a value is not a scalar."""
+        """Show the scalars `result` of a step in the progress bar; TensorBoard gets those of an
+        epoch's last step, except the loss and accuracy. Raises Failure if the loss is not finite,
+        if the learning rate is negative, or if a value is not a scalar."""
         _check_scalars(result)
         rate = result.get("learning_rate", math.nan)
         if rate < 0:
