@@ -40,6 +40,7 @@ class Hyperparameters(RunHyperparameters):
     blocks: Count = 3  # blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 32
+    NETWORK = (*RunHyperparameters.NETWORK, "cardinality", "depth", "blocks")
 
     # training
     init_learning_rate = 0.1

@@ -41,6 +41,7 @@ class Hyperparameters(RunHyperparameters):
     blocks: Count = 1  # residual blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 0
+    NETWORK = (*RunHyperparameters.NETWORK, "width", "blocks")
 
     # training
     init_learning_rate = 0.5  # peak learning rate of all variables but the filters

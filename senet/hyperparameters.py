@@ -125,6 +125,9 @@ class RunHyperparameters:
     initial_checkpoint: Path = ""  # run or checkpoint to load weights from
     save_minutes: Annotated[Positive, MAY_CHANGE] = 10.0  # minutes between checkpoints
 
+    # fields that make a network, which `initial_checkpoint` sets to those of its run
+    NETWORK: ClassVar[tuple[str, ...]] = ("reduction_ratio", "padding")
+
     # limits of the network
     MIN_SIDE: ClassVar[int] = 1  # pixels of a padded image
     MIN_MICRO_BATCH: ClassVar[int] = 1  # images

@@ -1,5 +1,7 @@
 """Check which variables `initial_checkpoint` loads from another network."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import flip_a_bit
@@ -88,46 +90,20 @@ def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
     )
 
 
-def test_variables_that_do_not_match_are_reported(saved):
-    shapes = {f"block{number}/weights": [1] for number in range(5)} | NETWORK
-    del shapes["stem/moving_mean"]
-    shapes["classifier/weights"] = [6, 2]
-    line, values = Network(shapes, 1.0, ANIMALS).load(saved)
-    assert loaded_names(values) == {"stem/weights"}
-    # The shape of the bias matches, but it is not loaded without its weights.
-    assert line == (
-        f"weights: 1 of 8 variables from {saved}; not loaded (a shape in the layer differs): "
-        f"classifier/bias, classifier/weights; not loaded (missing from the checkpoint): "
-        f"block0/weights, block1/weights, block2/weights and 2 more; not used (not in the "
-        f"network): stem/moving_mean"
-    )
-
-
 @pytest.mark.parametrize(
-    "shapes",
+    "changes, difference",
     [
-        {"stem/weights": [3, 5], "stem/moving_mean": [5]},
-        {"block/weights": [1]},
-        {"block/weights": [1], "classifier/weights": [4, 2], "classifier/bias": [2]},
+        ({"stem/weights": [3, 5]}, r"stem/weights has shape \[3, 4\], but \[3, 5\] in the network"),
+        ({"block/weights": [1]}, "missing from the checkpoint: block/weights"),
+        ({"stem/moving_mean": None}, "not in the network: stem/moving_mean"),
     ],
-    ids=["other channels", "other network", "only the classifier matches"],
 )
-def test_a_network_without_matching_variables_is_rejected(saved, shapes):
-    with pytest.raises(Failure) as caught:
-        Network(shapes, 1.0, ANIMALS).load(saved)
-    assert str(caught.value).startswith(
-        f"{saved} does not match the network: it has classifier/bias, "
-    )
-    assert str(caught.value).endswith(
-        "from the same script with the same architecture hyperparameters"
-    )
-
-
-def test_a_network_of_which_only_frozen_variables_match_is_rejected(tmp_path):
-    shapes = {"frozen/weights": [3, 4], "block/weights": [4, 4]}
-    saved = Network(shapes, 7.0, ANIMALS).save(tmp_path, 30)
-    with pytest.raises(Failure, match="does not match the network"):
-        Network(shapes | {"block/weights": [4, 5]}, 1.0, ANIMALS).load(saved)
+def test_a_network_that_does_not_match_is_rejected(saved, changes, difference):
+    shapes = {n: shape for n, shape in (NETWORK | changes).items() if shape}
+    message = f"{saved} does not match the network: {difference}; use an --initial_checkpoint from"
+    for names in ANIMALS, ["a", "b"]:
+        with pytest.raises(Failure, match=message):
+            Network(shapes, 1.0, names).load(saved)
 
 
 def test_only_the_classifier_of_a_frozen_network_can_be_trained(tmp_path):
@@ -137,8 +113,9 @@ def test_only_the_classifier_of_a_frozen_network_can_be_trained(tmp_path):
     assert loaded_names(values) == {"frozen/weights"}
 
 
-def test_different_classes_require_a_layer_named_classifier(saved):
+def test_different_classes_require_a_layer_named_classifier(tmp_path):
     shapes = {"stem/weights": [3, 4], "head/weights": [4, 2]}
+    saved = Network(shapes, 7.0, ANIMALS).save(tmp_path, 30)
     with pytest.raises(Failure, match="the classes of .* differ from .* 'classifier'"):
         Network(shapes, 1.0, ["a", "b"]).load(saved)
 
@@ -206,3 +183,21 @@ def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_
     status, output, errors = train(options[1], "--total_epochs=2")
     assert (status, output) == (1, "")
     assert f"(initial_checkpoint was '{start}', now ''); use the earlier values" in errors
+
+
+@pytest.mark.slow
+def test_training_adopts_the_network_of_the_initial_checkpoint(trained, tmp_path, capsys):
+    """The options of the network are left out, but for one that replaces the run's value."""
+    places = [f"--data_dir={trained.parent / 'data'}", f"--run_dir={tmp_path / 'run'}"]
+    options = [f"--initial_checkpoint={trained}", *places, "--batch_size=20", "--total_epochs=1"]
+    assert SE_ResNeXt.main([*options, "--padding=1"]) == 0
+    network, *_ = capsys.readouterr().out.splitlines()
+    assert network == (
+        f"network of {trained}: reduction_ratio 2, cardinality 2, depth 2, blocks 1, padding 1 "
+        f"instead of 0"
+    )
+    fields = json.loads((tmp_path / "run" / "hyperparameters.json").read_text())
+    expected = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 1}
+    assert {name: fields[name] for name in expected} == expected
+    assert SE_ResNeXt.main([*options, "--padding=1"]) == 0  # resumes, with the same fields
+    assert "already finished" in capsys.readouterr().out

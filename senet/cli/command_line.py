@@ -118,7 +118,7 @@ def _run(train, network, Hyperparameters, argv):
     except SystemExit:  # raised by argparse after --help
         return 0
     if not (function := COMMANDS[command].function):
-        train(Hyperparameters(**fields))
+        train(Hyperparameters(**_network_of_initial_checkpoint(fields, Hyperparameters), **fields))
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
     trained = _fields_of_run(run_dir, Hyperparameters)
@@ -127,6 +127,31 @@ def _run(train, network, Hyperparameters, argv):
     trained.pop("devices", None)
     fields = trained | {"run_dir": run_dir} | fields
     return function(network, Hyperparameters(**fields), **arguments) or 0
+
+
+def _network_of_initial_checkpoint(given, Hyperparameters):
+    """Return the fields of the network, {name: value}, of the run whose weights training starts
+    from, except those that are `given`. Print a line if some differ from the defaults."""
+    initial = given.get("initial_checkpoint", Hyperparameters.initial_checkpoint)
+    if not initial:
+        return {}
+    start, run = pathlib.Path(initial), given.get("run_dir", Hyperparameters.run_dir)
+    start = start if start.is_dir() else start.parent.parent
+    # A resumed run has its own copy of them, and does not need the other run.
+    files = [folder / "hyperparameters.json" for folder in (pathlib.Path(run), start)]
+    file = next((file for file in files if file.exists()), None)
+    if not file:
+        return {}
+    trained = load_fields(file, Hyperparameters)
+    defaults = {name: getattr(Hyperparameters, name) for name in Hyperparameters.NETWORK}
+    network = {name: trained.get(name, default) for name, default in defaults.items()}
+    adopted = {n: v for n, v in network.items() if n not in given and v != defaults[n]}
+    replaced = {n: v for n, v in network.items() if given.get(n, v) != v}
+    notes = [f"{name} {value}" for name, value in adopted.items()]
+    notes += [f"{name} {given[name]} instead of {value}" for name, value in replaced.items()]
+    if notes:
+        print(f"network of {initial}: {', '.join(notes)}", flush=True)
+    return adopted
 
 
 def _check_unchanged(Hyperparameters, trained, given, allowed):
