@@ -123,9 +123,8 @@ def decayed_variables():
 def optimizer(learning_rate, hyperparameters):
     """Return the optimizer: Muon for the filters, SGD with Nesterov momentum for the rest."""
     hp = hyperparameters
-    filter_rate = learning_rate * (hp.filter_learning_rate / hp.init_learning_rate)
-    dtype = compute_dtype(hp.mixed_precision)
-    return Muon(learning_rate, hp.momentum, filter_rate, dtype=dtype)
+    ratio = hp.filter_learning_rate / hp.init_learning_rate
+    return Muon(learning_rate, hp.momentum, ratio, dtype=compute_dtype(hp.mixed_precision))
 
 
 def build_graph(data, hyperparameters):
@@ -144,7 +143,7 @@ def build_graph(data, hyperparameters):
 
     images = inputs.normalised
     if hp.flip:
-        images = alternating_flip(images, hp.seed, step // epoch_steps)
+        images = alternating_flip(images, hp.seed, step, epoch_steps)
     images = shift(images, hp.seed, step, hp.max_shift, "reflect")
     images = cutout(images, hp.seed, step, hp.cutout)
     rate = learning_rate(step, epoch_steps, hp)

@@ -66,13 +66,12 @@ def flip(images, seed, step):
         return tf.where(draw > 0, images[:, :, ::-1], images)
 
 
-def alternating_flip(images, seed, epoch):
-    """Return `images`, each flipped left to right in every other epoch. A random half starts with
-    the mirror image, so that two epochs show every image both ways (Jordan, arXiv 2404.00498,
-    section 3.6).
+def alternating_flip(images, seed, step, epoch_steps):
+    """Return `images`, each flipped left to right in every other epoch of `epoch_steps` steps. A
+    random half starts with the mirror image, so that two epochs show every image both ways (Jordan,
+    arXiv 2404.00498, section 3.6).
 
-    Call it before the other random augmentations: the choice is a hash of the image itself.
-    `epoch` is an int64 scalar."""
+    Call it before the other random augmentations: the choice is a hash of the image itself."""
     with tf.name_scope("alternating_flip"):
         # Bits of float32 numbers, with weights that depend on their position and on the seed.
         bits = tf.bitcast(images, tf.int32)
@@ -80,7 +79,8 @@ def alternating_flip(images, seed, epoch):
             images.shape[1:], random_key(seed, 0, "alternating_flip"), None, None, tf.int32
         )
         hashed = tf.reduce_sum(bits * weights, axis=[1, 2, 3]) // 2**16
-        return tf.where((hashed + tf.cast(epoch, tf.int32)) % 2 > 0, images[:, :, ::-1], images)
+        epoch = tf.cast(step // epoch_steps, tf.int32)
+        return tf.where((hashed + epoch) % 2 > 0, images[:, :, ::-1], images)
 
 
 def cutout(images, seed, step, side):

@@ -15,12 +15,13 @@ class Muon(tf.train.MomentumOptimizer):
 
     Muon replaces the update of a layer by the nearest orthogonal matrix, so that a step changes all
     directions equally, also those with small gradients. The filters of a layer are first scaled to
-    a Frobenius norm of sqrt(filters), as in Jordan's airbench94_muon: `filter_rate` is therefore
-    relative to the weights, and they need no weight decay. Products are computed in `dtype`."""
+    a Frobenius norm of sqrt(filters), as in Jordan's airbench94_muon: their learning rate, `ratio`
+    times `rate`, is therefore relative to the weights, and they need no weight decay. Products are
+    computed in `dtype`."""
 
-    def __init__(self, rate, momentum, filter_rate, filter_momentum=0.6, *, dtype, name="Muon"):
+    def __init__(self, rate, momentum, ratio, filter_momentum=0.6, *, dtype, name="Muon"):
         super().__init__(rate, momentum, name=name, use_nesterov=True)
-        self.filter_rate = filter_rate
+        self.ratio = ratio
         self.filter_momentum = filter_momentum
         self.dtype = dtype
 
@@ -34,8 +35,9 @@ class Muon(tf.train.MomentumOptimizer):
             filters = var.shape[-1].value
             matrix = tf.reshape(update, [-1, filters])
             step = tf.reshape(orthogonalised(matrix, self.dtype), var.shape)
+            rate = self.ratio * self._learning_rate_tensor
             weights = var * (math.sqrt(filters) / tf.norm(var))
-            return tf.group(slot.assign(sums), var.assign(weights - self.filter_rate * step))
+            return tf.group(slot.assign(sums), var.assign(weights - rate * step))
 
 
 def orthogonalised(matrix, dtype, iterations=3):

@@ -30,7 +30,7 @@ def test_steps_match_numpy(graph, rng):
         for name, value in start.items()
     }
     fed = {name: tf.placeholder(tf.float32, value.shape) for name, value in start.items()}
-    optimizer = Muon(0.1, 0.9, filter_rate=0.2, filter_momentum=0.6, dtype=tf.float32)
+    optimizer = Muon(0.1, 0.9, ratio=2.0, filter_momentum=0.6, dtype=tf.float32)
     update = optimizer.apply_gradients([(fed[name], variables[name]) for name in start])
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())

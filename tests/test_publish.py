@@ -2,6 +2,7 @@
 optimizer state into a new folder."""
 
 import json
+import re
 import resource
 import shutil
 
