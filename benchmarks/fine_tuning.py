@@ -8,7 +8,7 @@ of these two classes and of `shapes`, with 20 and 100 training images per class.
 weights of that network, with three seeds, and print a table of the test accuracy after the last
 epoch.
 
-Give the options of the training runs as one string: --tuned="--batch_size=20 --filter_learning_rate=0.01". Each
+Give the options of the training runs as one string: --tuned="--filter_learning_rate=0.01". Each
 --tuned adds a column. To resume, run the same command again: complete data sets and finished runs
 are reused. For a quick test of everything:
 
