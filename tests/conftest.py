@@ -20,10 +20,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Return the number of worker processes: three for the whole suite, because many tests mostly
+    """Return the number of worker processes: four for the whole suite, because many tests mostly
     wait for other processes; none if tests are named on the command line, so that they start
     immediately and can be debugged."""
-    return 0 if config.args_source is config.ArgsSource.ARGS else 3
+    return 0 if config.args_source is config.ArgsSource.ARGS else 4
 
 
 # The files that take longest; starting with them keeps all worker processes busy until the end.

@@ -203,7 +203,8 @@ class TestSettings:
         )
         assert (status, output) == (1, "")
         assert_one_line(errors, f"error: {two} was trained with different hyperparameters (")
-        assert "(depth was 2, now 3; momentum was 0.9, now 0.5)" in errors
+        assert "depth was 2, now 3" in errors
+        assert "momentum was 0.9, now 0.5" in errors
         assert file_contents(two) == before
 
     def test_fewer_epochs_are_rejected(self, two, capfd):

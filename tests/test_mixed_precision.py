@@ -21,7 +21,7 @@ def logits(script, images, mixed_precision):
 @pytest.mark.parametrize(
     "script",
     # One Inception is enough: both use the same layers.
-    [SCRIPTS[0], pytest.param(SCRIPTS[2], marks=pytest.mark.slow)],
+    [SCRIPTS[1], pytest.param(SCRIPTS[3], marks=pytest.mark.slow)],
     ids=lambda script: script.name,
 )
 def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeypatch):

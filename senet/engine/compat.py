@@ -151,8 +151,8 @@ def _import_tflearn():
     import PIL.Image
     from tensorflow.python.util import nest
 
-    nest.is_sequence = nest.is_nested
-    PIL.Image.ANTIALIAS = PIL.Image.LANCZOS
+    nest.is_sequence = nest.is_nested  # pyright: ignore[reportAttributeAccessIssue]
+    PIL.Image.ANTIALIAS = PIL.Image.LANCZOS  # pyright: ignore[reportAttributeAccessIssue]
     with (
         _ending_on_ctrl_c(),
         contextlib.redirect_stdout(io.StringIO()),
