@@ -17,7 +17,6 @@ from senet.hyperparameters import Count, Fraction, Positive, RunHyperparameters
 from senet.layers import (
     CLASSIFIER,
     Fully_connected,
-    Max_pooling,
     Relu,
     Squeeze_excitation_layer,
     conv_bn,
@@ -87,7 +86,7 @@ class SE_ResNet:
         # 7x7x256
         x = self.stage(x, 4 * width, layer_name="stage3")
         # 3x3x256
-        x = tf.cast(tf.squeeze(Max_pooling(x, x.shape[1].value), [1, 2]), tf.float32)
+        x = tf.cast(tf.reduce_max(x, axis=[1, 2]), tf.float32)
         # Smaller logits: the classifier then learns at the same rate as the other variables.
         return Fully_connected(x / 8, classes, layer_name=CLASSIFIER)
 

@@ -108,17 +108,20 @@ def live_tensor_peak(operations, images):
         sources = [owner.get(tensor.op, tensor.op) for tensor in op.inputs]
         owner[op] = sources[0] if op.type in ALIASES and sources else op
         last_use |= dict.fromkeys(sources, op)
-    sizes = {
-        op: sum(
+    sizes = {}
+    for op in order:
+        shapes = [t.shape.as_list() for t in op.outputs if t.shape.rank is not None]
+        if any(shape.count(None) > 1 for shape in shapes):  # a sum over no axes: as its input
+            sizes[op] = sizes.get(owner.get(op.inputs[0].op, op.inputs[0].op), 0)
+            continue
+        sizes[op] = sum(
             math.prod(length or images for length in tensor.shape.as_list()) * tensor.dtype.size
             for tensor in op.outputs
             if tensor.dtype != tf.resource and tensor.shape.rank is not None
         )
-        for op in last_use
-    }
     live = peak = 0
     for op in order:
-        live += sizes.get(op, 0)
+        live += sizes[op] if op in last_use else 0
         peak = max(peak, live)
         live -= sum(
             sizes[source]

@@ -1,5 +1,8 @@
 """Event files for TensorBoard, and their contents."""
 
+# Protocol buffers define their names at run time.
+# pyright: reportAttributeAccessIssue=false
+
 import contextlib
 import dataclasses
 import io
