@@ -24,12 +24,15 @@ from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped
 from senet.engine.text import first_line, printable, shown
 from senet.hyperparameters import fields_to_compare, load_fields, metavar, validate
+from senet.run.checkpoints import newest
 
 # Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
 PREDICTION = ("mixed_precision", "test_time_augmentation")
 MAY_DIFFER = {"publish": ()}  # its card describes the run
 # Words after a flag that are its value, as in `--xla False`
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+SETTINGS = "hyperparameters.json"
 
 
 class Command(NamedTuple):
@@ -137,10 +140,10 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
         return {}
     start, run = pathlib.Path(initial), given.get("run_dir", Hyperparameters.run_dir)
     start = start if start.is_dir() else start.parent.parent
-    # A resumed run has its own copy of them, and does not need the other run.
-    files = [folder / "hyperparameters.json" for folder in (pathlib.Path(run), start)]
-    file = next((file for file in files if file.exists()), None)
-    if not file:
+    # A resumed run has its own copy of them, and does not need the other run. Without a checkpoint,
+    # it may be left over from an attempt with other options.
+    file = (pathlib.Path(run) if newest(pathlib.Path(run) / "model") else start) / SETTINGS
+    if not file.exists():
         return {}
     trained = load_fields(file, Hyperparameters)
     defaults = {name: getattr(Hyperparameters, name) for name in Hyperparameters.NETWORK}
