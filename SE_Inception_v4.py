@@ -3,14 +3,13 @@ squeeze-and-excitation block (arXiv 1709.01507, figure 2) on the output of every
 
 import functools
 import sys
-from dataclasses import dataclass
 
 from senet.augmentation import flip, shift
 from senet.cli.command_line import run_command
-from senet.data.datasets import load_dataset, steps_per_epoch
+from senet.data.datasets import load_dataset
 from senet.data.inputs import image_inputs
 from senet.engine.compat import tf
-from senet.evaluation import evaluate, evaluation_outputs
+from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     CLASSIFIER,
@@ -24,15 +23,13 @@ from senet.layers import (
     chain,
     padded,
 )
-from senet.losses import cross_entropy
+from senet.losses import batch_loss
 from senet.run.run import Run
-from senet.schedules import learning_rate
-from senet.training import current_step, training_step
+from senet.training import Graph, clipped, current_step, l2_loss, training_step, with_weight_decay
 
 # ---------------------------------------------------------------------------- hyperparameters
 
 
-@dataclass(frozen=True)
 class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_Inception_v4"
 
@@ -94,14 +91,9 @@ class SE_Inception_v4:
             # 45x45
             x = Concatenation([Max_pooling(x), self.chain(x, (96, [3, 3], 2, "VALID"))])
             # 22x22
-            x = Concatenation(
-                [
-                    self.chain(x, (64, [1, 1]), (96, [3, 3], 1, "VALID")),
-                    self.chain(
-                        x, (64, [1, 1]), (64, [7, 1]), (64, [1, 7]), (96, [3, 3], 1, "VALID")
-                    ),
-                ]
-            )
+            short = (64, [1, 1]), (96, [3, 3], 1, "VALID")
+            long = (64, [1, 1]), (64, [7, 1]), (64, [1, 7]), (96, [3, 3], 1, "VALID")
+            x = Concatenation([self.chain(x, *short), self.chain(x, *long)])
             # 20x20
             return Concatenation([self.chain(x, (192, [3, 3], 2, "VALID")), Max_pooling(x)])
 
@@ -178,15 +170,23 @@ class SE_Inception_v4:
 # ---------------------------------------------------------------------------- loss and update
 
 
-def loss(images, labels, network, hyperparameters):
+def loss(batch, network, hyperparameters):
     """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
-    logits = network(images, training=True).model
-    return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
+    logits = network(batch["images"], training=True).model
+    return batch_loss(logits, batch, hyperparameters.label_smoothing), logits
 
 
 def decayed_variables():
     """Return the variables that `weight_decay` applies to: all trainable ones."""
     return tf.trainable_variables()
+
+
+def adjusted(gradients, variables, hyperparameters):
+    """Return `gradients`, those of the mean loss over the whole batch, as the optimizer uses them:
+    clipped, with those of the L2 penalty added."""
+    gradients = clipped(gradients, hyperparameters.clip_norm)
+    decay = hyperparameters.weight_decay
+    return with_weight_decay(gradients, variables, decayed_variables(), decay)
 
 
 def optimizer(learning_rate, hyperparameters):
@@ -195,31 +195,22 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
-    fetch: in a training step, at the end of an epoch, and for a batch of the test set."""
+    """Return the Graph for the Dataset `data`."""
     hp = hyperparameters
-    tf.set_random_seed(hp.seed)
+    inputs = image_inputs(data, hp.seed)
+    network = functools.partial(SE_Inception_v4, hyperparameters=hp, classes=inputs.classes)
+    test_outputs = evaluation_outputs(network, inputs, hp)
+
     step = current_step()
-    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    inputs = image_inputs(data)
-    classes = len(data.label_names)
-    network = functools.partial(SE_Inception_v4, hyperparameters=hp, classes=classes)
-
-    test_outputs = evaluation_outputs(network, inputs, classes, hp.test_time_augmentation)
-
     images = shift(inputs.normalised, hp.seed, step)
     if hp.flip:
         images = flip(images, hp.seed, step)
-    rate = learning_rate(step, epoch_steps, hp)
-    image_losses = functools.partial(loss, network=network, hyperparameters=hp)
-    batch = images, inputs.labels
-    train_step, epoch_end = training_step(
-        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, data, hp
-    )
+    batch = {"images": images, "labels": inputs.labels}
+    train_step, epoch_end = training_step(batch, network, loss, adjusted, optimizer, data, hp)
     # Scalars added to these two dicts are written to TensorBoard.
-    train_step = {**train_step, "learning_rate": rate}
-    epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
-    return inputs, train_step, epoch_end, test_outputs
+    epoch_end["l2_loss"] = l2_loss(decayed_variables(), hp.weight_decay)
+    epoch_end["images"] = inputs.to_uint8(batch["images"])
+    return Graph(inputs, train_step, epoch_end, test_outputs)
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -228,17 +219,14 @@ def build_graph(data, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
-    run = Run(hp, SE_Inception_v4)
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
-    with run:
-        inputs, train_step, epoch_end, test_outputs = build_graph(data, hp)
-        session = run.start(data, inputs, test_outputs)
+    with Run(hp, SE_Inception_v4, data) as run:
+        graph = build_graph(data, hp)
+        session = run.start(graph)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):
-                run.end_step(session.run(train_step, inputs.feed(batch)))
-            values = session.run(epoch_end, inputs.feed(data.train.evenly_spaced(hp.batch_size)))
-            evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
-            run.end_epoch(epoch, values, evaluation)
+                run.end_step(session.run(graph.train_step, graph.feed(batch)))
+            run.end_epoch(epoch)
         run.finish()
 
 

@@ -4,7 +4,6 @@ a squeeze-and-excitation block (arXiv 1709.01507) on every residual branch."""
 
 import functools
 import sys
-from dataclasses import dataclass
 
 from senet.augmentation import alternating_flip, cutout, shift
 from senet.cli.command_line import run_command
@@ -12,8 +11,9 @@ from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import image_inputs
 from senet.engine.compat import tf
 from senet.engine.devices import compute_dtype
-from senet.evaluation import evaluate, evaluation_outputs
-from senet.hyperparameters import Count, Fraction, Positive, RunHyperparameters
+from senet.evaluation import evaluation_outputs
+from senet.fields import Count, Fraction, Network, Positive
+from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     CLASSIFIER,
     Fully_connected,
@@ -22,11 +22,10 @@ from senet.layers import (
     conv_bn,
     padded,
 )
-from senet.losses import cross_entropy
+from senet.losses import batch_loss
 from senet.muon import Muon
 from senet.run.run import Run
-from senet.schedules import learning_rate
-from senet.training import current_step, training_step
+from senet.training import Graph, clipped, current_step, l2_loss, training_step, with_weight_decay
 from senet.whitening import whitening_filters, whitening_layer
 
 # ---------------------------------------------------------------------------- hyperparameters
@@ -34,16 +33,14 @@ from senet.whitening import whitening_filters, whitening_layer
 STEM_FILTERS, STEM_SIDE = 24, 2  # both signs of all 12 directions in patches of 2x2 pixels
 
 
-@dataclass(frozen=True)
 class Hyperparameters(RunHyperparameters):
     run_dir = "runs/SE_ResNet"
 
     # network
-    width: Count = 64  # channels of stage 1; stages 2 and 3 have 4 times as many
-    blocks: Count = 1  # residual blocks per stage; there are three stages
+    width: Network[Count] = 64  # channels of stage 1; stages 2 and 3 have 4 times as many
+    blocks: Network[Count] = 1  # residual blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 0
-    NETWORK = (*RunHyperparameters.NETWORK, "width", "blocks")
 
     # training
     init_learning_rate = 0.5  # peak learning rate of all variables but the filters
@@ -110,16 +107,24 @@ class SE_ResNet:
 # ---------------------------------------------------------------------------- loss and update
 
 
-def loss(images, labels, network, hyperparameters):
+def loss(batch, network, hyperparameters):
     """Return the training loss of each image, [batch], and the logits, [batch, classes]."""
-    logits = network(images, training=True).model
-    return cross_entropy(logits, labels, hyperparameters.label_smoothing), logits
+    logits = network(batch["images"], training=True).model
+    return batch_loss(logits, batch, hyperparameters.label_smoothing), logits
 
 
 def decayed_variables():
     """Return the variables that `weight_decay` applies to. Muon keeps the norm of the filters, and
     SE layers do better without."""
     return [v for v in tf.trainable_variables() if v.shape.rank != 4 and "/SE/" not in v.op.name]
+
+
+def adjusted(gradients, variables, hyperparameters):
+    """Return `gradients`, those of the mean loss over the whole batch, as the optimizer uses them:
+    clipped, with those of the L2 penalty added."""
+    gradients = clipped(gradients, hyperparameters.clip_norm)
+    decay = hyperparameters.weight_decay
+    return with_weight_decay(gradients, variables, decayed_variables(), decay)
 
 
 def optimizer(learning_rate, hyperparameters):
@@ -130,34 +135,27 @@ def optimizer(learning_rate, hyperparameters):
 
 
 def build_graph(data, hyperparameters):
-    """Build the graph for the Dataset `data`. Return its Inputs and three dicts of tensors to
-    fetch: in a training step, at the end of an epoch, and for a batch of the test set."""
+    """Return the Graph for the Dataset `data`."""
     hp = hyperparameters
-    tf.set_random_seed(hp.seed)
-    step = current_step()
-    epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    inputs = image_inputs(data)
-    classes = len(data.label_names)
+    inputs = image_inputs(data, hp.seed)
     mean, std = data.channel_statistics()
     stem = whitening_filters(data.train.images, mean, std, STEM_FILTERS, STEM_SIDE)
-    network = functools.partial(SE_ResNet, hyperparameters=hp, classes=classes, stem=stem)
-    test_outputs = evaluation_outputs(network, inputs, classes, hp.test_time_augmentation)
+    network = functools.partial(SE_ResNet, hyperparameters=hp, classes=inputs.classes, stem=stem)
+    test_outputs = evaluation_outputs(network, inputs, hp)
 
+    step = current_step()
     images = inputs.normalised
     if hp.flip:
+        epoch_steps = steps_per_epoch(data.train, hp.batch_size)
         images = alternating_flip(images, hp.seed, step, epoch_steps)
     images = shift(images, hp.seed, step, hp.max_shift, "reflect")
     images = cutout(images, hp.seed, step, hp.cutout)
-    rate = learning_rate(step, epoch_steps, hp)
-    image_losses = functools.partial(loss, network=network, hyperparameters=hp)
-    batch = images, inputs.labels
-    train_step, epoch_end = training_step(
-        image_losses, optimizer(rate, hp), decayed_variables(), batch, step, data, hp
-    )
+    batch = {"images": images, "labels": inputs.labels}
+    train_step, epoch_end = training_step(batch, network, loss, adjusted, optimizer, data, hp)
     # Scalars added to these two dicts are written to TensorBoard.
-    train_step = {**train_step, "learning_rate": rate}
-    epoch_end = {**epoch_end, "images": inputs.to_uint8(images)}
-    return inputs, train_step, epoch_end, test_outputs
+    epoch_end["l2_loss"] = l2_loss(decayed_variables(), hp.weight_decay)
+    epoch_end["images"] = inputs.to_uint8(batch["images"])
+    return Graph(inputs, train_step, epoch_end, test_outputs)
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -166,17 +164,14 @@ def build_graph(data, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
-    run = Run(hp, SE_ResNet)
     data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
-    with run:
-        inputs, train_step, epoch_end, test_outputs = build_graph(data, hp)
-        session = run.start(data, inputs, test_outputs)
+    with Run(hp, SE_ResNet, data) as run:
+        graph = build_graph(data, hp)
+        session = run.start(graph)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):
-                run.end_step(session.run(train_step, inputs.feed(batch)))
-            values = session.run(epoch_end, inputs.feed(data.train.evenly_spaced(hp.batch_size)))
-            evaluation = evaluate(session, test_outputs, inputs, run.test_batches())
-            run.end_epoch(epoch, values, evaluation)
+                run.end_step(session.run(graph.train_step, graph.feed(batch)))
+            run.end_epoch(epoch)
         run.finish()
 
 

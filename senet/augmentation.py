@@ -103,3 +103,25 @@ def cutout(images, seed, step, side):
         columns_inside = (columns >= 0) & (columns < pixels)
         outside = ~(rows_inside[:, :, None] & columns_inside[:, None, :])
         return images * tf.cast(outside, images.dtype)[..., None]
+
+
+def mixup(batch, seed, step, alpha):
+    """Return `batch`, a dict of images and labels, with each image mixed with another one (mixup,
+    arXiv 1710.09412, section 2). Added are "other_labels" and "weights", the share of the image
+    itself, float32 [batch]: the larger of two numbers that follow Beta(alpha, alpha) and add up to
+    1. With an `alpha` of 0, the batch is unchanged.
+
+    An image's partner is the one at the opposite end of the batch, whose order is random."""
+    if not alpha:
+        return batch
+    with tf.name_scope("mixup"):
+        images = batch["images"]
+        size = tf.shape(images)[0]
+        key = random_key(seed, step, "mixup")
+        draws = tf.random.stateless_gamma([2, size], key, tf.constant(alpha, tf.float32))
+        weights = tf.reduce_max(draws, axis=0) / tf.maximum(tf.reduce_sum(draws, axis=0), 1e-30)
+        weights = tf.maximum(weights, 0.5)  # for small values of alpha, both draws can be 0
+        share = weights[:, None, None, None]
+        mixed = share * images + (1 - share) * images[::-1]
+        labels = batch["labels"]
+        return {**batch, "images": mixed, "other_labels": labels[::-1], "weights": weights}

@@ -1,34 +1,28 @@
 """Evaluate a network on a whole split, batch by batch."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from senet.averaging import averaged
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.layers import GATES
-from senet.losses import cross_entropy
+from senet.losses import correct, metrics
 
 
-def batch_sums(losses, logits, labels):
-    """Return float64 [3] for a batch: its summed cross-entropy, its number of correct predictions
-    and its number of images. `losses` and `labels` are [batch] and `logits` is [batch, classes]."""
+def batch_sums(values):
+    """Return float64 [len(values) + 1] for a batch: the sum of each of `values`, a list of tensors
+    [batch], and the number of images."""
     with tf.name_scope("batch_sums"):
-        correct = tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), labels)
-        parts = losses, correct, tf.ones_like(labels)
+        parts = *values, tf.ones_like(values[0], tf.float64)
         return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
-
-
-def loss_and_accuracy(sums):
-    """Return the mean cross-entropy and the fraction of correct predictions, from `batch_sums`."""
-    return sums[0] / sums[2], sums[1] / sums[2]
 
 
 class Evaluation(NamedTuple):
     """A network's predictions for N images."""
 
-    loss: float  # mean cross-entropy
-    accuracy: float  # fraction of correct predictions
+    metrics: dict  # {name: mean of the metric}, the cross-entropy "loss" and the accuracy "acc"
     labels: np.ndarray  # [N], the true classes
     predicted: np.ndarray  # [N], the most probable classes
     probability: np.ndarray  # [N], their probabilities
@@ -48,16 +42,19 @@ VARIANTS = {
     "flip": [1 / 2] * 2,
     "flip_and_shift": [1 / 4] * 2 + [1 / 8] * 4,
 }
+Variants: TypeAlias = Literal[tuple(VARIANTS)]  # pyright: ignore[reportInvalidTypeForm]
 
 
-def evaluation_outputs(network, inputs, classes, augmentation="none"):
-    """Build the network for evaluation and return the dict of tensors that `evaluate` fetches for a
-    batch. `network` is a function of normalised images and `training`; `inputs` are the Inputs;
-    `augmentation` is the hyperparameter `test_time_augmentation`.
+def evaluation_outputs(network, inputs, hyperparameters):
+    """Build the network for evaluation, with averaged weights if `ema` is set, and return the dict
+    of tensors that `evaluate` fetches for a batch. `network` is a function of normalised images and
+    `training`; `inputs` are the Inputs.
 
     Raises Failure if the shape or type of the logits or of a gate is wrong."""
     labels = inputs.labels
-    with tf.name_scope("test"):
+    classes = inputs.classes
+    augmentation = hyperparameters.test_time_augmentation
+    with tf.name_scope("test"), averaged(hyperparameters.ema):
         logits, plain_logits = averaged_logits(network, inputs.normalised, augmentation)
         if logits.shape.as_list()[1:] != [classes] or logits.dtype != tf.float32:
             raise Failure(
@@ -73,8 +70,8 @@ def evaluation_outputs(network, inputs, classes, augmentation="none"):
                 )
         with tf.name_scope("outputs"):
             return {
-                "sums": batch_sums(cross_entropy(logits, labels), logits, labels),
-                "plain_sums": batch_sums(cross_entropy(plain_logits, labels), plain_logits, labels),
+                "sums": batch_sums([m(logits, labels) for m in metrics(classes).values()]),
+                "plain_sums": batch_sums([correct(plain_logits, labels)]),
                 "predicted": tf.argmax(logits, axis=-1, output_type=labels.dtype),
                 "probabilities": tf.nn.softmax(logits),
                 "gates": {
@@ -122,6 +119,8 @@ def evaluate(session, outputs, inputs, batches):
         total = np.stack([r["gates"][layer] for r in results]).sum(axis=0, dtype=np.float64)
         images = np.bincount(labels, minlength=len(total))
         gates[layer] = total / np.maximum(images, 1)[:, None]
-    loss, accuracy = loss_and_accuracy(sum(result["sums"] for result in results))
-    _, plain_accuracy = loss_and_accuracy(sum(result["plain_sums"] for result in results))
-    return Evaluation(loss, accuracy, labels, predicted, probability, gates, plain_accuracy)
+    *totals, images = np.sum([result["sums"] for result in results], axis=0)
+    names = metrics(inputs.classes)
+    means = {name: total / images for name, total in zip(names, totals, strict=True)}
+    plain, images = np.sum([result["plain_sums"] for result in results], axis=0)
+    return Evaluation(means, labels, predicted, probability, gates, plain / images)

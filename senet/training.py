@@ -1,14 +1,31 @@
 """One training step: gradients over micro-batches and devices, then the update."""
 
+from typing import Any, NamedTuple
+
+from senet.averaging import update_averages
 from senet.data.datasets import steps_per_epoch
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.memory import check_training_memory
 from senet.engine.micro_batches import check_micro_batches, sum_over_micro_batches
 from senet.engine.text import shortened
-from senet.evaluation import batch_sums, loss_and_accuracy
+from senet.evaluation import batch_sums
 from senet.layers import moving_averages
-from senet.losses import cross_entropy
+from senet.losses import correct, cross_entropy
+from senet.schedules import learning_rate
+
+
+class Graph(NamedTuple):
+    """The parts of a graph that the training loop uses."""
+
+    inputs: Any  # Inputs
+    train_step: dict  # {name: scalar}; fetching it performs a training step
+    epoch_end: dict  # {name: scalar}, and the "images" for TensorBoard
+    test_outputs: dict  # the `evaluation_outputs`
+
+    def feed(self, batch):
+        """Return the `feed_dict` of a batch, a Split."""
+        return {self.inputs.images: batch.images, self.inputs.labels: batch.labels}
 
 
 def current_step():
@@ -16,113 +33,138 @@ def current_step():
     return tf.identity(tf.train.get_or_create_global_step(), name="step")
 
 
-def training_step(loss, optimizer, decayed, batch, step, data, hyperparameters):
-    """Return two dicts of tensors. Fetching the first performs a training step and gives the loss
-    and the accuracy; the second has the scalars for TensorBoard at the end of an epoch, by tag.
+def training_step(batch, network, loss, adjusted, optimizer, data, hyperparameters):
+    """Return two dicts of tensors. Fetching the first performs a training step and gives the loss,
+    the accuracy and the learning rate; the second has the scalars for TensorBoard at the end of an
+    epoch. The loss (plain cross-entropy, unless `loss` reports another) and the accuracy are means
+    over the epoch so far; `gradient_norm` covers the fed batch only.
 
-    The objective is the mean of `loss` over the batch, plus `weight_decay` times half the sum of
-    squares of the variables `decayed`. The returned loss (plain cross-entropy, without smoothing or
-    decay) and accuracy are means over the epoch so far; `gradient_norm` covers the fed batch only.
+    `batch` is a dict of tensors with one row per image, among them "images" and "labels". The other
+    arguments are the functions of a script:
 
-    `loss(images, labels)` returns the training loss of each image, [batch], and the logits. It is
-    called for each micro-batch: every device processes its part of the batch in micro-batches of at
-    most `micro_batch_size` images. Batch norm uses each micro-batch's statistics; gradients and
-    moving averages are means over all micro-batches, weighted by number of images. `batch` is
-    (images, labels), `step` is the `current_step`, `data` is the Dataset.
+    * `loss(batch, network, hyperparameters)` returns the training loss of each image, [batch], and
+      the logits. It is called for each micro-batch: every device processes its part of the batch in
+      micro-batches of at most `micro_batch_size` images. Batch norm uses each micro-batch's
+      statistics; gradients and moving averages are means over all micro-batches, weighted by number
+      of images. A third result, {"loss" or "acc": value of each image}, replaces what is reported.
+    * `adjusted(gradients, variables, hyperparameters)` returns the gradients that the optimizer
+      gets. It is called with those of the mean loss over the whole batch, summed over all
+      micro-batches and devices. It runs after the backward pass.
+    * `optimizer(learning_rate, hyperparameters)` returns a `tf.train.Optimizer`.
 
     Raises HyperparameterError if the network does not fit into memory, or if a device or a
-    micro-batch would get too few images. Raises Failure if there is a trainable variable that the
-    loss does not depend on, if a decayed variable is not trainable, if the loss does not have the
-    shape [batch] or creates variables, or if there are UPDATE_OPS or REGULARIZATION_LOSSES, which
-    nothing adds to the loss.
+    micro-batch would get too few images, and Failure if part of the graph would have no effect or
+    could not be resumed.
     """
     hp = hyperparameters
-    images, labels = batch
-    decayed = list(decayed)
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     check_micro_batches(len(data.train.labels), epoch_steps, hp)
     check_training_memory(len(data.train.labels), hp)
+    step = current_step()
+    rate = learning_rate(step, epoch_steps, hp)
+    update = optimizer(rate, hp)
     trainable = tf.trainable_variables()
     averages = tf.moving_average_variables()
-    names = {variable.op.name for variable in trainable}
-    if untrained := [v.op.name for v in decayed if v.op.name not in names]:
-        raise Failure(
-            f"decayed_variables() must return only trainable variables, got {shortened(untrained)}"
-        )
     sums_so_far = tf.get_variable(
         "epoch_sums", [3], tf.float64, tf.zeros_initializer(), trainable=False
     )
-    strategy = tf.distribute.get_strategy()
     existing = len(tf.global_variables())
+    batch_size = tf.size(batch["labels"])
 
-    def micro_batch(images, labels):
+    def micro_batch(part):
         """Return the contribution of a micro-batch to gradients, moving averages and sums."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            losses, logits = loss(images, labels)
-        # The number of images is not known when the graph is built.
-        if losses.shape.rank != 1 or losses.shape[0].value is not None:
-            raise Failure(f"loss() must return one loss per image, [batch], got {losses.shape}")
-        if new := [v.op.name for v in tf.global_variables()[existing:]]:
-            raise Failure(
-                f"loss() created {shortened(new)}, which would not be trained; create it in the "
-                f"network, for both values of `training`"
-            )
-        if tf.get_collection(tf.GraphKeys.UPDATE_OPS):
-            raise Failure(
-                "UPDATE_OPS are not run; remove them (Batch_Normalization of senet/layers.py does "
-                "not need them)"
-            )
-        if tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES):
-            raise Failure(
-                "regularizers of variables are not supported; remove them, and use "
-                "decayed_variables(), or add a term to the loss in loss()"
-            )
+            losses, logits, *other = loss(part, network, hp)
+        labels = part["labels"]
+        reported = {"loss": cross_entropy(logits, labels), "acc": correct(logits, labels)}
+        reported |= dict(*other)
+        _check_loss(losses, existing)
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)
         check_gradients(gradients, trainable)
         new_averages = [share * value for value in moving_averages()]
-        return gradients, new_averages, batch_sums(cross_entropy(logits, labels), logits, labels)
+        return gradients, new_averages, batch_sums([reported["loss"], reported["acc"]])
+
+    def sum_over_devices(strategy, gradients):
+        pairs = list(zip(gradients, trainable, strict=True))
+        return strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
 
     def replica():
-        """Perform one device's part of the step. Return its sums and its gradient, to be summed
-        over the devices."""
+        """Perform one device's part of the step. Return its sums and the norm of the gradient."""
         gradients, new_averages, sums = sum_over_micro_batches(
-            micro_batch, images, labels, hp.micro_batch_size, (trainable, averages, sums_so_far)
+            micro_batch, batch, hp.micro_batch_size, (trainable, averages, sums_so_far)
         )
-        decay = hp.weight_decay / strategy.num_replicas_in_sync
-        decayed_names = {variable.op.name for variable in decayed}
-        gradients = [
-            gradient + decay * variable if variable.op.name in decayed_names else gradient
-            for gradient, variable in zip(gradients, trainable, strict=True)
-        ]
-        pairs = zip(gradients, trainable, strict=True)
-        updates = [optimizer.apply_gradients(pairs, tf.train.get_global_step())]
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            gradients = context.merge_call(sum_over_devices, (gradients,))
+        # Only now may a variable change: all that the backward pass needs has been read.
+        with tf.control_dependencies(gradients):
+            changes = list(adjusted(gradients, trainable, hp))
+            check_gradients(changes, trainable)
+            if context.num_replicas_in_sync > 1:
+                # apply_gradients sums over the devices; the sum is exact if only one adds a value.
+                first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), tf.float32)
+                changes = [first * change for change in changes]
+            pairs = zip(changes, trainable, strict=True)
+            updates = [update.apply_gradients(pairs, tf.train.get_global_step())]
         updates += [v.assign(value) for v, value in zip(averages, new_averages, strict=True)]
         with tf.control_dependencies(updates):
+            updates += update_averages(hp.ema, step)
+        with tf.control_dependencies(updates):
             sums = tf.identity(sums)
-        return sums, tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+        return sums, global_norm(gradients)
 
+    strategy = tf.distribute.get_strategy()
     with tf.name_scope("train"):
-        batch_size = tf.size(labels)
-        sums, gradient = (
-            strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
-            for value in strategy.run(replica)
-        )
+        sums, norms = strategy.run(replica)
+        sums = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+        norm = strategy.experimental_local_results(norms)[0]  # the same on every device
     with tf.name_scope("epoch_sums/"):
         # The first step of an epoch resets the sums.
         same_epoch = tf.cast(step % epoch_steps > 0, tf.float64)
         added = sums_so_far.assign(same_epoch * sums_so_far + sums)
-        loss_so_far, accuracy_so_far = loss_and_accuracy(added)
-        train_loss, train_accuracy = loss_and_accuracy(sums_so_far)
-    with tf.name_scope("epoch_end"):
-        squares = [tf.nn.l2_loss(variable) for variable in decayed]
-        epoch_end = {
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "l2_loss": hp.weight_decay * tf.add_n(squares) if squares else tf.constant(0.0),
-            "gradient_norm": tf.norm(gradient),
-        }
-    return {"loss": loss_so_far, "accuracy": accuracy_so_far}, epoch_end
+    train_step = {
+        "loss": added[0] / added[2],
+        "acc": added[1] / added[2],
+        "learning_rate": rate,
+    }
+    epoch_end = {
+        "train_loss": sums_so_far[0] / sums_so_far[2],
+        "train_acc": sums_so_far[1] / sums_so_far[2],
+        "gradient_norm": norm,
+    }
+    return train_step, epoch_end
+
+
+def global_norm(tensors):
+    """Return the square root of the sum of the squares of all elements of `tensors`, float32."""
+    return tf.norm(tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0))
+
+
+def clipped(gradients, largest):
+    """Return `gradients`, scaled down if their norm exceeds `largest` (Pascanu et al., arXiv
+    1211.5063, algorithm 1). With 0, they are unchanged."""
+    if not largest:
+        return gradients
+    factor = tf.minimum(1.0, largest / global_norm(gradients))
+    return [factor * gradient for gradient in gradients]
+
+
+def with_weight_decay(gradients, variables, decayed, weight_decay):
+    """Return `gradients` plus those of `weight_decay` times half the sum of squares of `decayed`,
+    which must be among the `variables`."""
+    names = {variable.op.name for variable in decayed}
+    if unknown := names - {variable.op.name for variable in variables}:
+        raise Failure(f"only trainable variables can decay, got {shortened(sorted(unknown))}")
+    return [
+        gradient + weight_decay * variable if variable.op.name in names else gradient
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
+def l2_loss(variables, weight_decay):
+    """Return the L2 penalty: `weight_decay` times half the sum of squares of `variables`."""
+    return weight_decay * sum((tf.nn.l2_loss(variable) for variable in variables), tf.constant(0.0))
 
 
 def check_gradients(gradients, variables):
@@ -133,3 +175,51 @@ def check_gradients(gradients, variables):
             f"the loss does not depend on {shortened(missing)}; use each variable in the network, "
             f"or create it with trainable=False"
         )
+
+
+def _check_loss(losses, existing):
+    """Raise Failure if `losses`, of a micro-batch, are not one per image, or if part of their graph
+    would have no effect or could not be resumed. The first `existing` variables were created before
+    the loss."""
+    # The number of images is not known when the graph is built.
+    if losses.shape.rank != 1 or losses.shape[0].value is not None:
+        raise Failure(f"loss() must return one loss per image, [batch], got {losses.shape}")
+    if new := [v.op.name for v in tf.global_variables()[existing:]]:
+        raise Failure(
+            f"loss() created {shortened(new)}, which would not be trained; create it in the "
+            f"network, for both values of `training`"
+        )
+    if tf.get_collection(tf.GraphKeys.UPDATE_OPS):
+        raise Failure(
+            "UPDATE_OPS are not run; remove them (Batch_Normalization of senet/layers.py does "
+            "not need them)"
+        )
+    if tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES):
+        raise Failure(
+            "regularizers of variables are not supported; remove them, and use "
+            "with_weight_decay() in adjusted(), or add a term to the loss in loss()"
+        )
+    if stateful := [op.name for op in _needed_by(losses) if _is_random(op)]:
+        raise Failure(
+            f"{stateful[0]} draws random numbers that differ when a run is resumed; use "
+            f"tf.random.stateless_uniform and the like with random_key() of "
+            f"senet/augmentation.py, or Dropout() of senet/layers.py"
+        )
+
+
+def _is_random(op):
+    """Return whether an operation has a random state outside the graph."""
+    stateful = "Random" in op.type or op.type in ("TruncatedNormal", "Multinomial")
+    return stateful and op.op_def.is_stateful
+
+
+def _needed_by(tensor):
+    """Return the operations that a tensor depends on."""
+    waiting = [tensor.op]
+    needed = set()
+    while waiting:
+        op = waiting.pop()
+        if op not in needed:
+            needed.add(op)
+            waiting += [x.op for x in op.inputs] + op.control_inputs
+    return needed

@@ -23,8 +23,7 @@ from senet.engine.compat import discard_output, tf
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped
 from senet.engine.text import first_line, printable, shown
-from senet.hyperparameters import fields_to_compare, load_fields, metavar, validate
-from senet.run.checkpoints import newest
+from senet.run.checkpoints import network_fields, newest
 
 # Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
 PREDICTION = ("mixed_precision", "test_time_augmentation")
@@ -138,15 +137,20 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
     initial = given.get("initial_checkpoint", Hyperparameters.initial_checkpoint)
     if not initial:
         return {}
-    start, run = pathlib.Path(initial), given.get("run_dir", Hyperparameters.run_dir)
-    start = start if start.is_dir() else start.parent.parent
+    start = pathlib.Path(initial)
+    run = pathlib.Path(given.get("run_dir", Hyperparameters.run_dir))
     # A resumed run has its own copy of them, and does not need the other run. Without a checkpoint,
     # it may be left over from an attempt with other options.
-    file = (pathlib.Path(run) if newest(pathlib.Path(run) / "model") else start) / SETTINGS
-    if not file.exists():
+    if newest(run / "model"):
+        start = run
+    file = (start if start.is_dir() else start.parent.parent) / SETTINGS
+    if file.exists():
+        trained = Hyperparameters.load(file)
+    elif pathlib.Path(f"{start}.index").exists():  # a checkpoint that was copied
+        trained = network_fields(tf.train.NewCheckpointReader(str(start)))
+    else:
         return {}
-    trained = load_fields(file, Hyperparameters)
-    defaults = {name: getattr(Hyperparameters, name) for name in Hyperparameters.NETWORK}
+    defaults = Hyperparameters().network()
     network = {name: trained.get(name, default) for name, default in defaults.items()}
     adopted = {n: v for n, v in network.items() if n not in given and v != defaults[n]}
     replaced = {n: v for n, v in network.items() if given.get(n, v) != v}
@@ -160,7 +164,7 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
 def _check_unchanged(Hyperparameters, trained, given, allowed):
     """Raise HyperparameterError if a `given` field differs from the run's, `trained`, unless it is
     in `allowed` or is marked MAY_CHANGE. The shapes of the variables would not show it."""
-    before = fields_to_compare(Hyperparameters(**trained))
+    before = Hyperparameters(**trained).compared()
     for name, value in given.items():
         if name not in allowed and before.get(name, value) != value:
             raise HyperparameterError(
@@ -181,14 +185,14 @@ def _print_error(line):
 
 
 def _fields_of_run(run_dir, Hyperparameters):
-    path = pathlib.Path(run_dir) / "hyperparameters.json"
+    path = pathlib.Path(run_dir) / SETTINGS
     if not path.exists():
         shipped = _shipped(Hyperparameters)
         example = f", such as --run_dir={shlex.quote(str(shipped))}" if shipped else ""
         raise Failure(
             f"no run in {run_dir}; train first, or use the --run_dir of an existing run{example}"
         )
-    return load_fields(path, Hyperparameters)
+    return Hyperparameters.load(path)
 
 
 def _shipped(Hyperparameters):
@@ -235,7 +239,7 @@ def parse(argv, Hyperparameters):
     strings = {name: given.pop(name) for name in names if name in given}
     if wrong := given.keys() - set(COMMANDS[command].options):
         raise HyperparameterError(f"--{min(wrong)} is not an option of {command}; see --help")
-    fields = validate(Hyperparameters, strings, prefix="--", strings=True)
+    fields = Hyperparameters.validated(strings, strings=True)
     return command, fields, given | _operand(command, operands)
 
 
@@ -321,7 +325,7 @@ def _parser(Hyperparameters, command=""):
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         default = getattr(Hyperparameters, name)
-        shape = metavar(Hyperparameters, name)
+        shape = Hyperparameters.metavar(name)
         about = f"{comment} (default: {'none' if default == '' else default})".strip()
         groups[heading].add_argument(f"--{name}", metavar=shape, help=about.replace("%", "%%"))
     return parser

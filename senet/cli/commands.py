@@ -76,7 +76,7 @@ def evaluate(network, hyperparameters, checkpoint=""):
 
 def result_line(evaluation):
     """Return the loss and the accuracy of an Evaluation, formatted as in a row of logs.txt."""
-    return f"test_loss: {evaluation.loss:.4f}, test_acc: {evaluation.accuracy:.4f}"
+    return ", ".join(f"test_{name}: {value:.4f}" for name, value in evaluation.metrics.items())
 
 
 def class_table(matrix, names):

@@ -21,13 +21,10 @@ from senet.data.inputs import statistics_of
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
 from senet.engine.text import printable, shortened
-from senet.hyperparameters import (
-    load_fields,
-    portable_fields,
-    portable_path,
-)
+from senet.hyperparameters import portable_path
 from senet.run.checkpoints import Checkpoints
-from senet.run.folder import RunFolder, read_rows
+from senet.run.folder import RunFolder
+from senet.run.rows import format_row, read_rows
 from senet.run.trained import TrainedNetwork
 
 CARD = "README.md"
@@ -114,7 +111,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     logs.txt has no row for the checkpoint."""
     hp, target = hyperparameters, new_folder(folder)
     run = RunFolder(hp)
-    recorded = type(hp)(**load_fields(run.settings, type(hp)))
+    recorded = type(hp)(**hp.load(run.settings))
     with TrainedNetwork(network, hp, checkpoint) as trained:
         evaluation, data = evaluate_trained(trained)
         if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
@@ -123,12 +120,12 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
                 f"was trained on; restore them, or use the training run's --dataset and --data_dir"
             )
         rows = _rows(run, trained, steps_per_epoch(data.train, hp.batch_size))
-        fields = portable_fields(dataclasses.replace(recorded, dataset=hp.dataset))
+        fields = dataclasses.replace(recorded, dataset=hp.dataset).portable()
         with temporary_folder(target) as temporary:
             copy = RunFolder(dataclasses.replace(hp, run_dir=str(temporary)))
             copy.model.mkdir(parents=True)
             _save(trained, copy.model)
-            copy.row_file.write_text("".join(f"{row}\n" for row in rows), "utf-8")
+            copy.row_file.write_text("".join(f"{format_row(row)}\n" for row in rows), "utf-8")
             copy.settings.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
             card = _card(trained, evaluation, data, rows, fields, portable_path(folder), note)
             (temporary / CARD).write_text(f"{card}{_hashes(temporary)}```\n", "utf-8")
@@ -155,7 +152,7 @@ def _rows(run, trained, epoch_steps):
 def _save(trained, folder):
     """Write the network's variables, the data's statistics and the step as a checkpoint."""
     step = tf.train.get_or_create_global_step()
-    checkpoints = Checkpoints(folder, trained.outputs)
+    checkpoints = Checkpoints(folder, trained.outputs, trained.hyperparameters.network())
     step.load(trained.step, trained.session)
     with without_chatter():
         checkpoints.write(trained.session, trained.step)
@@ -173,7 +170,7 @@ def _card(trained, evaluation, data, rows, fields, folder, note):
     changed = {name: value for name, value in fields.items() if value != defaults[name]}
     options = [f"--{name}={value}" for name, value in changed.items()]
     start = fields["initial_checkpoint"]
-    planned = {row.split(",")[0].rpartition("/")[2] for row in rows}  # values of total_epochs
+    planned = {row["total_epochs"] for row in rows}
     extended = len(planned) > 1
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in trained.statistics[:2])
     return TEMPLATE.format(
@@ -196,7 +193,7 @@ def _card(trained, evaluation, data, rows, fields, folder, note):
         trained="The run was extended and last started" if extended else "The network was trained",
         command=shlex.join(["python", _script(network), *options]),
         seed=hp.seed,
-        row=rows[-1],
+        row=format_row(rows[-1]),
         result=result_line(evaluation),
         table="\n".join(class_table(evaluation.confusion_matrix(len(names)), names)),
     )

@@ -15,6 +15,7 @@ class Inputs(NamedTuple):
     labels: Any  # placeholder, int32 [batch]
     normalised: Any  # float32, the shape of `images`
     statistics: Any  # a Statistics of variables, which checkpoints store
+    classes: int
 
     def feed(self, batch):
         """Return the `feed_dict` of a batch, a Split."""
@@ -40,9 +41,10 @@ STATISTICS = frozenset(f"{SCOPE}/{name}" for name in Statistics._fields)  # thei
 LABEL_NAMES = f"{SCOPE}/label_names"
 
 
-def image_inputs(data):
-    """Return the Inputs for a Dataset. Images are normalised with the statistics of its training
-    set."""
+def image_inputs(data, seed=0):
+    """Set the seed of the graph, and return its Inputs for a Dataset. Images are normalised with
+    the statistics of its training set."""
+    tf.set_random_seed(seed)
     return inputs_with(data.train.images.shape[1], statistics_of(data))
 
 
@@ -67,7 +69,8 @@ def inputs_with(image_size, statistics):
             for name, value in statistics._asdict().items()
         )
         normalised = (tf.cast(images, tf.float32) - variables.mean) / variables.std
-        return Inputs(images, labels, normalised, variables)
+        classes = len(decode_json(statistics.label_names))
+        return Inputs(images, labels, normalised, variables, classes)
 
 
 def encode_json(value):

@@ -11,26 +11,27 @@ NUMBER = "micro_batch_number"
 USES = "uses"  # the names for which `earlier_uses` was called
 
 
-def sum_over_micro_batches(compute, images, labels, size, shaped_like):
-    """Return the sum of `compute(images, labels)` over the micro-batches of this replica's part of
-    the batch. They have at most `size` images and are processed one after the other; if `size` is
-    0, the part is not split.
+def sum_over_micro_batches(compute, batch, size, shaped_like):
+    """Return the sum of `compute(part)` over the micro-batches of this replica's part of `batch`, a
+    nest of tensors with one row per image. They have at most `size` images and are processed one
+    after the other; if `size` is 0, the replica's part is not split.
 
     `compute` returns a nest of tensors; `shaped_like` is a nest of variables with the same shapes
     and types. All variables that `compute` uses must exist, since a loop cannot create any."""
     replica = tf.distribute.get_replica_context()
-    replicas, batch = replica.num_replicas_in_sync, tf.shape(images)[0]
-    count = micro_batches_per_replica(batch, replicas, size)
+    replicas = replica.num_replicas_in_sync
+    images = tf.shape(tf.nest.flatten(batch)[0])[0]
+    count = micro_batches_per_replica(images, replicas, size)
     first = replica.replica_id_in_sync_group * count
     wide = functools.partial(tf.cast, dtype=tf.int64)  # the product below can exceed int32
 
     def micro_batch(number):
         # Split the batch evenly across the micro-batches of all replicas.
         start, stop = (
-            wide(batch) * wide(n) // wide(count * replicas) for n in (number, number + 1)
+            wide(images) * wide(n) // wide(count * replicas) for n in (number, number + 1)
         )
         with _building(number):
-            return compute(images[start:stop], labels[start:stop])
+            return compute(tf.nest.map_structure(lambda part: part[start:stop], batch))
 
     def add(number, sums):
         return number + 1, tf.nest.map_structure(tf.add, sums, micro_batch(number))

@@ -2,13 +2,15 @@
 
 A checkpoint consists of two files in TensorFlow's format, `model.ckpt-STEP.data-...` and
 `model.ckpt-STEP.index`, with all variables of the graph. The entry NETWORK lists those of the
-network, so that other programs can distinguish them from the optimizer's.
+network, so that other programs can distinguish them from the optimizer's; the entry FIELDS has the
+hyperparameters that make it.
 """
 
 import contextlib
 import re
 import shutil
 
+from senet.averaging import SUFFIX
 from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
@@ -17,6 +19,7 @@ from senet.engine.text import first_line, shortened
 
 KEEP_NEWEST = 3
 NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON
+FIELDS = "network_fields"  # the entry with the fields marked Network, as JSON
 UNREADABLE = (
     tf.errors.OpError,
     IndexError,
@@ -27,10 +30,11 @@ UNREADABLE = (
 
 class Checkpoints:
     """The checkpoints, in `folder`, of the variables of the default graph. `outputs` are the output
-    tensors of the network."""
+    tensors of the network; `fields` are those that make it, {name: value}."""
 
-    def __init__(self, folder, outputs):
+    def __init__(self, folder, outputs, fields):
         self.folder = folder
+        self.fields = fields
         variables = tf.global_variables()
         self.shapes = {v.op.name: v.shape.as_list() for v in variables}
         self.reader = tf.train.Saver(variables)
@@ -38,6 +42,7 @@ class Checkpoints:
         floats = [value for value in values.values() if value.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(value)) for value in floats])
         values[NETWORK] = tf.constant(encode_json(variables_used_by(outputs)))
+        values[FIELDS] = tf.constant(encode_json(fields))
         # Not another Saver, which would add several operations per variable.
         self.path = tf.placeholder(tf.string, [])
         self.writer = tf.raw_ops.SaveV2(
@@ -59,7 +64,8 @@ class Checkpoints:
         with unreadable_as_failure(path):
             reader = tf.train.NewCheckpointReader(str(path))
             shapes = reader.get_variable_to_shape_map()
-        shapes.pop(NETWORK, None)  # absent from checkpoints of earlier versions
+        for entry in NETWORK, FIELDS:  # absent from checkpoints of earlier versions
+            shapes.pop(entry, None)
         difference = describe_difference(shapes, self.shapes)
         if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):
             raise different_classes(path, decode_json(reader.get_tensor(LABEL_NAMES)))
@@ -68,6 +74,7 @@ class Checkpoints:
                 f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or use another --run_dir to start from scratch"
             )
+        check_fields(path, network_fields(reader), self.fields)
         with unreadable_as_failure(path), without_chatter():
             self.reader.restore(session, str(path))
         self.current = step_of(path)
@@ -146,11 +153,13 @@ def different_classes(path, label_names):
 
 
 def variables_used_by(tensors):
-    """Return {name: shape} of the variables that a nest of tensors depends on."""
+    """Return {name: shape} of the variables that a nest of tensors depends on. An average counts as
+    the variable that it is the average of."""
     names = [tensor.op.name for tensor in tf.nest.flatten(tensors)]
     graph = tf.get_default_graph().as_graph_def()
     nodes = {node.name for node in tf.graph_util.extract_sub_graph(graph, names).node}
-    return {v.op.name: v.shape.as_list() for v in tf.global_variables() if v.op.name in nodes}
+    used = [v for v in tf.global_variables() if v.op.name in nodes]
+    return {v.op.name.removesuffix(SUFFIX): v.shape.as_list() for v in used}
 
 
 def network_variables(reader):
@@ -165,6 +174,20 @@ def network_variables(reader):
     return decode_json(reader.get_tensor(NETWORK))
 
 
+def network_fields(reader):
+    """Return the fields that make the network of a checkpoint, {name: value}; {} if it was written
+    by an earlier version."""
+    return decode_json(reader.get_tensor(FIELDS)) if reader.has_tensor(FIELDS) else {}
+
+
+def check_fields(path, saved, wanted):
+    """Raise Failure if the network of the checkpoint `path` was made by other fields. The names and
+    shapes of variables do not show all differences."""
+    if different := [n for n in saved if n in wanted and saved[n] != wanted[n]]:
+        listed = ", ".join(f"{n} {saved[n]}, now {wanted[n]}" for n in different)
+        raise Failure(f"{path} has another network: {listed}; use the values that it has")
+
+
 def is_published(folder):
     """Return whether `publish` wrote the newest checkpoint in `folder`. Such a checkpoint has no
     optimizer state, so training cannot resume from it."""
@@ -177,7 +200,7 @@ def is_published(folder):
     except (*UNREADABLE, Failure):
         return False  # restoring it reports the error
     saved = reader.get_variable_to_shape_map().keys()
-    return saved <= network.keys() | STATISTICS | {NETWORK, tf.GraphKeys.GLOBAL_STEP}
+    return saved <= network.keys() | STATISTICS | {NETWORK, FIELDS, tf.GraphKeys.GLOBAL_STEP}
 
 
 def describe_difference(saved, wanted):

@@ -24,7 +24,7 @@ AUGMENTED_SHOWN = 64
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
     "loss": {"cross-entropy": ["train_loss", "test_loss"], "L2": ["l2_loss"]},
-    "accuracy": {"accuracy": ["train_accuracy", "test_accuracy"]},
+    "accuracy": {"accuracy": ["train_acc", "test_acc"]},
     "optimizer": {"learning rate": ["learning_rate"], "gradient norm": ["gradient_norm"]},
     "speed": {"images per second": ["images_per_second"]},
 }

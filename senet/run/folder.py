@@ -11,23 +11,16 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import re
 import shlex
 
 import filelock
 
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
-from senet.engine.files import read_regular, replacing
+from senet.engine.files import replacing
 from senet.engine.text import first_line
-from senet.hyperparameters import changed_fields, load_fields
 from senet.run.checkpoints import is_published
-
-ROW = (
-    "epoch: {epoch}/{total_epochs}, train_loss: {train_loss:.4f}, train_acc: {train_accuracy:.4f}, "
-    "test_loss: {test_loss:.4f}, test_acc: {test_accuracy:.4f}"
-)
-ROW_PATTERN = re.compile(r"epoch: (\d{1,7})/\d+, .*, test_acc: (\d\.\d{4})")
+from senet.run.rows import best_epoch, format_row, parse_row, read_lines, read_rows
 
 
 class RunFolder:
@@ -44,14 +37,13 @@ class RunFolder:
         self.model, self.logs = self.path / "model", self.path / "logs"
         self.row_file, self.lock_file = self.path / "logs.txt", self.path / "lock"
         self.settings = self.path / "hyperparameters.json"
-        self.rows = {}  # {epoch: row}
+        self.rows = {}  # {epoch: {name: number}}
 
     def __enter__(self):
         with writing(self.model):
             self.model.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        lines = _lines(self.row_file)
-        self.rows = _parsed_rows(lines)
+        self.rows = read_rows(self.row_file)
         if any(self.model.glob("model.ckpt-*.index")):
             self._compare_hyperparameters()
         # A process that was killed during its first save leaves at most the row of epoch 1.
@@ -60,7 +52,7 @@ class RunFolder:
                 f"{self.row_file} has rows up to epoch {max(self.rows):,}, but {self.model} has no "
                 f"checkpoint; restore one to resume, or use another --run_dir to start from scratch"
             )
-        elif any(line and not ROW_PATTERN.fullmatch(line) for line in lines):
+        elif any(line and not parse_row(line) for line in read_lines(self.row_file)):
             raise Failure(
                 f"{self.row_file} has lines that no run wrote; move it, or use another --run_dir"
             )
@@ -107,13 +99,13 @@ class RunFolder:
     def _compare_hyperparameters(self):
         """Raise Failure if the checkpoints were made with incompatible hyperparameters."""
         try:
-            before = load_fields(self.settings, type(self.hyperparameters))
+            before = self.hyperparameters.load(self.settings)
         except Failure as error:
             raise Failure(
                 f"{self.path} has checkpoints, but {error}, or use another --run_dir to start "
                 f"from scratch"
             ) from None
-        if changes := changed_fields(self.hyperparameters, before):
+        if changes := self.hyperparameters.changes_since(before):
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in changes)
             raise Failure(
                 f"{self.path} was trained with different hyperparameters ({listed}); use the "
@@ -131,23 +123,21 @@ class RunFolder:
         self._write_rows()
 
     def add_row(self, epoch, values):
-        """Write the row of an epoch, whose losses and accuracies are in the dict `values`, and
-        return it. Raises Failure if another process has locked the run."""
+        """Write the row of an epoch, {name: number}, and return its line. Raises Failure if another
+        process has locked the run."""
         self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
-        self.rows[epoch] = ROW.format(epoch=epoch, total_epochs=total_epochs, **values)
+        self.rows[epoch] = {"epoch": epoch, "total_epochs": total_epochs, **values}
         self._write_rows()
-        return self.rows[epoch]
+        return format_row(self.rows[epoch])
 
     def _write_rows(self):
         # Write all rows, in case the file was deleted in the meantime.
-        _replace_text(self.row_file, "".join(f"{row}\n" for row in self.rows.values()))
+        _replace_text(self.row_file, "".join(f"{format_row(row)}\n" for row in self.rows.values()))
 
     def best_epoch(self):
-        """Return the first epoch with the best test accuracy, or None if there are no rows."""
-        # If accuracies are equal, the earliest epoch wins.
-        ranked = [(row.rpartition(" ")[2], -epoch) for epoch, row in self.rows.items()]
-        return -max(ranked)[1] if ranked else None
+        """Return the first epoch with the best test accuracy, or None if no epoch was tested."""
+        return best_epoch(self.rows)
 
 
 @contextlib.contextmanager
@@ -162,28 +152,6 @@ def writing(path):
             f"cannot write {path}: {first_line(error)}; fix the cause, then run the same command "
             f"to resume from the last checkpoint"
         ) from None
-
-
-def read_rows(path):
-    """Return the complete rows of the logs.txt at `path`, {epoch: row}, or {} if it does not exist.
-    Raises Failure if it cannot be read."""
-    return _parsed_rows(_lines(path))
-
-
-def _lines(path):
-    """Return the lines of the logs.txt at `path`. The last one is not complete."""
-    try:
-        text = read_regular(path).decode(errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
-    return text.split("\n")
-
-
-def _parsed_rows(lines):
-    found = map(ROW_PATTERN.fullmatch, lines[:-1])
-    return {int(row[1]): row[0] for row in found if row}
 
 
 def _replace_text(path, text):

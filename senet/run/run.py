@@ -16,7 +16,7 @@ from senet.data.inputs import decode_json, statistics_of
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.signals import Stopped, StopSignals
-from senet.hyperparameters import portable_fields
+from senet.evaluation import evaluate
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
 from senet.run.console import ProgressBar, duration, say, start_lines
@@ -27,13 +27,21 @@ from senet.run.weights import load_weights
 
 class Run:
     """A new or resumed run in `run_dir`; use it in a `with` statement, and build the graph inside.
-    `network` is the class that a script trains. With several hosts, only the chief writes files.
+    `network` is the class that a script trains, `data` is the Dataset. With several hosts, only the
+    chief writes files.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
     the run, or if its checkpoints were made with incompatible hyperparameters."""
 
-    def __init__(self, hyperparameters, network):
-        self.hyperparameters, self.network = hyperparameters, network
+    def __init__(self, hyperparameters, network, data):
+        self.hyperparameters = hyperparameters
+        self.network = network
+        self.data = data
+        self.epoch_steps = steps_per_epoch(data.train, hyperparameters.batch_size)
+        self.epochs_done = 0
+        self.result = {}  # of the last step
+        self.images_per_second = None  # in this epoch
+        self.saved_at = time.monotonic()
         self.folder = RunFolder(hyperparameters)
         self.folder.check_training_state()
         self.signals = StopSignals()
@@ -52,57 +60,55 @@ class Run:
     def __exit__(self, *error):
         return self._open.__exit__(*error)
 
-    def start(self, data, inputs, test_outputs):
+    def start(self, graph):
         """Return a session whose variables have the values of the newest checkpoint or, in a new
-        run, of `initial_checkpoint` or the initializers. Print the startup lines. `data` is the
-        Dataset, `inputs` are its Inputs, `test_outputs` are the network's `evaluation_outputs`."""
-        self.data = data
-        self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
+        run, of `initial_checkpoint` or the initializers. Print the startup lines. `graph` is the
+        Graph of the training loop."""
+        hp = self.hyperparameters
+        self.graph = graph
         # Copy the graph before the operations that save and restore are added: they connect to
         # every variable and would dominate TensorBoard's graph page.
-        graph = tf.get_default_graph().as_graph_def(add_shapes=True)
-        self.checkpoints = Checkpoints(self.folder.model, test_outputs)
+        graph_def = tf.get_default_graph().as_graph_def(add_shapes=True)
+        self.checkpoints = Checkpoints(self.folder.model, graph.test_outputs, hp.network())
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
-        hp = self.hyperparameters
         # Settings of the machine may differ, as may the path of a folder of images.
-        compared = {n: v for n, v in portable_fields(hp).items() if n != "dataset"}
+        compared = {n: v for n, v in hp.portable().items() if n != "dataset"}
         self.cluster.check_same(
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
-            images=repr(data.checksums()),
+            images=repr(self.data.checksums()),
         )
         self.cluster.check_same_precision()
-        resumed, self.epochs_done = self._restore(inputs) if self.cluster.chief else (False, 0)
+        resumed, self.epochs_done = self._restore() if self.cluster.chief else (False, 0)
         resumed, step, self.epochs_done = self.cluster.from_chief(
             resumed, self._step(), self.epochs_done
         )
         checkpoint = self.checkpoints.load_chief_checkpoint(self.session, step) if resumed else ""
         self.cluster.check_same(checkpoint=checkpoint)
-        initial = self.hyperparameters.initial_checkpoint
-        weights = self._load_weights(test_outputs) if initial and not resumed else ""
+        weights = self._load_weights() if hp.initial_checkpoint and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
-            self._open_logs(graph, resumed)
+            self._open_logs(graph_def, resumed)
             self._print_start(resumed, step, weights)
         return self.session
 
-    def _restore(self, inputs):
+    def _restore(self):
         """Restore the newest checkpoint. Return whether there is one, and the number of completed
         epochs."""
         resumed = self.checkpoints.restore(self.session)
         if resumed:
-            self._compare_images(inputs)
+            self._compare_images()
         # An epoch is complete when its row is written; without it, the epoch is tested again.
         epochs_done, steps_beyond = divmod(self._step(), self.epoch_steps)
         if epochs_done and not steps_beyond and epochs_done not in self.folder.rows:
             epochs_done -= 1
         return resumed, epochs_done
 
-    def _compare_images(self, inputs):
+    def _compare_images(self):
         """Raise Failure if the training images (their mean and standard deviation) or the classes
         differ from those of the checkpoint."""
-        saved = self.session.run(inputs.statistics)
+        saved = self.session.run(self.graph.inputs.statistics)
         label_names = decode_json(saved.label_names)
         if label_names != self.data.label_names:
             raise different_classes(self.folder.path, label_names)
@@ -112,7 +118,7 @@ class Run:
                 f"restore them to resume, or use another --run_dir to start from scratch"
             )
 
-    def _open_logs(self, graph, resumed):
+    def _open_logs(self, graph_def, resumed):
         self.folder.write_hyperparameters()
         self.folder.keep_rows(self.epochs_done)
         self.events = self._open.enter_context(EventFile(self.folder.logs))
@@ -121,17 +127,20 @@ class Run:
             step=self.epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
         )
         if not resumed:
-            self.events.write(graph_def=graph.SerializeToString())
+            self.events.write(graph_def=graph_def.SerializeToString())
             self.events.write(summary=chart_layout())
         # A resumed run may change some.
         page = hyperparameter_page(self.network, self.hyperparameters)
         self.events.write(step=self.epochs_done, summary=page)
 
-    def _load_weights(self, test_outputs):
+    def _load_weights(self):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
-        path, failure = self.hyperparameters.initial_checkpoint, None
+        path = self.hyperparameters.initial_checkpoint
+        failure = None
         try:
-            line, loaded = load_weights(self.session, path, test_outputs, self.data.label_names)
+            line, loaded = load_weights(
+                self.session, path, self.graph.test_outputs, self.data.label_names
+            )
         except Failure as error:
             line, loaded, failure = "", str(error), error
         self.cluster.check_same(initial_checkpoint=loaded)
@@ -163,15 +172,18 @@ class Run:
     def train_batches(self, epoch):
         """Yield the remaining batches of an epoch, in the epoch's order. Between batches,
         save a checkpoint if one is due, and stop on a signal."""
-        hp, data = self.hyperparameters, self.data.train
+        hp = self.hyperparameters
+        data = self.data.train
         # A resumed epoch starts after the steps that are done.
         first = self._step() - (epoch - 1) * self.epoch_steps
         remaining = batches(data, hp.batch_size, epoch_order(data, hp.seed, epoch), first)
         done = len(data.labels) * first // self.epoch_steps
         text = f"epoch {epoch}/{hp.total_epochs}"
-        self.result, self.images_per_second = {}, None
+        self.result = {}
+        self.images_per_second = None
         # The first step is not timed, since it may include set-up.
-        started, seen = None, 0
+        started = None
+        seen = 0
         later = (hp.total_epochs - epoch) * len(data.labels)
         for batch in self._watched(remaining, len(data.labels), text, done, later):
             yield batch
@@ -181,12 +193,14 @@ class Run:
                 seen += len(batch.labels)
                 self.images_per_second = seen / (time.perf_counter() - started)
 
-    def test_batches(self):
-        """Yield the batches of the test set. Between batches, save a checkpoint if one is due, and
-        stop on a signal."""
-        hp, data = self.hyperparameters, self.data.test
+    def _test(self):
+        """Return the Evaluation of the test set. Between batches, save a checkpoint if one is due,
+        and stop on a signal."""
+        hp = self.hyperparameters
+        data = self.data.test
         all_batches = batches(data, hp.micro_batch_size or hp.batch_size)
-        return self._watched(all_batches, len(data.labels), "testing")
+        watched = self._watched(all_batches, len(data.labels), "testing")
+        return evaluate(self.session, self.graph.test_outputs, self.graph.inputs, watched)
 
     def _watched(self, batch_iterator, images, text, done=0, later=0):
         with ProgressBar(text, images, done, later, visible=self.cluster.chief) as self.bar:
@@ -227,27 +241,39 @@ class Run:
                 f"--init_learning_rate"
             )
         self.result = result
-        text = f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.4f}"
+        text = f"loss {result['loss']:.4f}, accuracy {result['acc']:.4f}"
         self.bar.set_postfix_str(text, refresh=False)
 
-    def end_epoch(self, epoch, values, evaluation):
-        """Write an epoch's row and its summary for TensorBoard, save a checkpoint, then print the
-        row. `values` is a dict of scalars and of the `images` to show, uint8 [N, side, side, 3];
-        `evaluation` is the Evaluation of the test set."""
+    def end_epoch(self, epoch):
+        """Test the network if that is due, write the epoch's row and its summary for TensorBoard,
+        save a checkpoint, then print the row."""
+        hp = self.hyperparameters
+        values = self._epoch_end()
+        due = epoch % hp.test_every == 0 or epoch == hp.total_epochs
+        evaluation = self._test() if due else None
         if not self.cluster.chief:
             return
-        values = values | {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
         images = values.pop("images")
+        row = {name: values.pop(name) for name in ("train_loss", "train_acc")}
+        if evaluation:
+            row |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
+        line = self.folder.add_row(epoch, row)
+        scalars = self._last_step_scalars() | row | values
+        self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
+        self._save()
+        say(line + self._epoch_notes(scalars))
+
+    def _epoch_end(self):
+        """Return the scalars at the end of an epoch, {name: number}, and the "images" to show,
+        uint8 [N, side, side, 3]."""
+        batch = self.data.train.evenly_spaced(self.hyperparameters.batch_size)
+        values = self.session.run(self.graph.epoch_end, self.graph.feed(batch))
         try:
-            _check_scalars(values)
+            _check_scalars({name: value for name, value in values.items() if name != "images"})
         except Failure:
             self._save()
             raise
-        row = self.folder.add_row(epoch, values)
-        scalars = self._last_step_scalars() | values
-        self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
-        self._save()
-        say(row + self._epoch_notes(scalars))
+        return values
 
     def _epoch_notes(self, scalars):
         """Return the end of an epoch's line on the console: time, speed and learning rate."""
@@ -260,7 +286,7 @@ class Run:
 
     def _last_step_scalars(self):
         """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""
-        scalars = {tag: v for tag, v in self.result.items() if tag not in ("loss", "accuracy")}
+        scalars = {name: v for name, v in self.result.items() if name not in ("loss", "acc")}
         if self.images_per_second is not None:
             scalars["images_per_second"] = self.images_per_second
         return scalars

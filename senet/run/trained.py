@@ -1,11 +1,13 @@
 """A network restored from a checkpoint."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 
 import numpy as np
 
+from senet.averaging import names_in
 from senet.data.inputs import decode_json, inputs_with, read_statistics
 from senet.engine.compat import tf, without_chatter
 from senet.engine.devices import session_config, use_devices
@@ -14,7 +16,9 @@ from senet.engine.memory import check_test_memory
 from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import check_path
 from senet.run.checkpoints import (
+    check_fields,
     describe_difference,
+    network_fields,
     network_variables,
     newest,
     unreadable_as_failure,
@@ -38,10 +42,11 @@ class TrainedNetwork:
         model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
         self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
         with unreadable_as_failure(self.checkpoint, REMEDY):
-            reader = tf.train.NewCheckpointReader(str(self.checkpoint))
+            self.reader = reader = tf.train.NewCheckpointReader(str(self.checkpoint))
             self.statistics = read_statistics(reader)
             self.variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+        check_fields(self.checkpoint, network_fields(reader), hyperparameters.network())
         self.label_names = decode_json(self.statistics.label_names)
 
     def __enter__(self):
@@ -50,11 +55,10 @@ class TrainedNetwork:
             stack.enter_context(tf.Graph().as_default())
             stack.enter_context(tf.device(use_devices(hp.devices)[0]))
             self.inputs = inputs_with(hp.image_size, self.statistics)
-            classes = len(self.label_names)
+            classes = self.inputs.classes
             network = functools.partial(self.network, hyperparameters=hp, classes=classes)
-            self.outputs = evaluation_outputs(
-                network, self.inputs, classes, hp.test_time_augmentation
-            )
+            # The averages, if there are any, are loaded into the variables themselves.
+            self.outputs = evaluation_outputs(network, self.inputs, dataclasses.replace(hp, ema=0))
             self.predictions = self.outputs["probabilities"]
             check_test_memory()
             self.session = stack.enter_context(tf.Session(config=session_config(hp)))
@@ -74,7 +78,10 @@ class TrainedNetwork:
             )
         # A training process may have replaced or deleted it in the meantime.
         with unreadable_as_failure(self.checkpoint, REMEDY), without_chatter():
-            tf.train.Saver().restore(self.session, str(self.checkpoint))
+            variables = {variable.op.name: variable for variable in tf.global_variables()}
+            saved = names_in(self.reader, variables)
+            saver = tf.train.Saver({saved[name]: v for name, v in variables.items()})
+            saver.restore(self.session, str(self.checkpoint))
 
     def probabilities(self, images):
         """Return the probability of each class, float32 [batch, classes], for `images`, uint8

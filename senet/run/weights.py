@@ -2,6 +2,7 @@
 
 import pathlib
 
+from senet.averaging import SUFFIX, names_in
 from senet.data.inputs import STATISTICS, decode_json, read_statistics
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
@@ -9,6 +10,7 @@ from senet.engine.text import shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     describe_difference,
+    network_fields,
     network_variables,
     newest,
     unreadable_as_failure,
@@ -40,9 +42,10 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
             del shapes[name]
     saved_body, body = map(_without_classifier, (saved, wanted))
     if difference := describe_difference(saved_body, body):
+        options = " ".join(f"--{name}={value}" for name, value in network_fields(reader).items())
         raise Failure(
             f"{path} does not match the network: {difference}; use an {OPTION} from the same "
-            f"script, without options that change the network"
+            f"script, with {options or 'the options that it was trained with'}"
         )
     classifier = wanted.keys() - body.keys()
     if not (same_classes or classifier):
@@ -52,9 +55,15 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
             f"layer that name"
         )
     loaded = wanted.keys() if same_classes else body.keys()
-    variables = [variable for variable in tf.global_variables() if variable.op.name in loaded]
-    with unreadable_as_failure(path, remedy), without_chatter():
-        tf.train.Saver(variables).restore(session, str(path))
+    variables = {variable.op.name: variable for variable in tf.global_variables()}
+    # Averaged weights, if there are any, are the network; they start here both as weights and as
+    # averages.
+    sources = names_in(reader, loaded)
+    for suffix in "", SUFFIX:
+        targets = {sources[n]: variables[n + suffix] for n in loaded if n + suffix in variables}
+        if targets:
+            with unreadable_as_failure(path, remedy), without_chatter():
+                tf.train.Saver(targets).restore(session, str(path))
     line = f"weights: {len(loaded):,} of {len(wanted):,} variables from {path}"
     if not same_classes:
         line += f"; not loaded (classes differ): {shortened(sorted(classifier))}"

@@ -1,0 +1,63 @@
+"""The rows of logs.txt, one per epoch:
+
+    epoch: 3/100, train_loss: 0.8123, train_acc: 0.7145, test_loss: 0.7790, test_acc: 0.7311
+
+A row is a dict of numbers by name. Names may differ between runs and between epochs.
+"""
+
+import math
+import re
+
+from senet.engine.errors import Failure
+from senet.engine.files import read_regular
+from senet.engine.text import first_line
+
+ROW = re.compile(r"epoch: (\d{1,9})/(\d{1,9})((?:, [^\s,:]+: [^\s,]+)*)")
+
+
+def format_row(row):
+    """Return the line of a row, a dict."""
+    numbers = dict(row)
+    epochs = f"epoch: {numbers.pop('epoch')}/{numbers.pop('total_epochs')}"
+    return ", ".join([epochs, *(f"{name}: {value:.4f}" for name, value in numbers.items())])
+
+
+def parse_row(line):
+    """Return the row in a line, {name: number}, or None if it is not one."""
+    match = ROW.fullmatch(line)
+    if not match:
+        return None
+    epoch, total_epochs, numbers = match.groups()
+    row: dict[str, float] = {"epoch": int(epoch), "total_epochs": int(total_epochs)}
+    try:
+        for item in numbers.split(", ")[1:]:
+            name, value = item.split(": ")
+            row[name] = float(value)
+    except ValueError:
+        return None
+    return row
+
+
+def read_lines(path):
+    """Return the complete lines of the logs.txt at `path`, [] if it does not exist. Raises Failure
+    if it cannot be read."""
+    try:
+        text = read_regular(path).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
+    return text.split("\n")[:-1]
+
+
+def read_rows(path):
+    """Return the complete rows of the logs.txt at `path`, {epoch: row}."""
+    rows = filter(None, map(parse_row, read_lines(path)))
+    return {row["epoch"]: row for row in rows}
+
+
+def best_epoch(rows):
+    """Return the first epoch with the largest finite `test_acc` in {epoch: row}, or None."""
+    accuracies = {epoch: row.get("test_acc", math.nan) for epoch, row in rows.items()}
+    finite = {epoch: acc for epoch, acc in accuracies.items() if math.isfinite(acc)}
+    return max(finite, key=lambda epoch: (finite[epoch], -epoch), default=None)
