@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 from assests.examples import EXAMPLES, draw_example  # noqa: E402 (needs sys.path)
 from senet.cli.excitation import draw_excitation  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
+from senet.run.rows import read_rows  # noqa: E402
 
 WIDTH = 9.0  # inches, of every figure
 # Colours on a light page, and their replacements on a dark one.
@@ -241,13 +242,16 @@ def draw_paper():
 # --------------------------------------------------------------------------- measured results
 
 
+NUMBERS = "train_loss", "train_acc", "test_loss", "test_acc"  # of a row
+
+
 class Result(NamedTuple):
     """A measured run: its entry in runs.json and the rows of its log."""
 
     name: str
     entry: dict
     options: dict  # of the command, {name: text}
-    rows: np.ndarray  # [epochs, 4]: train_loss, train_acc, test_loss, test_acc
+    rows: np.ndarray  # [epochs, 4]: the NUMBERS
 
     @property
     def accuracy(self):
@@ -281,8 +285,8 @@ def results():
     """Return a Result for each entry of benchmarks/results/runs.json."""
     found = []
     for name, entry in json.loads((RESULTS / "runs.json").read_text()).items():
-        lines = (RESULTS / f"{name}.txt").read_text().splitlines()
-        rows = np.array([re.findall(r"\d+\.\d{4}", line) for line in lines], float)
+        rows = read_rows(RESULTS / f"{name}.txt").values()
+        rows = np.array([[row[number] for number in NUMBERS] for row in rows])
         options = dict(re.findall(r" --(\w+)=(\S+)", entry["command"]))
         found.append(Result(name, entry, options, rows))
     return found

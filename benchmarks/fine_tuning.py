@@ -20,7 +20,6 @@ are reused. For a quick test of everything:
 import argparse
 import json
 import pathlib
-import re
 import shlex
 import shutil
 import statistics
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from cifar10 import CIFAR10, load_cifar  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
+from senet.run.rows import read_rows  # noqa: E402
 
 
 def main():
@@ -161,7 +161,8 @@ def train(dataset, run_dir, options):
     command = [sys.executable, ROOT / "SE_ResNet.py", *options]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         sys.exit(f"error: training failed in {run_dir}; see the error above")
-    return float(re.findall(r"test_acc: (\S+)", (run_dir / "logs.txt").read_text())[-1])
+    *_, last = read_rows(run_dir / "logs.txt").values()
+    return last["test_acc"]
 
 
 def print_table(data_sets, columns, accuracy):

@@ -135,7 +135,7 @@ def input_path(images=50_000, batch_size=128, epochs=5):
             started = time.perf_counter()
             order = epoch_order(data.train, 0, epoch)
             for batch in batches(data.train, batch_size, order):
-                session.run(augmented, inputs.feed(batch))
+                session.run(augmented, {inputs.images: batch.images})
             seconds.append(time.perf_counter() - started)
     print(f"input path only: {images / statistics.median(seconds[1:]):,.0f} images/s")
 
@@ -233,12 +233,12 @@ def prepare_ours(script, hyperparameters, candidate):
     from senet.engine.devices import session_config
 
     data = noise(hyperparameters.batch_size)
-    inputs, train_step, _, _ = script.build_graph(data, hyperparameters)
+    graph = script.build_graph(data, hyperparameters)
     session = tf.Session(config=session_config(hyperparameters))
     session.run(tf.global_variables_initializer())
 
     def step():
-        session.run(train_step, inputs.feed(data.train))
+        session.run(graph.train_step, graph.feed(data.train))
 
     return step, sum(v.shape.num_elements() for v in tf.trainable_variables())
 

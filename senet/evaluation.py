@@ -109,7 +109,8 @@ def evaluate(session, outputs, inputs, batches):
     the network's `evaluation_outputs`, `inputs` are its Inputs."""
     results, labels = [], []
     for batch in batches:
-        results.append(session.run(outputs, inputs.feed(batch)))
+        fed = {inputs.images: batch.images, inputs.labels: batch.labels}
+        results.append(session.run(outputs, fed))
         labels.append(batch.labels)
     labels = np.concatenate(labels)
     predicted = np.concatenate([result["predicted"] for result in results])

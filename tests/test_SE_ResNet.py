@@ -92,14 +92,13 @@ def test_flip_decides_whether_images_are_mirrored(graph, rng, script, flip):
     data = Dataset("noise", split, split, ["a", "b"])
     small = {"flip": flip, "max_shift": 0.0, "batch_size": 20, "mixed_precision": False}
     if script == "SE_ResNet":
-        outcome = build_graph(data, Hyperparameters(width=2, reduction_ratio=2, **small))
+        built = build_graph(data, Hyperparameters(width=2, reduction_ratio=2, **small))
     else:
         tiny = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 0}
-        outcome = SE_ResNeXt.build_graph(data, SE_ResNeXt.Hyperparameters(**tiny, **small))
-    inputs, _, epoch_end, _ = outcome
+        built = SE_ResNeXt.build_graph(data, SE_ResNeXt.Hyperparameters(**tiny, **small))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        augmented = session.run(epoch_end["images"], inputs.feed(split))
+        augmented = session.run(built.epoch_end["images"], built.feed(split))
     mirrored = (augmented == images[:, :, ::-1]).all((1, 2, 3))
     assert ((augmented == images).all((1, 2, 3)) ^ mirrored).all()
     assert mirrored.any() == flip

@@ -5,8 +5,7 @@ import functools
 import io
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -22,17 +21,16 @@ from senet.data.datasets import LOADERS
 from senet.engine.compat import tf
 from senet.engine.devices import visible_gpus
 from senet.engine.signals import Stopped
-from senet.hyperparameters import RunHyperparameters, one_of
+from senet.hyperparameters import RunHyperparameters
 
 
-@dataclass(frozen=True)
 class Settings(RunHyperparameters):
     # network
     width: Annotated[int, Interval(ge=0, le=64)] = 8  # 50 % of the "#" channels
     rate: float = 0.5
     fast: bool = False  # skip nothing
-    kind: Annotated[str, one_of("plain", "wide")] = "plain"  # of network
-    layers: Annotated[int, one_of(29, 50)] = 29
+    kind: Literal["plain", "wide"] = "plain"  # of network
+    layers: Literal[29, 50] = 29
 
 
 @pytest.fixture
@@ -106,7 +104,6 @@ class TestParse:
         assert {"json": False, **given[2]} == {"json": False, **arguments}
 
     def test_a_new_hyperparameter_needs_only_one_line(self, call):
-        @dataclass(frozen=True)
         class WithDropout(Settings):
             dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2  # share of zeros
 
@@ -120,7 +117,7 @@ class TestParse:
     @pytest.mark.parametrize("name", ["help", "checkpoint", "json"])
     def test_a_hyperparameter_with_the_name_of_an_option_is_reported(self, call, name):
         fields = {"__annotations__": {name: str}, name: "", "__module__": __name__}
-        taken = dataclass(frozen=True)(type("Taken", (RunHyperparameters,), fields))
+        taken = type("Taken", (RunHyperparameters,), fields)
         result = call("--help", Hyperparameters=taken)
         message = f"--{name} is already an option of a command; rename the hyperparameter"
         assert_one_line_error(result, 2, message)

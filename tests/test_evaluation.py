@@ -14,6 +14,7 @@ from senet.evaluation import (
     evaluate,
     evaluation_outputs,
 )
+from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     GATES,
     Fully_connected,
@@ -25,8 +26,7 @@ from senet.layers import (
 # One of the two images of class 0 and all three of class 1 are classified correctly; the only image
 # of class 2 is not.
 EVALUATION = Evaluation(
-    loss=0.0,
-    accuracy=4 / 6,
+    metrics={"loss": 0.0, "acc": 4 / 6},
     labels=np.array([0, 1, 0, 2, 1, 1]),
     predicted=np.array([0, 1, 1, 0, 1, 1]),
     probability=np.zeros(6),
@@ -50,16 +50,14 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     classifier. The last of the three classes has no images."""
     images = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 2, 11).astype(np.int32)
-    names = encode_json(["a", "b", "c"])
-    statistics = Statistics(np.zeros(3, np.float32), np.full(3, 255, np.float32), names)
-    inputs = inputs_with(8, statistics)
+    inputs = inputs_of(["a", "b", "c"])
 
     def network(x, training):
         with tf.variable_scope("block"):
             x = Squeeze_excitation_layer(x, 3, 1, "SE")
         return Model(Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"))
 
-    outputs = evaluation_outputs(network, inputs, classes=3)
+    outputs = evaluation_outputs(network, inputs, RunHyperparameters())
     weights = {v.op.name: v for v in tf.trainable_variables()}
     values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in weights.items()}
     with tf.Session() as session:
@@ -84,10 +82,23 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     np.testing.assert_array_equal(evaluation.labels, labels)
     np.testing.assert_array_equal(evaluation.predicted, logits.argmax(axis=1))
     np.testing.assert_allclose(evaluation.probability, probabilities.max(axis=1), rtol=1e-5)
-    assert np.isclose(
-        evaluation.loss, -np.log(probabilities[np.arange(11), labels]).mean(), rtol=1e-5
-    )
-    assert np.isclose(evaluation.accuracy, (logits.argmax(axis=1) == labels).mean())
+    loss = -np.log(probabilities[np.arange(11), labels]).mean()
+    accuracy = (logits.argmax(axis=1) == labels).mean()
+    assert evaluation.metrics == pytest.approx({"loss": loss, "acc": accuracy}, rel=1e-5)
+
+
+def test_data_sets_of_20_classes_have_the_top_5_accuracy(graph):
+    """The label is the most probable class of the first image, the fifth of the second and the
+    sixth of the third."""
+    inputs = inputs_of([f"class {number}" for number in range(20)])
+    logits = tf.constant(np.tile(np.arange(20, 0, -1, np.float32), (3, 1)))
+    outputs = evaluation_outputs(lambda x, training: Model(logits), inputs, RunHyperparameters())
+    split = Split(np.zeros([3, 8, 8, 3], np.uint8), np.array([0, 4, 5], np.int32))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        metrics = evaluate(session, outputs, inputs, [split]).metrics
+    assert metrics["acc"] == pytest.approx(1 / 3)
+    assert metrics["top5"] == pytest.approx(2 / 3)
 
 
 class Model(NamedTuple):
@@ -96,19 +107,24 @@ class Model(NamedTuple):
     model: Any
 
 
+def inputs_of(label_names):
+    """Return the Inputs for images of 8x8 pixels, in the default graph."""
+    mean = np.zeros(3, np.float32)
+    std = np.full(3, 255, np.float32)
+    return inputs_with(8, Statistics(mean, std, encode_json(label_names)))
+
+
 @pytest.fixture
 def inputs(graph):
-    """Return the Inputs for images of 8x8 pixels, in the default graph."""
-    mean, std = np.zeros(3, np.float32), np.full(3, 255, np.float32)
-    return inputs_with(8, Statistics(mean, std, encode_json(["a", "b", "c"])))
+    return inputs_of(["a", "b", "c"])
 
 
-@pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 10)])
+@pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 3)])
 def test_logits_of_a_wrong_shape_or_type_are_reported(inputs, dtype, classes):
     logits = tf.placeholder(dtype, [None, classes])
-    message = r"must return logits of shape \[batch, 10\] in float32, got "
+    message = r"must return logits of shape \[batch, 3\] in float32, got "
     with pytest.raises(Failure, match=f"{message}{dtype.name} "):
-        evaluation_outputs(lambda x, training: Model(logits), inputs, 10)
+        evaluation_outputs(lambda x, training: Model(logits), inputs, RunHyperparameters())
 
 
 @pytest.mark.parametrize(
@@ -123,7 +139,7 @@ def test_gates_of_a_wrong_shape_or_type_are_reported(inputs, dtype, shape):
     with pytest.raises(
         Failure, match=r"^stage1/SE: a Gate must be float32 \[batch, channels\], got"
     ):
-        evaluation_outputs(network, inputs, 3)
+        evaluation_outputs(network, inputs, RunHyperparameters())
 
 
 class LinearNetwork:
@@ -172,7 +188,8 @@ def test_gates_and_plain_accuracy_are_those_of_the_images_alone(inputs):
         tf.add_to_collection(GATES, Gate("SE", gates.op.name, gates))
         return Model(tf.constant([[0.0, 1.0, 0.0]] * 2 + [[3.0, 0.0, 0.0]] * 2))
 
-    outputs = evaluation_outputs(network, inputs, 3, "flip")
+    hp = RunHyperparameters(test_time_augmentation="flip")
+    outputs = evaluation_outputs(network, inputs, hp)
     images = np.zeros([2, 8, 8, 3], np.uint8)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())

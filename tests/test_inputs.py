@@ -12,7 +12,7 @@ def test_images_are_normalised_with_the_statistics_of_the_training_set(graph, rn
     expected = (test.images - train.images.mean((0, 1, 2))) / train.images.std((0, 1, 2))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        output = session.run(inputs.normalised, inputs.feed(test))
+        output = session.run(inputs.normalised, {inputs.images: test.images})
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -32,5 +32,5 @@ def test_to_uint8_undoes_the_normalisation(graph, rng):
     inputs = image_inputs(Dataset("noise", train, train, ["a", "b"]))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        output = session.run(inputs.to_uint8(inputs.normalised), inputs.feed(train))
+        output = session.run(inputs.to_uint8(inputs.normalised), {inputs.images: train.images})
     np.testing.assert_array_equal(output, train.images)

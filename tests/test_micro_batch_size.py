@@ -45,8 +45,7 @@ def test_a_split_is_rejected_if_and_only_if_a_micro_batch_has_one_image(
     labels = tf.placeholder(tf.int32, [None])
     count = tf.get_variable("count", [], tf.int32, trainable=False)
     single = sum_over_micro_batches(
-        lambda _, labels: tf.cast(tf.size(labels) < 2, tf.int32),
-        labels,
+        lambda labels: tf.cast(tf.size(labels) < 2, tf.int32),
         labels,
         micro_batch_size,
         shaped_like=count,

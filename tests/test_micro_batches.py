@@ -26,12 +26,13 @@ def test_every_image_is_in_exactly_one_micro_batch(graph, size, parts):
     images, labels = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.int32, [None])
     total = tf.get_variable("total", [10], trainable=False)
 
-    def tower(images, labels):
+    def tower(batch):
+        images, labels = batch
         # Each image's value times the size of its micro-batch, at the index of its label.
         count = tf.cast(tf.size(labels), tf.float32)
         return count * tf.reduce_sum(images * tf.one_hot(labels, 10), axis=0)
 
-    sums = sum_over_micro_batches(tower, images, labels, size, shaped_like=total)
+    sums = sum_over_micro_batches(tower, (images, labels), size, shaped_like=total)
     with tf.Session() as session:
         values = np.arange(1, 11)
         result = session.run(sums, {images: values[:, None], labels: np.arange(10)})
@@ -41,13 +42,13 @@ def test_every_image_is_in_exactly_one_micro_batch(graph, size, parts):
 
 def test_a_large_batch_is_split_without_overflow(graph):
     """The last boundary, 1,000,000 x 2,500 / 2,500, has a product above 2^31."""
-    images, labels = tf.range(1_000_000), tf.zeros([1_000_000], tf.int32)
+    images = tf.range(1_000_000)
     total = tf.get_variable("total", [], tf.float64, trainable=False)
 
-    def tower(images, labels):
+    def tower(images):
         return tf.reduce_sum(tf.cast(images, tf.float64))
 
-    sums = sum_over_micro_batches(tower, images, labels, 400, shaped_like=total)
+    sums = sum_over_micro_batches(tower, images, 400, shaped_like=total)
     with tf.Session() as session:
         assert session.run(sums) == 999_999 * 1_000_000 / 2
 
@@ -57,11 +58,12 @@ def test_each_micro_batch_has_its_own_dropout(graph):
     total = tf.get_variable("total", [30, 20], trainable=False)
     tf.train.get_or_create_global_step()
 
-    def tower(images, labels):
+    def tower(batch):
+        images, labels = batch
         row = tf.one_hot(labels, 30, axis=0)
         return tf.matmul(row, Dropout(images, rate=0.5, training=True))
 
-    sums = sum_over_micro_batches(tower, images, labels, 1, shaped_like=total)
+    sums = sum_over_micro_batches(tower, (images, labels), 1, shaped_like=total)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         masks = session.run(sums)
@@ -70,12 +72,12 @@ def test_each_micro_batch_has_its_own_dropout(graph):
 
 def test_the_first_use_of_dropout_in_each_step_is_the_same(graph):
     total = tf.get_variable("total", [4, 50])
-    images, labels = tf.ones([4, 50]), tf.zeros([4], tf.int32)
+    images = tf.ones([4, 50])
 
-    def dropped(images, _):
+    def dropped(images):
         return Dropout(images, rate=0.5, training=True)
 
-    sums = [sum_over_micro_batches(dropped, images, labels, 0, total) for _ in range(2)]
+    sums = [sum_over_micro_batches(dropped, images, 0, total) for _ in range(2)]
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         first, second = session.run(sums)
@@ -103,14 +105,14 @@ def first_steps(data, parts, micro_batch_size):
         micro_batch_size=micro_batch_size,
     )
     with tf.Graph().as_default(), tf.Session() as session:
-        inputs, train_step, _, _ = build_graph(data, hp)
+        graph = build_graph(data, hp)
         initialize = tf.global_variables_initializer()
         # The momentum starts at zero, so after one step it is the gradient.
         variables = [v for v in tf.global_variables() if re.search("Momentum|moving_", v.op.name)]
         for part in parts:
             session.run(initialize)
             batch = Split(data.train.images[part], data.train.labels[part])
-            session.run(train_step, inputs.feed(batch))
+            session.run(graph.train_step, graph.feed(batch))
             yield session.run({v.op.name: v for v in variables})
 
 

@@ -18,7 +18,6 @@ from assests import draw
 from assests.examples import EXAMPLES, draw_example
 from senet.cli.command_line import OPTIONS, parse
 from senet.data.shapes import load_shapes
-from senet.hyperparameters import fields_to_compare
 
 HYPERPARAMETERS = {script.name: script.module.Hyperparameters for script in SCRIPTS}
 PAGES = {
@@ -131,7 +130,7 @@ def test_different_runs_have_different_folders():
         name, fields, _ = parse(arguments, HYPERPARAMETERS[script])
         if name == "train":
             hyperparameters = HYPERPARAMETERS[script](**fields)
-            computed = script, fields_to_compare(hyperparameters)
+            computed = script, hyperparameters.compared()
             assert trained.setdefault(hyperparameters.run_dir, computed) == computed
     assert len(trained) >= 6
 

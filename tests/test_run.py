@@ -158,8 +158,9 @@ def test_a_wrong_output_of_a_step_ends_the_run_at_the_first_step(
     tmp_path, monkeypatch, capsys, outputs, message
 ):
     def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
-        inputs, train_step, epoch_end, test_outputs = build_graph(data, hyperparameters)
-        return inputs, {**train_step, **outputs()}, epoch_end, test_outputs
+        graph = build_graph(data, hyperparameters)
+        graph.train_step.update(outputs())
+        return graph
 
     monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
     assert main(arguments(tmp_path, "run")) == 1
@@ -170,8 +171,9 @@ def test_a_wrong_output_of_a_step_ends_the_run_at_the_first_step(
 @pytest.mark.slow
 def test_an_array_in_epoch_end_ends_the_run_after_the_epoch_is_saved(tmp_path, monkeypatch, capsys):
     def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
-        inputs, train_step, epoch_end, test_outputs = build_graph(data, hyperparameters)
-        return inputs, train_step, {**epoch_end, "norms": tf.zeros([3])}, test_outputs
+        graph = build_graph(data, hyperparameters)
+        graph.epoch_end["norms"] = tf.zeros([3])
+        return graph
 
     monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
     assert main(arguments(tmp_path, "run")) == 1

@@ -4,6 +4,7 @@ import pytest
 
 from SE_ResNeXt import Hyperparameters
 from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 from senet.schedules import SCHEDULES, learning_rate
 
 
@@ -52,5 +53,29 @@ def test_a_run_of_one_step_has_a_positive_rate(graph, schedule):
 
 
 def test_a_schedule_may_return_a_number(graph, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "steps", lambda step, total_steps, epoch_steps, peak: peak)
+    monkeypatch.setitem(SCHEDULES, "steps", lambda step, total_steps, epoch_steps, hp: 0.1)
     assert rates(10, [0, 99], total_epochs=10) == pytest.approx({0: 0.1, 99: 0.1})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_warm_up_and_the_last_rate_can_be_set(graph, schedule):
+    """Check 10 epochs of 40 steps: a rise of 2 epochs, and the rate of the last step."""
+    fields = {"schedule": schedule, "warmup_epochs": 2.0, "final_rate": 0.001}
+    found = rates(40, [39, 79, 399], total_epochs=10, **fields)
+    peak = 0.001 + 0.099 * (1 + math.cos(math.pi * 79 / 400)) / 2 if schedule == "cosine" else 0.1
+    assert found[79] == pytest.approx(peak, rel=1e-4)
+    assert 0.4 * peak < found[39] < 0.53
+    assert found[399] == pytest.approx(0.001, rel=0.4)
+
+
+def test_the_factor_of_steps_can_be_set(graph):
+    found = rates(40, [130, 399], total_epochs=10, step_factor=0.5)
+    assert found == pytest.approx({130: 0.05, 399: 0.0125})
+
+
+def test_a_parameter_that_the_schedule_ignores_is_an_error():
+    with pytest.raises(HyperparameterError) as caught:
+        Hyperparameters(schedule="cosine", step_factor=0.5)
+    assert str(caught.value) == (
+        "--step_factor=0.5 has no effect with --schedule=cosine; remove it, or use --schedule=steps"
+    )

@@ -1,5 +1,7 @@
 """The arithmetic of a training step, compared with NumPy."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from scripts import TINY
@@ -15,10 +17,11 @@ from senet.losses import cross_entropy
 @pytest.fixture
 def logits(monkeypatch):
     """Return a list of the logits of each micro-batch, filled while the graph is built."""
-    found, loss = [], script.loss
+    found = []
+    loss = script.loss
 
-    def recording_loss(*arguments, **fields):
-        losses, logits = loss(*arguments, **fields)
+    def recording_loss(*arguments):
+        losses, logits = loss(*arguments)
         found.append(logits)
         return losses, logits
 
@@ -37,72 +40,17 @@ def data(rng):
     return Dataset("noise", split(20), split(7), ["a", "b", "c"])
 
 
-def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(graph, data, logits):
-    """Check two steps of the classifier's bias, whose gradient follows from the logits: the mean of
-    softmax - one-hot, plus weight_decay times the bias."""
-    hp = Hyperparameters(**TINY, weight_decay=0.1, total_epochs=1, batch_size=4)
-    inputs, train_step, _, _ = build_graph(data, hp)
-    (bias,) = (v for v in tf.trainable_variables() if v.op.name == "classifier/bias")
-    value, momentum = np.zeros(3), np.zeros(3)
-    with tf.Session() as session:
+@contextlib.contextmanager
+def built(data, **fields):
+    """Yield the Graph of the smallest network, and a session with its initial values."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = build_graph(data, Hyperparameters(**TINY | fields))
         session.run(tf.global_variables_initializer())
-        for _ in range(2):
-            batch = Split(data.train.images[:4], data.train.labels[:4])
-            output, result = session.run([logits[0], train_step], inputs.feed(batch))
-            probabilities = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
-            gradient = (probabilities - np.eye(3)[batch.labels]).mean(axis=0) + 0.1 * value
-            momentum = 0.9 * momentum + gradient
-            value = value - result["learning_rate"] * (gradient + 0.9 * momentum)
-            np.testing.assert_allclose(session.run(bias), value, rtol=1e-4, atol=1e-6)
-        assert session.run(tf.train.get_global_step()) == 2
+        yield graph, session
 
 
-@pytest.mark.slow
-def test_l2_loss_covers_all_trainable_variables(graph, data):
-    _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, weight_decay=0.1))
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        squares = [np.square(value).sum() for value in session.run(tf.trainable_variables())]
-        l2_loss = session.run(epoch_end["l2_loss"])
-    assert l2_loss == pytest.approx(0.1 * sum(squares) / 2, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_a_training_step_updates_every_moving_average(graph, data):
-    inputs, train_step, _, test_outputs = build_graph(data, Hyperparameters(**TINY))
-    moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
-    # A mean and a variance for the stem, and for four convolutions in each of three blocks.
-    assert len(moving) == 2 * (1 + 3 * 4)
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        before = session.run(moving)
-        session.run(test_outputs, inputs.feed(data.test))
-        for a, b in zip(before, session.run(moving), strict=True):
-            np.testing.assert_array_equal(a, b)
-        session.run(train_step, inputs.feed(data.train))
-        assert all((a != b).any() for a, b in zip(before, session.run(moving), strict=True))
-
-
-@pytest.mark.slow
-def test_means_are_reset_in_each_epoch(graph, data, logits):
-    """Check three steps, two per epoch: the means are over the first two, then over the third."""
-    hp = Hyperparameters(**TINY, batch_size=10)
-    inputs, train_step, epoch_end, _ = build_graph(data, hp)
-    parts = [Split(data.train.images[i : i + 7], data.train.labels[i : i + 7]) for i in (0, 7, 10)]
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        losses, correct, means = [], [], []
-        for batch in parts:
-            output, result = session.run([logits[0], train_step], inputs.feed(batch))
-            probabilities = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
-            losses.append(-np.log(probabilities[np.arange(7), batch.labels]))
-            correct.append(output.argmax(axis=1) == batch.labels)
-            means.append((result["loss"], result["accuracy"]))
-            values = session.run(epoch_end, inputs.feed(batch))
-            assert (values["train_loss"], values["train_accuracy"]) == means[-1]
-    for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
-        expected = np.mean(losses[epoch]), np.mean(correct[epoch])
-        np.testing.assert_allclose(means[step], expected, rtol=1e-5)
+def variables(ending):
+    return [v for v in tf.global_variables() if v.op.name.endswith(ending)]
 
 
 def softmax(logits):
@@ -110,8 +58,58 @@ def softmax(logits):
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
+def test_a_step_is_nesterov_momentum_on_cross_entropy_and_l2(data, logits):
+    """Check two steps of the classifier's bias, whose gradient follows from the logits: the mean of
+    softmax - one-hot, plus weight_decay times the bias."""
+    value = np.zeros(3)
+    momentum = np.zeros(3)
+    batch = Split(data.train.images[:4], data.train.labels[:4])
+    with built(data, weight_decay=0.1, total_epochs=1, batch_size=4) as (graph, session):
+        (bias,) = variables("classifier/bias")
+        for _ in range(2):
+            output, result = session.run([logits[0], graph.train_step], graph.feed(batch))
+            gradient = (softmax(output) - np.eye(3)[batch.labels]).mean(axis=0) + 0.1 * value
+            momentum = 0.9 * momentum + gradient
+            value = value - result["learning_rate"] * (gradient + 0.9 * momentum)
+            np.testing.assert_allclose(session.run(bias), value, rtol=1e-4, atol=1e-6)
+        assert session.run(tf.train.get_global_step()) == 2
+
+
+@pytest.mark.slow
+def test_a_training_step_updates_every_moving_average(data):
+    with built(data) as (graph, session):
+        moving = [v for v in tf.global_variables() if "moving_" in v.op.name]
+        # A mean and a variance for the stem, and for four convolutions in each of three blocks.
+        assert len(moving) == 2 * (1 + 3 * 4)
+        before = session.run(moving)
+        session.run(graph.test_outputs, graph.feed(data.test))
+        for a, b in zip(before, session.run(moving), strict=True):
+            np.testing.assert_array_equal(a, b)
+        session.run(graph.train_step, graph.feed(data.train))
+        assert all((a != b).any() for a, b in zip(before, session.run(moving), strict=True))
+
+
+@pytest.mark.slow
+def test_means_are_reset_in_each_epoch(data, logits):
+    """Check three steps, two per epoch: the means are over the first two, then over the third."""
+    parts = [Split(data.train.images[i : i + 7], data.train.labels[i : i + 7]) for i in (0, 7, 10)]
+    losses, correct, means = [], [], []
+    with built(data, batch_size=10) as (graph, session):
+        for batch in parts:
+            output, result = session.run([logits[0], graph.train_step], graph.feed(batch))
+            losses.append(-np.log(softmax(output)[np.arange(7), batch.labels]))
+            correct.append(output.argmax(axis=1) == batch.labels)
+            means.append((result["loss"], result["acc"]))
+            values = session.run(graph.epoch_end, graph.feed(batch))
+            assert (values["train_loss"], values["train_acc"]) == means[-1]
+    for step, epoch in enumerate([slice(0, 1), slice(0, 2), slice(2, 3)]):
+        expected = np.mean(losses[epoch]), np.mean(correct[epoch])
+        np.testing.assert_allclose(means[step], expected, rtol=1e-5)
+
+
 def test_label_smoothing_spreads_the_target(graph, rng):
-    logits, labels = rng.normal(size=(5, 4)).astype(np.float32), np.array([0, 1, 2, 3, 1])
+    logits = rng.normal(size=(5, 4)).astype(np.float32)
+    labels = np.array([0, 1, 2, 3, 1])
     target = 0.7 * np.eye(4)[labels] + 0.3 / 4
     with tf.Session() as session:
         loss = session.run(cross_entropy(tf.constant(logits), labels, label_smoothing=0.3))
@@ -119,64 +117,110 @@ def test_label_smoothing_spreads_the_target(graph, rng):
 
 
 @pytest.mark.slow
-def test_label_smoothing_changes_the_gradient_but_not_the_reported_loss(graph, data):
+def test_label_smoothing_changes_the_gradient_but_not_the_reported_loss(data):
     results = []
     for smoothing in (0.0, 0.2):
-        with tf.Graph().as_default(), tf.Session() as session:
-            hp = Hyperparameters(**TINY, label_smoothing=smoothing, batch_size=20)
-            inputs, train_step, _, _ = build_graph(data, hp)
-            session.run(tf.global_variables_initializer())
-            losses = [session.run(train_step, inputs.feed(data.train))["loss"] for _ in range(2)]
-            (bias,) = (v for v in tf.trainable_variables() if v.op.name == "classifier/bias")
-            results.append((losses[0], session.run(bias)))
+        with built(data, label_smoothing=smoothing, batch_size=20) as (graph, session):
+            loss = session.run(graph.train_step, graph.feed(data.train))["loss"]
+            results.append((loss, session.run(variables("classifier/bias")[0])))
     (plain, plain_bias), (smooth, smooth_bias) = results
     assert smooth == pytest.approx(plain, rel=1e-5)
     assert np.abs(smooth_bias - plain_bias).max() > 1e-4
 
 
+def first_gradient(data, **fields):
+    """Return the gradient that the optimizer gets in the first step, which is the momentum after
+    it, as one array, and the reported norm."""
+    with built(data, batch_size=20, **fields) as (graph, session):
+        norm = session.run(graph.epoch_end["gradient_norm"], graph.feed(data.train))
+        session.run(graph.train_step, graph.feed(data.train))
+        momenta = session.run(variables("/Momentum"))
+        return np.concatenate([value.ravel() for value in momenta]), norm
+
+
 @pytest.mark.slow
-def test_gradient_norm_is_that_of_the_whole_objective(graph, data):
-    """Compare with the norm of the momentum after the first step, which is the gradient."""
-    hp = Hyperparameters(**TINY, weight_decay=0.1, batch_size=20)
-    inputs, train_step, epoch_end, _ = build_graph(data, hp)
-    momenta = [v for v in tf.global_variables() if v.op.name.endswith("/Momentum")]
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        norm = session.run(epoch_end["gradient_norm"], inputs.feed(data.train))
-        session.run(train_step, inputs.feed(data.train))
-        gradient = np.concatenate([value.ravel() for value in session.run(momenta)])
-    assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 5}, {"weight_decay": 0.1}])
+def test_clipping_scales_the_gradient_of_the_whole_batch_but_not_the_decay(data, fields):
+    """The biases of the SE layers start at 0, so they do not decay."""
+    whole, norm = first_gradient(data, **{"weight_decay": 0.0} | fields)
+    clipped, reported = first_gradient(data, clip_norm=norm / 4, **{"weight_decay": 0.0} | fields)
+    assert reported == pytest.approx(norm, rel=1e-5)
+    if not fields.get("weight_decay"):
+        assert norm == pytest.approx(np.linalg.norm(whole), rel=1e-5)
+        np.testing.assert_allclose(clipped, whole / 4, rtol=1e-4, atol=1e-7)
+    else:
+        decay = np.float32(0.1) * np.concatenate(initial_values(data))
+        np.testing.assert_allclose(clipped - decay, (whole - decay) / 4, rtol=1e-3, atol=1e-5)
 
 
-def test_the_gradient_norm_works_with_adam(graph, data, monkeypatch):
+def initial_values(data):
+    with built(data) as (_, session):
+        return [session.run(v).ravel() for v in tf.trainable_variables()]
+
+
+def test_a_step_works_with_adam(data, monkeypatch):
     monkeypatch.setattr(script, "optimizer", lambda rate, hp: tf.train.AdamOptimizer(rate))
-    inputs, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY, batch_size=20))
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        assert session.run(epoch_end["gradient_norm"], inputs.feed(data.train)) > 0.1
+    with built(data, batch_size=20) as (graph, session):
+        (bias,) = variables("classifier/bias")
+        # The first step of Adam has the size of the rate, whatever the gradient.
+        rate = session.run(graph.train_step, graph.feed(data.train))["learning_rate"]
+        np.testing.assert_allclose(np.abs(session.run(bias)), rate, rtol=0.01)
 
 
 @pytest.mark.slow
-def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch):
+def test_weight_decay_can_be_limited_to_some_variables(data, monkeypatch):
     def weights():
-        return [v for v in tf.trainable_variables() if v.op.name.endswith("weights")]
+        return iter([v for v in tf.trainable_variables() if v.op.name.endswith("weights")])
 
     monkeypatch.setattr(script, "decayed_variables", weights)
     values = {}
     for decay in (0.0, 0.5):
-        with tf.Graph().as_default(), tf.Session() as session:
-            hp = Hyperparameters(**TINY, weight_decay=decay, batch_size=20)
-            inputs, train_step, epoch_end, _ = build_graph(data, hp)
-            session.run(tf.global_variables_initializer())
+        with built(data, weight_decay=decay, batch_size=20) as (graph, session):
             trained = {v.op.name: v for v in tf.trainable_variables()}
-            before, l2_loss = session.run([trained, epoch_end["l2_loss"]])
+            before, l2_loss = session.run([trained, graph.epoch_end["l2_loss"]])
             squares = {v.op.name: np.square(before[v.op.name]).sum() for v in weights()}
             assert l2_loss == pytest.approx(decay * sum(squares.values()) / 2, rel=1e-5)
-            session.run(train_step, inputs.feed(data.train))
+            session.run(graph.train_step, graph.feed(data.train))
             values[decay] = session.run(trained)
     changed = {n for n, value in values[0.0].items() if (value != values[0.5][n]).any()}
     # The weights of the layer before the gates are initially zero, so decay does not change them.
     assert changed == {name for name, square in squares.items() if square > 0}
+
+
+@pytest.mark.slow
+def test_the_averaged_weights_follow_the_weights_and_are_tested(data):
+    """After step t, counted from 0, the decay is the smaller of `ema` and (1 + t) / (10 + t)."""
+    with built(data, ema=0.25, batch_size=20, micro_batch_size=7) as (graph, session):
+        (weight,) = variables("classifier/bias")
+        (average,) = variables("classifier/bias/ema")
+        moving = variables("stem/batch_norm/moving_mean/ema")
+        expected, *_ = session.run([average, *moving])
+        for step in range(4):
+            session.run(graph.train_step, graph.feed(data.train))
+            decay = min(0.25, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * session.run(weight)
+        np.testing.assert_allclose(session.run(average), expected, rtol=1e-5)
+        assert len(variables("/ema")) == len(tf.trainable_variables()) + 2 * (1 + 3 * 4)
+        before = session.run(graph.test_outputs, graph.feed(data.test))["probabilities"]
+        weight.load(np.array([9, 0, 0], np.float32), session)
+        after = session.run(graph.test_outputs, graph.feed(data.test))["probabilities"]
+        np.testing.assert_array_equal(after, before)
+        average.load(np.array([99, 0, 0], np.float32), session)
+        after = session.run(graph.test_outputs, graph.feed(data.test))["probabilities"]
+        np.testing.assert_allclose(after[:, 0], 1)
+
+
+def replaced_loss(monkeypatch, result):
+    """Let the script's loss return `result(losses, logits)`."""
+    loss = script.loss
+    monkeypatch.setattr(script, "loss", lambda *arguments: result(*loss(*arguments)))
+
+
+@pytest.mark.slow
+def test_a_loss_may_replace_what_is_reported(data, monkeypatch):
+    replaced_loss(monkeypatch, lambda losses, logits: (losses, logits, {"acc": 0 * losses + 0.5}))
+    with built(data, batch_size=20) as (graph, session):
+        assert session.run(graph.train_step, graph.feed(data.train))["acc"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -185,50 +229,55 @@ def test_weight_decay_can_be_limited_to_some_variables(graph, data, monkeypatch)
         lambda logits: tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(logits), logits),
         lambda logits: tf.reduce_mean(logits),
         lambda logits: tf.reduce_mean(logits, axis=0),
-        lambda logits: tf.reshape(tf.reduce_mean(logits), [1]),
     ],
-    ids=["per image and class", "per batch", "per class", "one per batch"],
+    ids=["per image and class", "per batch", "per class"],
 )
-def test_a_loss_that_is_not_per_image_is_reported(graph, data, monkeypatch, losses):
-    loss = script.loss
-
-    def other_loss(*arguments, **fields):
-        _, logits = loss(*arguments, **fields)
-        return losses(logits), logits
-
-    monkeypatch.setattr(script, "loss", other_loss)
-    with pytest.raises(Failure, match=r"^loss\(\) must return one loss per image, \[batch\], got"):
-        build_graph(data, Hyperparameters(**TINY))
-
-
-def test_a_variable_created_in_the_loss_is_reported(graph, data, monkeypatch):
-    loss = script.loss
-
-    def loss_with_temperature(*arguments, **fields):
-        losses, logits = loss(*arguments, **fields)
-        with tf.variable_scope("temperature", reuse=tf.AUTO_REUSE):
-            return losses * tf.get_variable("t", [], initializer=tf.ones_initializer()), logits
-
-    monkeypatch.setattr(script, "loss", loss_with_temperature)
-    with pytest.raises(
-        Failure, match=r"^loss\(\) created temperature/t, which would not be trained"
+def test_a_loss_that_is_not_per_image_is_reported(data, monkeypatch, losses):
+    replaced_loss(monkeypatch, lambda _, logits: (losses(logits), logits))
+    with (
+        pytest.raises(Failure, match=r"^loss\(\) must return one loss per image, \[batch\], got"),
+        built(data),
     ):
-        build_graph(data, Hyperparameters(**TINY))
+        pass
 
 
-def test_an_update_that_would_not_run_is_reported(graph, data, monkeypatch):
-    loss = script.loss
-
-    def loss_with_update(*arguments, **fields):
-        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.no_op())
-        return loss(*arguments, **fields)
-
-    monkeypatch.setattr(script, "loss", loss_with_update)
-    with pytest.raises(Failure, match="^UPDATE_OPS are not run; remove them"):
-        build_graph(data, Hyperparameters(**TINY))
+def variable_in_loss(losses, logits):
+    with tf.variable_scope("temperature", reuse=tf.AUTO_REUSE):
+        return losses * tf.get_variable("t", [], initializer=tf.ones_initializer()), logits
 
 
-def test_a_regularizer_of_a_variable_is_reported(graph, data, monkeypatch):
+def update_op_in_loss(losses, logits):
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.no_op())
+    return losses, logits
+
+
+def stateful_dropout(losses, logits):
+    return tf.nn.dropout(losses, rate=0.5), logits
+
+
+@pytest.mark.parametrize(
+    "result, message",
+    [
+        (variable_in_loss, r"^loss\(\) created temperature/t, which would not be trained"),
+        (update_op_in_loss, "^UPDATE_OPS are not run; remove them"),
+        (stateful_dropout, "draws random numbers that differ when a run is resumed; use"),
+    ],
+)
+def test_what_would_not_be_trained_updated_or_resumed_is_reported(
+    data, monkeypatch, result, message
+):
+    replaced_loss(monkeypatch, result)
+    with pytest.raises(Failure, match=message), built(data):
+        pass
+
+
+def test_a_stateful_augmentation_is_reported(data, monkeypatch):
+    monkeypatch.setattr(script, "flip", lambda x, *_: tf.image.random_flip_left_right(x))
+    with pytest.raises(Failure, match="random_flip.*draws random numbers that differ"), built(data):
+        pass
+
+
+def test_a_regularizer_of_a_variable_is_reported(data, monkeypatch):
     create = tf.get_variable
 
     def create_with_regularizer(name, *arguments, **fields):
@@ -237,22 +286,16 @@ def test_a_regularizer_of_a_variable_is_reported(graph, data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(tf, "get_variable", create_with_regularizer)
-        with pytest.raises(Failure, match="^regularizers of variables are not supported; remove"):
-            build_graph(data, Hyperparameters(**TINY))
+        message = "^regularizers of variables are not supported; remove"
+        with pytest.raises(Failure, match=message), built(data):
+            pass
 
 
-def test_the_decayed_variables_may_be_an_iterator(graph, data, monkeypatch):
-    monkeypatch.setattr(script, "decayed_variables", lambda: iter(tf.trainable_variables()))
-    _, _, epoch_end, _ = build_graph(data, Hyperparameters(**TINY))
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        assert session.run(epoch_end["l2_loss"]) > 0
-
-
-def test_a_decayed_variable_that_is_not_trainable_is_reported(graph, data, monkeypatch):
+def test_a_decayed_variable_that_is_not_trainable_is_reported(data, monkeypatch):
     monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
-    with pytest.raises(Failure, match="only trainable variables, got stem/batch_norm"):
-        build_graph(data, Hyperparameters(**TINY))
+    message = "only trainable variables can decay, got stage1/block1/merge/batch_norm/moving_mean"
+    with pytest.raises(Failure, match=message), built(data):
+        pass
 
 
 def test_a_variable_that_the_loss_does_not_use_is_reported(graph, data):
@@ -261,11 +304,11 @@ def test_a_variable_that_the_loss_does_not_use_is_reported(graph, data):
         build_graph(data, Hyperparameters(**TINY))
 
 
-def test_a_loss_that_builds_the_network_for_evaluation_is_an_error(graph, data, monkeypatch):
-    def loss(images, labels, network, hyperparameters):
-        logits = network(images, training=False).model
-        return cross_entropy(logits, labels), logits
+def test_a_loss_that_builds_the_network_for_evaluation_is_an_error(data, monkeypatch):
+    def loss(batch, network, hyperparameters):
+        logits = network(batch["images"], training=False).model
+        return cross_entropy(logits, batch["labels"]), logits
 
     monkeypatch.setattr(script, "loss", loss)
-    with pytest.raises(Failure, match="does not update .*moving_mean.*training=True"):
-        build_graph(data, Hyperparameters(**TINY))
+    with pytest.raises(Failure, match="does not update .*moving_mean.*training=True"), built(data):
+        pass

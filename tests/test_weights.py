@@ -45,7 +45,7 @@ class Network:
     def save(self, folder, step):
         folder.mkdir(parents=True, exist_ok=True)
         with self.graph.as_default(), tf.Session() as session:
-            checkpoints = Checkpoints(folder, self.outputs)
+            checkpoints = Checkpoints(folder, self.outputs, {"width": 4})
             session.run(tf.global_variables_initializer())
             tf.train.get_global_step().load(step, session)
             checkpoints.save(session, step)
@@ -100,7 +100,10 @@ def test_the_classifier_starts_from_scratch_for_other_classes(saved, names):
 )
 def test_a_network_that_does_not_match_is_rejected(saved, changes, difference):
     shapes = {n: shape for n, shape in (NETWORK | changes).items() if shape}
-    message = f"{saved} does not match the network: {difference}; use an --initial_checkpoint from"
+    message = (
+        f"{saved} does not match the network: {difference}; use an --initial_checkpoint from the "
+        f"same script, with --width=4$"
+    )
     for names in ANIMALS, ["a", "b"]:
         with pytest.raises(Failure, match=message):
             Network(shapes, 1.0, names).load(saved)
@@ -193,7 +196,7 @@ def test_training_adopts_the_network_of_the_initial_checkpoint(trained, tmp_path
     assert SE_ResNeXt.main([*options, "--padding=1"]) == 0
     network, *_ = capsys.readouterr().out.splitlines()
     assert network == (
-        f"network of {trained}: reduction_ratio 2, cardinality 2, depth 2, blocks 1, padding 1 "
+        f"network of {trained}: blocks 1, cardinality 2, depth 2, reduction_ratio 2, padding 1 "
         f"instead of 0"
     )
     fields = json.loads((tmp_path / "run" / "hyperparameters.json").read_text())

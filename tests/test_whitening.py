@@ -52,12 +52,12 @@ def test_training_does_not_change_the_filters(graph, images):
     split = Split(np.tile(images, (1, 2, 2, 1)), np.arange(20, dtype=np.int32) % 2)
     data = Dataset("blurred", split, split, ["a", "b"])
     hp = script.Hyperparameters(width=2, reduction_ratio=2, batch_size=10, total_epochs=1)
-    inputs, train_step, _, _ = script.build_graph(data, hp)
+    built = script.build_graph(data, hp)
     (stem,) = (v for v in tf.global_variables() if v.op.name == "stem/weights")
     assert stem not in tf.trainable_variables()
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        session.run(train_step, inputs.feed(data.train.evenly_spaced(10)))
+        session.run(built.train_step, built.feed(data.train.evenly_spaced(10)))
         filters = whitening_filters(data.train.images, *data.channel_statistics(), 24, 2)
         np.testing.assert_array_equal(session.run(stem), filters)
 

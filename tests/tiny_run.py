@@ -38,8 +38,8 @@ def signal_after_epoch(last, number=signal.SIGKILL):
     """Let this process send itself the signal `number` at the end of epoch `last`."""
     end_epoch = Run.end_epoch
 
-    def end_epoch_and_signal(run, epoch, *results):
-        end_epoch(run, epoch, *results)
+    def end_epoch_and_signal(run, epoch):
+        end_epoch(run, epoch)
         if epoch == last:
             os.kill(os.getpid(), number)
 

@@ -17,10 +17,6 @@ class Inputs(NamedTuple):
     statistics: Any  # a Statistics of variables, which checkpoints store
     classes: int
 
-    def feed(self, batch):
-        """Return the `feed_dict` of a batch, a Split."""
-        return {self.images: batch.images, self.labels: batch.labels}
-
     def to_uint8(self, normalised):
         """Return normalised images, float32, converted back to uint8."""
         with tf.name_scope("to_uint8"):
