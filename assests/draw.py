@@ -17,7 +17,6 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
 The screenshots of TensorBoard are not drawn here.
 """
 
-import ast
 import io
 import json
 import pathlib
@@ -484,15 +483,6 @@ def wrapped(command, width=88):
     return "\n".join(lines)
 
 
-def se_layer():
-    """Return the source of the SE layer, as a fenced block."""
-    source = (ROOT / "senet" / "layers.py").read_text()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name == "Squeeze_excitation_layer":
-            return f"```python\n{ast.get_source_segment(source, node)}\n```"
-    raise LookupError("senet/layers.py has no Squeeze_excitation_layer")
-
-
 # ---------------------------------------------------------------------------------------- all
 
 
@@ -516,7 +506,6 @@ PARTS = {
     "results": results_table,
     "precision": precision_table,
     "runs": runs_table,
-    "se_layer": se_layer,
 }
 PAGES = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md"
 

@@ -38,7 +38,7 @@ def correct(logits, labels):
 def in_top5(logits, labels):
     """Return whether the label of each image is one of the five most probable classes, bool
     [batch]."""
-    return tf.math.in_top_k(labels, logits, 5)
+    return tf.math.in_top_k(logits, labels, 5)
 
 
 def metrics(classes):

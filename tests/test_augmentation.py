@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 
-from senet.augmentation import alternating_flip, cutout, flip, random_key, shift, whole_pixels
+from senet.augmentation import (
+    alternating_flip,
+    cutout,
+    flip,
+    mixup,
+    random_key,
+    shift,
+    whole_pixels,
+)
 from senet.engine.compat import tf
 from senet.engine.errors import HyperparameterError
+from senet.losses import batch_loss, cross_entropy
 
 
 class Augmentation:
@@ -166,3 +175,33 @@ def test_random_keys_differ_between_seeds_and_purposes():
     keys = {random_key(seed, 5, purpose)[0] for seed in (0, 1, 2**32 - 1) for purpose in "abc"}
     assert len(keys) == 9
     assert max(keys) < 2**32
+
+
+def test_mixup_mixes_each_image_with_its_partner_and_the_loss_follows(graph, rng):
+    images = rng.normal(size=(2001, 2, 3, 1)).astype(np.float32)
+    labels = rng.integers(0, 5, 2001).astype(np.int32)
+    logits = tf.constant(rng.normal(size=(2001, 5)), tf.float32)
+    step = tf.placeholder(tf.int64, [])
+    batch = mixup({"images": tf.constant(images), "labels": tf.constant(labels)}, 0, step, 1.0)
+    both = [cross_entropy(logits, labels), cross_entropy(logits, labels[::-1])]
+    with tf.Session() as session:
+        fetches = batch, batch_loss(logits, batch, 0.0), both
+        mixed, loss, (own, other) = session.run(fetches, {step: 3})
+        again = session.run(batch["weights"], {step: 3})
+        later = session.run(batch["weights"], {step: 4})
+    weights = mixed["weights"]
+    share = weights[:, None, None, None]
+    expected = share * images + (1 - share) * images[::-1]
+    np.testing.assert_allclose(mixed["images"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mixed["other_labels"], labels[::-1])
+    np.testing.assert_allclose(loss, weights * own + (1 - weights) * other, rtol=1e-5)
+    # Beta(1, 1) is uniform, so the larger of the two shares is uniform between 1/2 and 1.
+    assert weights.min() >= 0.5
+    np.testing.assert_allclose(np.quantile(weights, [0.25, 0.5, 0.75]), [5 / 8, 6 / 8, 7 / 8], 0.05)
+    np.testing.assert_array_equal(weights, again)
+    assert (weights != later).mean() > 0.99
+
+
+def test_mixup_with_an_alpha_of_0_changes_nothing(graph):
+    batch = {"images": tf.zeros([2, 4, 4, 3]), "labels": tf.zeros([2], tf.int32)}
+    assert mixup(batch, 0, 0, 0.0) is batch

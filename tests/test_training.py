@@ -312,3 +312,54 @@ def test_a_loss_that_builds_the_network_for_evaluation_is_an_error(data, monkeyp
     monkeypatch.setattr(script, "loss", loss)
     with pytest.raises(Failure, match="does not update .*moving_mean.*training=True"), built(data):
         pass
+
+
+def two_steps(data, replicas, **fields):
+    """Return the variables after two steps on `replicas` CPU devices, and the last gradient norm.
+    Each device or micro-batch has 5 images, so that batch norm computes the same."""
+    devices = [f"/cpu:{number}" for number in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    config = tf.ConfigProto(device_count={"CPU": replicas})
+    with tf.Graph().as_default(), strategy.scope(), tf.Session(config=config) as session:
+        hp = Hyperparameters(**TINY | {"batch_size": 20, "micro_batch_size": 5} | fields)
+        graph = build_graph(data, hp)
+        session.run(tf.global_variables_initializer())
+        for _ in range(2):
+            session.run(graph.train_step, graph.feed(data.train))
+        norm = session.run(graph.epoch_end["gradient_norm"], graph.feed(data.train))
+        return session.run({v.op.name: v for v in tf.global_variables()}), norm
+
+
+class AdamW(tf.train.AdamOptimizer):
+    """The recipe of docs/contributing.md."""
+
+    def _resource_apply_dense(self, grad, var):
+        decay = var.assign_sub(0.05 * self._lr_t * var)
+        with tf.control_dependencies([decay]):
+            return super()._resource_apply_dense(grad, var)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adam", [False, True])
+def test_two_devices_compute_what_one_does(data, monkeypatch, adam):
+    """With clipping, averaged weights and mixup; with AdamW, whose decay is not in the gradient."""
+    fields = {"clip_norm": 0.5, "ema": 0.5, "mixup": 0.4}
+    if adam:
+        monkeypatch.setattr(script, "optimizer", lambda rate, hp: AdamW(0.01 * rate))
+        fields["weight_decay"] = 0.0
+    one, norm = two_steps(data, 1, **fields)
+    two, norm_of_two = two_steps(data, 2, **fields)
+    assert norm_of_two == pytest.approx(norm, rel=1e-3)
+    assert one.keys() <= two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-2, atol=1e-4, err_msg=name)
+
+
+def test_adamw_decays_the_weights_apart_from_the_gradient(graph):
+    value = tf.get_variable("v", initializer=[2.0, -4.0])
+    update = AdamW(0.1).apply_gradients([(tf.constant([1.0, 0.0]), value)])
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        session.run(update)
+        # A step of Adam of 0.1 where there is a gradient, and 0.5 % of decay everywhere.
+        np.testing.assert_allclose(session.run(value), [1.99 - 0.1, -3.98], rtol=1e-5)
