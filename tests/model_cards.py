@@ -12,23 +12,22 @@ from senet.engine.compat import tf
 
 
 def card_numbers(card):
-    """Return (hashes {file: digest}, trainable parameters, lines of the confusion matrix) from the
-    text of a card."""
-    listed = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", card, re.M)}
+    """Return (trainable parameters, lines of the confusion matrix) from the text of a card."""
     parameters = int(re.search(r"with ([\d,]+) trainable", card)[1].replace(",", ""))
     table = card.partition("\nclass ")[2].partition("```")[0].splitlines()[1:]
-    return listed, parameters, table
+    return parameters, table
 
 
 def check_published(folder):
     """Assert that the numbers on the card match the files, and that these contain no absolute
     paths."""
     card = (folder / "README.md").read_text("utf-8")
-    listed, parameters, table = card_numbers(card)
+    parameters, table = card_numbers(card)
 
-    # evaluate and excitation may have added figures since.
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
-    assert {str(path.relative_to(folder)) for path in files} == {*listed, "README.md"}
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    listed = dict(line.split("  ")[::-1] for line in lines)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(folder)) for path in files} == {*listed, "SHA256SUMS"}
     for name, digest in listed.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
     assert sum(path.stat().st_size for path in files) <= 10e6
