@@ -1,5 +1,6 @@
 """A network restored from a checkpoint."""
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -36,7 +37,7 @@ def load(network, run_dir, checkpoint=""):
     return TrainedNetwork(network, Hyperparameters(**fields | here), checkpoint)
 
 
-class TrainedNetwork:
+class TrainedNetwork(contextlib.AbstractContextManager):
     """A network restored from a checkpoint, in a `graph` and a `session` of its own, which `close`
     or a `with` statement closes. It writes nothing, and training may continue at the same time.
 
@@ -81,9 +82,6 @@ class TrainedNetwork:
         """Free the memory of the variables."""
         self.session.close()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self.close()
 
@@ -93,11 +91,9 @@ class TrainedNetwork:
         return self._run(self.outputs["probabilities"], images)
 
     def features(self, images):
-        """Return the classifier's input, float32 [batch, features], for `images`, uint8 [batch,
-        side, side, 3]."""
-        return self._run(
-            self.graph.get_operation_by_name(f"test/{CLASSIFIER}/MatMul").inputs[0], images
-        )
+        """Return the classifier's input, float32 [batch, features], for such `images`."""
+        product = self.graph.get_operation_by_name(f"test/{CLASSIFIER}/MatMul")
+        return self._run(product.inputs[0], images)
 
     def _run(self, tensor, images):
         images = np.asarray(images)
@@ -113,15 +109,11 @@ class TrainedNetwork:
 def _find(checkpoint, hyperparameters):
     """Return the path of a checkpoint, without a suffix."""
     run = RunFolder(hyperparameters)
-    if not checkpoint:
-        if path := newest(run.model):
-            return path
-        raise Failure(
-            f"{run.model} has no checkpoint; train first, or use the --run_dir of an existing run"
-        )
     check_path("--checkpoint", checkpoint)
     name = _best(run) if checkpoint == "best" else checkpoint.removesuffix(".index")
     path = pathlib.Path(name) if "/" in name else run.model / name
+    if not checkpoint and not (path := newest(run.model)):
+        raise Failure(f"{run.model} has no checkpoint; use the --run_dir of another run")
     if not pathlib.Path(f"{path}.index").exists():
         raise Failure(
             f"--checkpoint={checkpoint}: {path}.index does not exist; pass the path of a "
@@ -131,8 +123,8 @@ def _find(checkpoint, hyperparameters):
 
 
 def _best(run):
-    """Return the name of the checkpoint of a RunFolder's best epoch. Only the data set tells which
-    step ended the epoch."""
+    """Return the name of the checkpoint of a RunFolder's best epoch. The data set tells how many
+    steps an epoch has."""
     run.rows = read_rows(run.row_file)
     hp = run.hyperparameters
     train = load_dataset(hp.dataset, hp.data_dir, hp.image_size).train
