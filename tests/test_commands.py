@@ -340,8 +340,9 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path, monkeyp
         assert errors.startswith(f"error: no run in {tmp_path}; train first, or use the --run_dir")
     shipped = tmp_path / "models" / "SE_ResNeXt"
     shipped.mkdir(parents=True)
+    (tmp_path / "other").mkdir()
     monkeypatch.setattr(SE_ResNeXt, "__file__", str(tmp_path / "SE_ResNeXt.py"))
-    for folder, name in (tmp_path, "models/SE_ResNeXt"), (shipped, shipped):
+    for folder, name in (tmp_path, "models/SE_ResNeXt"), (tmp_path / "other", shipped):
         monkeypatch.chdir(folder)
         _, _, errors = call("evaluate", run_dir=tmp_path)
         assert errors.endswith(f" of an existing run, such as --run_dir={name}\n")

@@ -12,6 +12,7 @@ import SE_ResNet
 import SE_ResNeXt
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
+from senet.layers import moving_averages
 from senet.run.trained import load
 
 PAGE = (ROOT / "docs" / "trained_networks.md").read_text()
@@ -81,15 +82,16 @@ def test_the_examples_of_docs_python_run(capsys, monkeypatch):
     with pytest.raises(Failure, match="does not match this script"):
         load(SE_ResNeXt.SE_ResNeXt, "models/SE_ResNet")
 
+    feed = np.random.default_rng(0).normal(size=(16, 32, 32, 3)), np.arange(16) % 2
     with tf.Graph().as_default():
         exec(own_graph, names)
-    # Two classes, dark and bright: without updates of the averages, the test mode would fail.
-    labels = np.arange(16) % 2
-    images = np.random.default_rng(0).normal(size=(16, 32, 32, 3))
-    images += 4 * labels[:, None, None, None] - 2
-    feed = {names["x"]: images, names["y"]: labels}
-    with names["session"] as session:
-        for _ in range(30):
+        with names["session"] as session:
+            feed = dict(zip((names["x"], names["y"]), feed, strict=True))
+            expected = session.run(moving_averages(), feed)
             session.run(names["train_step"], feed)
-        logits = session.run(names["tested"], feed)
-    np.testing.assert_array_equal(logits.argmax(axis=1), labels)
+            averages = session.run(tf.moving_average_variables())
+            for _ in range(100):  # of the same batch: the averages become its statistics
+                session.run(names["assigns"], feed)
+            trained, tested = session.run([names["logits"], names["tested"]], feed)
+    assert all(map(np.allclose, averages, expected))
+    np.testing.assert_allclose(tested, trained, atol=0.05)  # their variance is the unbiased one

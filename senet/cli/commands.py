@@ -147,6 +147,8 @@ def _files(path):
 
 
 def _image_or_error(path, side):
+    if pathlib.Path(path).is_dir():
+        return ImageError(f"{path}: no images in this folder that Pillow can read")
     try:
         return read_image(path, side)
     except ImageError as error:
