@@ -6,17 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_python
 from image_folders import write_image_folder
 from PIL import Image
-from tensorflow.core.protobuf import saved_model_pb2
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
 from senet.cli.excitation import draw_excitation, save_excitation
-from senet.cli.export import decode_image
-from senet.data.image_files import read_image
-from senet.engine.compat import tf
 from senet.run.folder import RunFolder
 
 
@@ -131,106 +126,6 @@ def test_predict_reads_folders_and_prints_json_records_also_of_files_that_fail(c
         assert f"{record['image']}: {top}" == line
         assert all(round(part["probability"], 6) == part["probability"] for part in record["top"])
         assert len(record["top"]) == 2
-
-
-@pytest.fixture(scope="session")
-def odd_images(tmp_path_factory):
-    """Return the paths of images like photos, in odd formats and sizes."""
-    folder = tmp_path_factory.mktemp("odd")
-    rng = np.random.default_rng(0)
-
-    def photo(width, height):
-        blurred = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
-        image = np.array(blurred.resize((width, height), Image.Resampling.BICUBIC), float)
-        noise = rng.normal(0, 12, image.shape)
-        return Image.fromarray((image + noise).clip(0, 255).astype(np.uint8))
-
-    clear = photo(150, 99).convert("RGBA")
-    clear.putalpha(Image.linear_gradient("L").resize((150, 99)))
-    two_colours = photo(60, 41).convert("L").point([0] * 128 + [255] * 128)
-    images = {
-        "large.jpg": (photo(1301, 1003), {"quality": 92}),
-        "progressive.jpeg": (photo(640, 481), {"progressive": True, "subsampling": 2}),
-        "grey.jpg": (photo(333, 401).convert("L"), {}),
-        "cmyk.jpg": (photo(200, 201).convert("CMYK"), {"quality": 95}),
-        "clear.png": (clear, {}),
-        "palette.png": (photo(301, 300).quantize(64), {"transparency": 3}),
-        "grey_alpha.png": (photo(57, 41).convert("LA"), {}),
-        "tiny.png": (photo(31, 29), {}),
-        "one_bit.png": (two_colours.convert("1"), {}),
-        "two_bits.png": (photo(64, 47).convert("L").quantize(4), {"bits": 2}),
-    }
-    for name, (image, options) in images.items():
-        image.save(folder / name, **options)
-    return [folder / name for name in images]
-
-
-def test_decode_image_gives_the_pixels_of_read_image(odd_images, tmp_path):
-    with tf.Graph().as_default(), tf.Session() as session:
-        data = tf.placeholder(tf.string, [])
-        decoded = decode_image(data, 32)
-        for path in odd_images:
-            difference = session.run(decoded, {data: path.read_bytes()}) - np.int32(
-                read_image(path, 32)
-            )
-            # Decoders and the sums of filters may round differently.
-            assert abs(difference).max() <= 1, path
-            assert abs(difference).mean() < 0.1, path
-        Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
-        with pytest.raises(tf.errors.InvalidArgumentError, match="more than 8 bits per channel"):
-            session.run(decoded, {data: (tmp_path / "deep.png").read_bytes()})
-
-
-LOAD_EXPORT = """
-import json, pathlib, sys, numpy, tensorflow as tf
-from PIL import Image
-signatures = tf.saved_model.load(sys.argv[1]).signatures
-results = {}
-for name, paths in json.loads(sys.argv[2]).items():
-    if name == "encoded":
-        data = tf.constant([pathlib.Path(path).read_bytes() for path in paths])
-        result = signatures[name](image_bytes=data)
-    else:
-        data = numpy.stack([numpy.array(Image.open(path)) for path in paths])
-        result = signatures[name](images=tf.constant(data))
-    labels = [[label.decode() for label in row] for row in result["labels"].numpy()]
-    results[name] = labels, result["probabilities"].numpy().tolist()
-print(json.dumps(results))
-try:
-    signatures["serving_default"](images=tf.zeros([1, 28, 28, 3], tf.uint8))
-except tf.errors.InvalidArgumentError as error:
-    sys.exit(f"{error}")
-"""
-
-
-@pytest.mark.slow
-def test_an_export_loaded_in_plain_tensorflow_agrees_with_predict(
-    call, files, odd_images, tmp_path
-):
-    folder = tmp_path / "models" / "1"
-    status, output, errors = call("export", folder)
-    assert (status, errors) == (0, "")
-    assert f"exported: {folder} (" in output
-    assert [path.name for path in folder.parent.iterdir()] == ["1"]
-    graph = saved_model_pb2.SavedModel()
-    graph.ParseFromString((folder / "saved_model.pb").read_bytes())
-    nodes = graph.meta_graphs[0].graph_def.node
-    assert {node.device for node in nodes} == {""}  # it may run on other devices
-    assert not [node.name for node in nodes if "Variable" in node.op or "Random" in node.op]
-    wanted = {"serving_default": files[:5], "encoded": odd_images}
-    code, predictions, errors = run_python(
-        "-c", LOAD_EXPORT, folder, json.dumps(wanted, default=str), cwd=tmp_path, PYTHONPATH=""
-    )
-    message = "Shape of tensor images [1,28,28,3] is not compatible with expected shape [?,32,32,3]"
-    assert code == 1 and message in errors
-    for name, tolerance in ("serving_default", 1e-6), ("encoded", 0.01):
-        _, output, _ = call("predict", *wanted[name], "--json", "--top=10")
-        labels, probabilities = json.loads(predictions)[name]
-        for line, names, values in zip(output.splitlines(), labels, probabilities, strict=True):
-            expected = {part["label"]: part["probability"] for part in json.loads(line)["top"]}
-            assert dict(zip(names, values, strict=True)) == pytest.approx(expected, abs=tolerance)
-            assert values == sorted(values, reverse=True)
-            assert abs(sum(values) - 1) < 1e-6
 
 
 def test_export_does_not_replace_a_folder_or_a_link(call, tmp_path):
