@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_run
 from image_folders import write_image_folder
 from PIL import Image
 
@@ -243,39 +244,23 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path, monkeyp
         assert errors.endswith(f" of an existing run, such as --run_dir={name}\n")
 
 
-NO_SE = "--reduction_ratio=0"
-
-
-@pytest.fixture
-def train_on_folder(tmp_path, capsys):
-    """Return a function that trains on a folder of images and returns the run_dir."""
-
-    def train(names, *options):
-        images = write_image_folder(tmp_path / "images", names, size=(20, 30))
-        run_dir = tmp_path / "run"
-        tiny = ["--cardinality=2", "--depth=2", "--blocks=1", "--reduction_ratio=2", "--padding=0"]
-        small = ["--batch_size=20", "--micro_batch_size=0", "--total_epochs=1"]
-        small += [f"--dataset={images}"]
-        places = [f"--data_dir={tmp_path / 'data'}", f"--run_dir={run_dir}"]
-        assert SE_ResNeXt.main([*tiny, *small, *options, *places]) == 0
-        capsys.readouterr()
-        return run_dir
-
-    return train
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("classes, options", [(2, []), (37, ["--image_size=48", NO_SE])])
-def test_own_images_work_from_training_to_export(train_on_folder, call, tmp_path, classes, options):
+@pytest.mark.parametrize(
+    "classes, options", [(2, []), (37, ["--image_size=48", "--reduction_ratio=0"])]
+)
+def test_own_images_work_from_training_to_export(call, tmp_path, classes, options):
     names = [f"kind {number:02}" for number in range(classes)]
-    run_dir = train_on_folder(names, *options)
+    images = write_image_folder(tmp_path / "images", names, size=(20, 30))
+    run_dir = tmp_path / "run"
+    options = [*tiny_run.TINY_OPTIONS, f"--dataset={images}", "--total_epochs=1", *options]
+    assert call("train", f"--data_dir={tmp_path / 'data'}", *options, run_dir=run_dir)[0] == 0
     image = tmp_path / "images" / "test" / names[0] / "0.png"
     status, output, errors = call("evaluate", run_dir=run_dir)
     assert (status, errors) == (0, "")
     assert f"{2 * classes} test images" in output
     # The first two lines and the last contain paths.
     assert all(len(line) <= 100 for line in output.splitlines()[2:-1])
-    if options:
+    if "--image_size=48" in options:
         status, output, errors = call("excitation", run_dir=run_dir)
         assert (status, output) == (1, "")
         assert "has no gates: its reduction_ratio is 0, or " in errors
@@ -288,7 +273,7 @@ def test_own_images_work_from_training_to_export(train_on_folder, call, tmp_path
     assert len(top) == min(3, classes)
 
     status, output, _ = call("export", tmp_path / "model", run_dir=run_dir)
-    side = 48 if options else 32
+    side = 48 if "--image_size=48" in options else 32
     assert (status, f"images of {side}x{side}" in output) == (0, True)
 
 

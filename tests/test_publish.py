@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-from image_folders import save, write_image_folder
-from model_cards import card_numbers, check_published
+from image_folders import save
+from model_cards import check_published
 from PIL import Image
 
 import SE_ResNeXt
@@ -46,7 +46,7 @@ def test_the_numbers_on_the_card_match_the_files(published, trained):
     check_published(published)
     card = (published / "README.md").read_text()
     assert "Artificial images, re-encoded as JPEG." in card
-    assert card_numbers(card)[0] == 7862  # worked out by hand in test_run.py
+    assert "with 7,862 trainable" in card  # worked out by hand in test_run.py
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=20"
     (command,) = re.findall(r"^python SE_ResNeXt.py (--(?!initial).*)", card, re.M)
     options = {*tiny.split(), "--total_epochs=2", "--micro_batch_size=0"}
@@ -106,7 +106,7 @@ def test_an_earlier_checkpoint_is_published_with_its_rows_and_the_settings_of_th
     assert json.loads((folder / "hyperparameters.json").read_text())["micro_batch_size"] == 0
 
 
-def test_different_images_and_a_checkpoint_without_a_row_are_rejected(trained, call, tmp_path):
+def test_a_checkpoint_without_a_row_is_rejected(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)
@@ -115,11 +115,7 @@ def test_different_images_and_a_checkpoint_without_a_row_are_rejected(trained, c
     assert_one_line_error(
         result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: step 20 is"
     )
-    classes = [f"class {number}" for number in range(10)]
-    dataset = write_image_folder(tmp_path / "images", classes, train=1, test=1)
-    result = call("publish", tmp_path / "new", f"--run_dir={run}", f"--dataset={dataset}")
-    assert "(an epoch has 1 steps); use another --checkpoint, or the data set" in result[2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_machine_specific_settings_are_not_published(trained, tmp_path, call):
