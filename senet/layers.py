@@ -33,8 +33,11 @@ class Gate(NamedTuple):
 
 
 def padded(x, hyperparameters):
-    """Return images `x` in the data type of the network, with `padding` zeros on each side."""
+    """Return images `x` in the data type of the network, with `padding` zeros on each side.
+    Raises ValueError if their size is not known."""
     hp = hyperparameters
+    if not x.shape[1:].is_fully_defined():
+        raise ValueError(f"images must have a known height, width and channels, got {x.shape}")
     margins = [hp.padding] * 2
     return tf.pad(tf.cast(x, compute_dtype(hp.mixed_precision)), [[0, 0], margins, margins, [0, 0]])
 

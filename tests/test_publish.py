@@ -3,12 +3,12 @@ optimizer state into a new folder."""
 
 import json
 import re
-import resource
 import shutil
+import subprocess
 
 import pytest
-from image_folders import save, write_image_folder
-from model_cards import card_numbers, check_published
+from image_folders import save
+from model_cards import check_published
 from PIL import Image
 
 import SE_ResNeXt
@@ -46,9 +46,9 @@ def test_the_numbers_on_the_card_match_the_files(published, trained):
     check_published(published)
     card = (published / "README.md").read_text()
     assert "Artificial images, re-encoded as JPEG." in card
-    assert card_numbers(card)[1] == 7862  # worked out by hand in test_run.py
+    assert "with 7,862 trainable" in card  # worked out by hand in test_run.py
     tiny = "--cardinality=2 --depth=2 --blocks=1 --reduction_ratio=2 --padding=0 --batch_size=20"
-    (command,) = re.findall(r"^python SE_ResNeXt.py (--.*)", card, re.M)
+    (command,) = re.findall(r"^python SE_ResNeXt.py (--(?!initial).*)", card, re.M)
     options = {*tiny.split(), "--total_epochs=2", "--micro_batch_size=0"}
     assert set(command.split()) == options
     assert "200 training and 40 test images" in card
@@ -56,123 +56,57 @@ def test_the_numbers_on_the_card_match_the_files(published, trained):
     assert [path.name for path in published.parent.iterdir()] == ["tiny"]
 
 
-def test_a_wrong_number_on_the_card_is_detected(published, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(published, folder)
-    card = (folder / "README.md").read_text()
-    for wrong in card.replace("7,862", "7,863"), card.replace("test_acc: 0.", "test_acc: 1."):
-        (folder / "README.md").write_text(wrong)
-        with pytest.raises(AssertionError):
-            check_published(folder)
+def test_sha256sum_verifies_the_folder_without_warnings(published):
+    command = ["sha256sum", "--check", "SHA256SUMS"]
+    result = subprocess.run(command, cwd=published, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 6
 
 
-def test_evaluate_gives_the_same_digits_as_the_run(published, trained, call):
-    data_dir = f"--data_dir={trained.parent / 'data'}"
-    status, output, errors = call("evaluate", f"--run_dir={published}", data_dir)
-    assert (status, errors) == (0, "")
-    row = (trained / "logs.txt").read_text().splitlines()[-1]
-    assert row.endswith(f", {output.splitlines()[2]}")
-
-
-@pytest.mark.slow
-def test_the_other_commands_give_the_same_results_as_the_run(published, trained, call, tmp_path):
+def test_the_commands_give_the_results_of_the_run_and_leave_the_folder_unchanged(
+    published, trained, call, tmp_path, monkeypatch
+):
     images = load_cifar(CIFAR10, trained.parent / "data")[2]
     Image.fromarray(images[0]).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
     data_dir = f"--data_dir={trained.parent / 'data'}"
-    for command in ["predict", tmp_path / "0.png"], ["excitation"]:
+    before = sorted(published.rglob("*"))
+    for command in ["predict", "0.png"], ["excitation"], ["evaluate"]:
         expected = call(*command, f"--run_dir={trained}")
         status, output, errors = call(*command, f"--run_dir={published}", data_dir)
+        output = output.replace("figure: ", f"figure: {trained}/")  # in the current folder
         assert (status, output.replace(str(published), str(trained)), errors) == expected
-    status, _, errors = call("export", tmp_path / "model", f"--run_dir={published}")
-    assert (status, errors) == (0, "")
+    assert call("export", "model", f"--run_dir={published}")[0] == 0
+    assert sorted(published.rglob("*")) == before
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "0.png",
+        "confusion_matrix.png",
+        "excitation.png",
+    }
 
 
-def test_training_does_not_resume_a_published_network(published, call, tmp_path):
+def test_training_does_not_resume_a_published_network(published, call):
     before = sorted(published.rglob("*"))
-    for options in ["--data_dir=nowhere"], ["--total_epochs=9"]:
-        result = call(f"--run_dir={published}", *options)
-        assert_one_line_error(
-            result, 1, f"{published} is a published network and has no optimizer state"
-        )
-        assert f"use --initial_checkpoint={published} and another --run_dir" in result[2]
+    result = call(f"--run_dir={published}", "--total_epochs=9")
+    assert_one_line_error(result, 1, f"{published} is a published network and has no optimizer ")
+    assert f"use --initial_checkpoint={published} and another --run_dir" in result[2]
     assert sorted(published.rglob("*")) == before
 
 
-def test_an_earlier_checkpoint_is_published_with_the_rows_up_to_it(trained, call, tmp_path):
-    folder, checkpoint = tmp_path / "first", "--checkpoint=model.ckpt-10"
-    assert call("publish", folder, checkpoint, f"--run_dir={trained}")[0] == 0
+def test_an_earlier_checkpoint_is_published_with_its_rows_and_the_settings_of_the_run(
+    trained, call, tmp_path
+):
+    folder = tmp_path / "first"
+    options = "--checkpoint=model.ckpt-10", "--micro_batch_size=7"  # for the evaluation
+    assert call("publish", folder, f"--run_dir={trained}", *options)[0] == 0
     check_published(folder)
     rows = (trained / "logs.txt").read_text().splitlines(keepends=True)
     assert (folder / "logs.txt").read_text() == rows[0]
-
-
-@pytest.mark.parametrize(
-    "options, status, message",
-    [
-        (["--seed=3"], 2, "--seed must be 0, the value that the run was trained with, got 3"),
-        (["--total_epochs=9"], 2, "--total_epochs must be 2, the value that"),
-        (["--dataset=shapes"], 1, "{run}/model/model.ckpt-20 was trained on the classes class 0"),
-        (["--checkpoint=model.ckpt-7"], 1, "--checkpoint=model.ckpt-7: "),
-    ],
-)
-def test_options_that_differ_from_the_run_are_rejected(
-    trained, call, tmp_path, options, status, message
-):
-    folder = tmp_path / "new"
-    result = call("publish", folder, f"--run_dir={trained}", *options)
-    assert_one_line_error(result, status, message.format(run=trained))
-    assert not folder.exists()
-
-
-def test_the_card_has_the_micro_batches_of_the_run(trained, tmp_path):
-    folder = tmp_path / "new"
-    options = [f"--run_dir={trained}", "--micro_batch_size=7"]  # for the evaluation
-    assert SE_ResNeXt.main(["publish", str(folder), *options]) == 0
-    assert "--micro_batch_size=0 " in (folder / "README.md").read_text()
+    assert "--micro_batch_size=0" in (folder / "README.md").read_text()
     assert json.loads((folder / "hyperparameters.json").read_text())["micro_batch_size"] == 0
 
 
-def test_the_card_has_the_epoch_of_the_checkpoint_even_if_rows_are_missing(trained, call, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    rows = (run / "logs.txt").read_text().splitlines(keepends=True)
-    (run / "logs.txt").write_text(rows[1])
-    assert call("publish", tmp_path / "new", f"--run_dir={run}")[0] == 0
-    assert "to the end of epoch 2 (step 20)" in " ".join(
-        (tmp_path / "new" / "README.md").read_text().split()
-    )
-
-
-def test_the_card_of_an_extended_run_says_so(trained, published, call, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    rows = (run / "logs.txt").read_text()
-    (run / "logs.txt").write_text(rows.replace("epoch: 1/2", "epoch: 1/1"))
-    assert call("publish", tmp_path / "new", f"--run_dir={run}")[0] == 0
-    extended = "The run was extended and last started with this command"
-    assert extended in (tmp_path / "new" / "README.md").read_text()
-    assert "The network was trained with this command" in (published / "README.md").read_text()
-
-
-def test_publish_on_a_full_disk_names_the_folder(trained, call, tmp_path):
-    """Simulate a full disk by limiting the size of files."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        result = call("publish", tmp_path / "new", f"--run_dir={trained}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert_one_line_error(result, 1, f"cannot write {tmp_path}/new: ")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_publish_does_not_replace_a_folder(trained, call, tmp_path):
-    (tmp_path / "file").write_text("precious")
-    result = call("publish", tmp_path, f"--run_dir={trained}")
-    assert_one_line_error(result, 1, f"{tmp_path} already exists; remove it, or use another folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_different_images_and_a_checkpoint_without_a_row_are_rejected(trained, call, tmp_path):
+def test_a_checkpoint_without_a_row_is_rejected(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     rows = (run / "logs.txt").read_text().splitlines(keepends=True)
@@ -181,19 +115,7 @@ def test_different_images_and_a_checkpoint_without_a_row_are_rejected(trained, c
     assert_one_line_error(
         result, 1, f"{run}/logs.txt has no row for {run}/model/model.ckpt-20: step 20 is"
     )
-    classes = [f"class {number}" for number in range(10)]
-    dataset = write_image_folder(tmp_path / "images", classes, train=1, test=1)
-    result = call("publish", tmp_path / "new", f"--run_dir={run}", f"--dataset={dataset}")
-    assert_one_line_error(result, 1, f"the training images of {dataset} differ from those ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
-
-
-def test_a_damaged_network_gives_a_one_line_error(published, call, tmp_path):
-    shutil.copytree(published, tmp_path / "damaged")
-    (data,) = (tmp_path / "damaged").glob("model/*.data-*")
-    data.write_bytes(data.read_bytes()[:-100])
-    result = call("evaluate", f"--run_dir={tmp_path / 'damaged'}")
-    assert_one_line_error(result, 1, f"{tmp_path}/damaged/model/model.ckpt-20: cannot be read (")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_machine_specific_settings_are_not_published(trained, tmp_path, call):
@@ -212,15 +134,3 @@ def test_machine_specific_settings_are_not_published(trained, tmp_path, call):
     assert "--dataset=images" in (tmp_path / "new" / "README.md").read_text()
     for path in (tmp_path / "new").rglob("*"):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
-
-
-def test_without_a_run_the_message_names_the_shipped_network(tmp_path, call, monkeypatch):
-    shipped, elsewhere = tmp_path / "models" / "SE_ResNeXt", tmp_path / "elsewhere"
-    shipped.mkdir(parents=True)
-    elsewhere.mkdir()
-    monkeypatch.setattr(SE_ResNeXt, "__file__", str(tmp_path / "SE_ResNeXt.py"))
-    for folder, name in (tmp_path, "models/SE_ResNeXt"), (elsewhere, shipped):
-        monkeypatch.chdir(folder)
-        result = call("predict", "a.png", "--run_dir=none")
-        start = "no run in none; train first, or use the --run_dir of an existing run, such as "
-        assert_one_line_error(result, 1, f"{start}--run_dir={name}\n")

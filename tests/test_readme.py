@@ -17,7 +17,6 @@ from scripts import SCRIPTS, by_script
 from assests import draw
 from assests.examples import EXAMPLES, draw_example
 from senet.cli.command_line import OPTIONS, parse
-from senet.data.shapes import load_shapes
 
 HYPERPARAMETERS = {script.name: script.module.Hyperparameters for script in SCRIPTS}
 PAGES = {
@@ -71,22 +70,6 @@ def quick_start_run(tmp_path_factory):
 def test_the_quick_start_command_learns_to_classify_shapes(quick_start_run):
     *_, last = (quick_start_run / "runs/shapes/logs.txt").read_text().splitlines()
     assert float(last.rpartition("test_acc: ")[2]) >= 0.3  # chance: 0.1
-
-
-@pytest.mark.slow
-def test_the_commands_for_trained_networks_run(quick_start_run, monkeypatch):
-    _, _, images, labels, label_names = load_shapes()
-    circle = Image.fromarray(images[list(labels).index(label_names.index("circle"))])
-    circle.save(quick_start_run / "circle.png")
-    page = PAGES[ROOT / "docs" / "trained_networks.md"]
-    monkeypatch.chdir(quick_start_run)
-    for script, arguments in calls(page):
-        assert importlib.import_module(script).main(arguments) == 0, arguments
-    # The export must be usable without this repository.
-    (code,) = blocks(page, "python")
-    status, output, errors = run_python("-c", code, cwd=quick_start_run, PYTHONPATH="")
-    assert status == 0, errors
-    assert re.fullmatch(r"b'\w+' [01]\.\d+\n", output)
 
 
 def test_the_pretrained_network_recognises_the_drawings(capsys):

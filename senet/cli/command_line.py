@@ -44,8 +44,13 @@ class Command(NamedTuple):
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "checkpoint": {"metavar": "NAME", "help": "checkpoint to use (default: the newest)"},
+    "checkpoint": {"metavar": "NAME", "help": "checkpoint to use, or best (default: the newest)"},
     "json": {"action": "store_true", "help": "print one JSON object per image"},
+    "top": {
+        "metavar": "N",
+        "type": commands.number_of_classes,
+        "help": "classes to print per image (default: 3)",
+    },
     "note": {"metavar": "TEXT", "help": "remark on the training data for the model card"},
 }
 COMMANDS = {
@@ -59,7 +64,7 @@ COMMANDS = {
         commands.predict,
         "print the most probable classes of image files",
         "IMAGES",
-        ("checkpoint", "json"),
+        ("checkpoint", "json", "top"),
     ),
     "export": Command(
         commands.export, "write a SavedModel into a new folder", "FOLDER", ("checkpoint",)

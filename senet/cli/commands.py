@@ -1,34 +1,29 @@
-"""The commands that use a trained network: evaluate, predict, export, excitation.
+"""The commands that use a trained network: evaluate, predict, excitation, and export.
 
 Their arguments are the network's class, the hyperparameters, and those declared in `COMMANDS` of
 `senet/cli/command_line.py`.
 """
 
-import contextlib
+import argparse
 import json as json_format
-import os
 import pathlib
-import shlex
 import sys
-import tempfile
 
 import numpy as np
 from PIL import Image
 
+from senet.cli.export import export
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
-from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
 from senet.engine.files import replacing
-from senet.engine.signals import signals_as_exceptions
 from senet.engine.text import first_line, printable, shortened
 from senet.evaluation import evaluate as evaluate_batches
-from senet.hyperparameters import check_path
+from senet.run.checkpoints import is_published
 from senet.run.pages import confusion_page
-from senet.run.trained import TrainedNetwork
+from senet.run.trained import BATCH, TrainedNetwork
 
-TOP = 3  # classes printed per image
-PREDICT_BATCH = 64  # images
+__all__ = ["evaluate", "excitation", "export", "predict"]
 
 
 def evaluate_trained(trained):
@@ -49,29 +44,34 @@ def evaluate_trained(trained):
 
 def evaluate(network, hyperparameters, checkpoint=""):
     """Print the loss, the accuracy, the accuracy of each class and the confusion matrix of the test
-    set, and save a drawing of the matrix as run_dir/confusion_matrix.png."""
+    set, and save a drawing of the matrix as confusion_matrix.png."""
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         evaluation, data = evaluate_trained(trained)
-        matrix, names = evaluation.confusion_matrix(len(data.label_names)), data.label_names
-        print(f"checkpoint: {trained.checkpoint}")
-        print(f"data: {data.name}, {len(evaluation.labels):,} test images")
-        print(result_line(evaluation))
-        if hyperparameters.test_time_augmentation != "none":
-            print(
-                f"these are averages over {hyperparameters.test_time_augmentation}; without "
-                f"test-time augmentation, test_acc: {evaluation.plain_accuracy:.4f}"
-            )
-        print()
-        for line in class_table(matrix, names):
-            print(line)
-        figure = pathlib.Path(hyperparameters.run_dir) / "confusion_matrix.png"
-        try:
-            with replacing(figure) as temporary:
-                Image.fromarray(confusion_page(matrix, names)).save(temporary, "PNG")
-        except OSError as error:  # such as for a shared network that only others may write
-            print(f"warning: cannot write {figure}: {first_line(error)}", file=sys.stderr)
-        else:
-            print(f"\nfigure: {figure}")
+    matrix = evaluation.confusion_matrix(len(data.label_names))
+    print(f"checkpoint: {trained.checkpoint}")
+    print(f"data: {data.name}, {len(evaluation.labels):,} test images")
+    print(result_line(evaluation))
+    if (augmentation := hyperparameters.test_time_augmentation) != "none":
+        print(
+            f"these are averages over {augmentation}; without test-time augmentation, test_acc: "
+            f"{evaluation.plain_accuracy:.4f}"
+        )
+    print("", *class_table(matrix, data.label_names), sep="\n")
+    figure = _figure(hyperparameters, "confusion_matrix.png")
+    try:
+        with replacing(figure) as temporary:
+            Image.fromarray(confusion_page(matrix, data.label_names)).save(temporary, "PNG")
+    except OSError as error:  # such as for a shared network that only others may write
+        print(f"warning: cannot write {figure}: {first_line(error)}", file=sys.stderr)
+    else:
+        print(f"\nfigure: {figure}")
+
+
+def _figure(hyperparameters, name):
+    """Return the path of a figure: in run_dir, or in the current folder for a published network,
+    which stays as it is."""
+    folder = pathlib.Path(hyperparameters.run_dir)
+    return pathlib.Path(name) if is_published(folder / "model") else folder / name
 
 
 def result_line(evaluation):
@@ -101,111 +101,64 @@ def class_table(matrix, names):
         yield f"{number:{digits}}  {name[:width]:{width}}{share:>9}{images:>7,}{last}"
 
 
-def predict(network, hyperparameters, images, checkpoint="", json=False):
-    """Print the three most probable classes of each image file, one file per line; with `json`, as
-    a JSON object. `images` is a list of paths. Return 1 if a file could not be read, 0 otherwise.
-    """
+def number_of_classes(text):
+    """Return the value of --top. Raises argparse.ArgumentTypeError if it is not allowed."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def predict(network, hyperparameters, images, checkpoint="", json=False, top=3):
+    """Print the `top` most probable classes of each image file, one file per line; with `json`, as
+    a JSON object. `images` is a list of paths; a folder means all images in it. Return 1 if a file
+    could not be read, 0 otherwise."""
     status = 0
+    paths = [file for path in images for file in _files(path)]
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        for first in range(0, len(images), PREDICT_BATCH):
-            paths = images[first : first + PREDICT_BATCH]
-            read = [_image_or_error(path, hyperparameters.image_size) for path in paths]
-            good = [image for image in read if image is not None]
-            status |= len(good) < len(read)
-            predictions = iter(trained.probabilities(np.stack(good)) if good else [])
-            for path, image in zip(paths, read, strict=True):
-                if image is not None:
-                    line = _prediction(path, next(predictions), trained.label_names, json)
-                    print(line, flush=True)
-    return int(status)
+        for first in range(0, len(paths), BATCH):
+            some = paths[first : first + BATCH]
+            read = [_image_or_error(path, hyperparameters.image_size) for path in some]
+            good = [image for image in read if isinstance(image, np.ndarray)]
+            predictions = iter(trained.probabilities(good) if good else [])
+            for path, image in zip(some, read, strict=True):
+                if isinstance(image, ImageError):
+                    status = 1
+                    print(f"error: {image}", file=sys.stderr, flush=True)
+                    record = {"error": str(image).removeprefix(f"{printable(path)}: ")}
+                    line = ""
+                else:
+                    probabilities = next(predictions)
+                    order = np.argsort(-probabilities, kind="stable")[:top]
+                    pairs = [(trained.label_names[c], float(probabilities[c])) for c in order]
+                    record = {"top": [{"label": n, "probability": round(p, 6)} for n, p in pairs]}
+                    line = f"{printable(path)}: " + ", ".join(f"{n} {p:.4f}" for n, p in pairs)
+                if json or line:
+                    print(json_format.dumps({"image": path} | record) if json else line, flush=True)
+    return status
+
+
+def _files(path):
+    """Return the paths of the images in a folder, sorted, or only `path` if there are none."""
+    suffixes = {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
+    files = sorted(pathlib.Path(path).rglob("*"))
+    return [str(f) for f in files if f.suffix.lower() in suffixes and f.name[0] != "."] or [path]
 
 
 def _image_or_error(path, side):
-    """Return the image in a file, or None after printing an error."""
+    if pathlib.Path(path).is_dir():
+        return ImageError(f"{path}: no images in this folder that Pillow can read")
     try:
         return read_image(path, side)
     except ImageError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return None
-
-
-def _prediction(path, probabilities, names, as_json):
-    order = np.argsort(-probabilities, kind="stable")[:TOP]
-    if as_json:
-        top = [{"label": names[c], "probability": float(probabilities[c])} for c in order]
-        return json_format.dumps({"image": path, "top": top})
-    return f"{printable(path)}: " + ", ".join(f"{names[c]} {probabilities[c]:.4f}" for c in order)
-
-
-def new_folder(text):
-    """Return `text`, the argument FOLDER, as the path of a new folder. Raises
-    HyperparameterError if the path is not allowed, Failure if it exists."""
-    check_path("FOLDER", text)
-    folder = pathlib.Path(text)
-    if os.path.lexists(folder):
-        raise Failure(f"{folder} already exists; remove it, or use another folder")
-    return folder
-
-
-@contextlib.contextmanager
-def temporary_folder(folder):
-    """Yield a path at which to create a folder, and rename that folder to `folder` at the end of
-    the block: other processes, such as a server, never see an incomplete one. Raises Failure if it
-    cannot be written."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            signals_as_exceptions(),
-            tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as parent,
-        ):
-            temporary = pathlib.Path(parent) / "model"
-            yield temporary
-            temporary.rename(folder)
-    except (tf.errors.OpError, OSError) as error:
-        raise Failure(
-            f"cannot write {folder}: {first_line(error)}; fix the cause, or use another folder"
-        ) from None
-
-
-def export(network, hyperparameters, folder, checkpoint=""):
-    """Write a SavedModel into a new `folder`. It maps `images`, uint8 [batch, side, side, 3], to
-    all classes, the most probable first: `labels`, string [batch, classes], and `probabilities`,
-    float32 [batch, classes]."""
-    folder = new_folder(folder)
-    with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
-        names = trained.label_names
-        with tf.name_scope("predict"):
-            probabilities, order = tf.math.top_k(trained.predictions, k=len(names))
-            labels = tf.gather(tf.constant(names), order)
-        signature = tf.saved_model.predict_signature_def(
-            {"images": trained.inputs.images}, {"probabilities": probabilities, "labels": labels}
-        )
-        with temporary_folder(folder) as temporary:
-            builder = tf.saved_model.Builder(str(temporary))
-            with without_chatter():
-                builder.add_meta_graph_and_variables(
-                    trained.session,
-                    [tf.saved_model.tag_constants.SERVING],
-                    {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature},
-                    # The machine that loads the model may have other devices.
-                    clear_devices=True,
-                    strip_default_attrs=True,
-                )
-                builder.save()
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        print(f"checkpoint: {trained.checkpoint}")
-        print(
-            f"exported: {folder} ({size / 1e6:.1f} MB); classifies images of "
-            f"{hyperparameters.image_size}x{hyperparameters.image_size} pixels into {len(names)} "
-            f"classes"
-        )
-        print(f"next: saved_model_cli show --all --dir {shlex.quote(str(folder))}")
+        return error
 
 
 def excitation(network, hyperparameters, checkpoint=""):
     """Plot the mean gate of each channel of every SE block for each class of the test set, save the
-    figure as run_dir/excitation.png, and print the standard deviations over channels and over
-    classes (SENet, arXiv 1709.01507, the section on the role of excitation)."""
+    figure as excitation.png, and print the standard deviations over channels and over classes
+    (SENet, arXiv 1709.01507, the section on the role of excitation)."""
     # Imported here because only this command needs Matplotlib.
     from senet.cli.excitation import save_excitation
 
@@ -216,22 +169,15 @@ def excitation(network, hyperparameters, checkpoint=""):
                 f"no Gate to GATES; use the --run_dir of a network with gates"
             )
         evaluation, data = evaluate_trained(trained)
-        print(f"checkpoint: {trained.checkpoint}")
-        width = max(map(len, evaluation.gates))
-        print(f"{'SE block':{width}}  channels  mean gate  std over channels  std over classes")
-        for block, gates in evaluation.gates.items():
-            over_classes = gates.std(axis=0).mean()
-            print(
-                f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
-                f"{gates.mean(axis=0).std():>19.4f}{over_classes:>18.4f}"
-            )
-        figure = pathlib.Path(hyperparameters.run_dir) / "excitation.png"
-        try:
-            with replacing(figure) as temporary:
-                save_excitation(temporary, evaluation.gates, data.label_names)
-        except OSError as error:
-            raise Failure(
-                f"cannot write {figure}: {first_line(error)}; fix the cause, or use a copy of the "
-                f"run"
-            ) from None
-        print(f"figure: {figure}")
+    print(f"checkpoint: {trained.checkpoint}")
+    width = max(map(len, evaluation.gates))
+    print(f"{'SE block':{width}}  channels  mean gate  std over channels  std over classes")
+    for block, gates in evaluation.gates.items():
+        print(
+            f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
+            f"{gates.mean(axis=0).std():>19.4f}{gates.std(axis=0).mean():>18.4f}"
+        )
+    figure = _figure(hyperparameters, "excitation.png")
+    with replacing(figure) as temporary:
+        save_excitation(temporary, evaluation.gates, data.label_names)
+    print(f"figure: {figure}")

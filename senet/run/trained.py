@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import sys
 
 import numpy as np
 
 from senet.averaging import names_in
+from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import decode_json, inputs_with, read_statistics
 from senet.engine.compat import tf, without_chatter
 from senet.engine.devices import session_config, use_devices
@@ -15,6 +17,7 @@ from senet.engine.errors import Failure
 from senet.engine.memory import check_test_memory
 from senet.evaluation import evaluation_outputs
 from senet.hyperparameters import check_path
+from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     check_fields,
     describe_difference,
@@ -24,90 +27,113 @@ from senet.run.checkpoints import (
     unreadable_as_failure,
     variables_used_by,
 )
+from senet.run.folder import RunFolder
+from senet.run.rows import read_rows
 
-REMEDY = "use another --checkpoint"
+BATCH = 64  # images at once, unless micro_batch_size says otherwise
 
 
-class TrainedNetwork:
-    """A network restored from a checkpoint, in its own graph and session; use it in a `with`
-    statement. It writes nothing, and training may continue at the same time.
+def load(network, run_dir, checkpoint=""):
+    """Return the TrainedNetwork of a run or of a published network, on all devices. `network` is
+    the class in the script that trained it."""
+    Hyperparameters = sys.modules[network.__module__].Hyperparameters
+    fields = Hyperparameters.load(pathlib.Path(run_dir) / "hyperparameters.json")
+    here = {"run_dir": str(run_dir), "devices": "all"}  # those in the file are of its machine
+    return TrainedNetwork(network, Hyperparameters(**fields | here), checkpoint)
 
-    `network` is the class of the network. `checkpoint` is a path, or a name in the run's folder
-    such as model.ckpt-189; "" means the newest checkpoint. The attribute `label_names` lists the
-    classes that the network was trained on; `step` is the number of training steps. Raises Failure
-    if there is no such checkpoint, or if it does not match the network."""
+
+class TrainedNetwork(contextlib.AbstractContextManager):
+    """A network restored from a checkpoint, in a `graph` and a `session` of its own, which `close`
+    or a `with` statement closes. It writes nothing, and training may continue at the same time.
+
+    `network` is the class of the network. `checkpoint` is a path, a name in the run's folder such
+    as model.ckpt-189, "best" for that of the epoch with the best test accuracy, or "" for the
+    newest. The attribute `label_names` lists the classes that the network was trained on; `step` is
+    the number of training steps. Raises Failure if there is no such checkpoint, or if it does not
+    match the network."""
 
     def __init__(self, network, hyperparameters, checkpoint=""):
-        self.network, self.hyperparameters = network, hyperparameters
-        model_folder = pathlib.Path(hyperparameters.run_dir) / "model"
-        self.checkpoint = _named(checkpoint, model_folder) if checkpoint else _newest(model_folder)
-        with unreadable_as_failure(self.checkpoint, REMEDY):
-            self.reader = reader = tf.train.NewCheckpointReader(str(self.checkpoint))
+        self.network = network
+        self.hyperparameters = hp = hyperparameters
+        self.checkpoint = _find(checkpoint, hp)
+        remedy = "use another --checkpoint"
+        with unreadable_as_failure(self.checkpoint, remedy):
+            reader = tf.train.NewCheckpointReader(str(self.checkpoint))
             self.statistics = read_statistics(reader)
-            self.variables = network_variables(reader)
+            variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
-        check_fields(self.checkpoint, network_fields(reader), hyperparameters.network())
+        check_fields(self.checkpoint, network_fields(reader), hp.network())
         self.label_names = decode_json(self.statistics.label_names)
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            hp = self.hyperparameters
-            stack.enter_context(tf.Graph().as_default())
-            stack.enter_context(tf.device(use_devices(hp.devices)[0]))
+        classes = len(self.label_names)
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(use_devices(hp.devices)[0]):
             self.inputs = inputs_with(hp.image_size, self.statistics)
-            classes = self.inputs.classes
-            network = functools.partial(self.network, hyperparameters=hp, classes=classes)
+            build = functools.partial(network, hyperparameters=hp, classes=classes)
             # The averages, if there are any, are loaded into the variables themselves.
-            self.outputs = evaluation_outputs(network, self.inputs, dataclasses.replace(hp, ema=0))
-            self.predictions = self.outputs["probabilities"]
+            self.outputs = evaluation_outputs(build, self.inputs, dataclasses.replace(hp, ema=0.0))
             check_test_memory()
-            self.session = stack.enter_context(tf.Session(config=session_config(hp)))
-            self._restore()
-            self._open = stack.pop_all()
-        return self
+            if difference := describe_difference(variables, variables_used_by(self.outputs)):
+                raise Failure(
+                    f"{self.checkpoint} does not match {network.__name__} with these "
+                    f"hyperparameters: {difference}; use the --run_dir and the hyperparameters "
+                    f"that it was trained with"
+                )
+            self.session = tf.Session(config=session_config(hp))
+            # A training process may have replaced or deleted it in the meantime.
+            with unreadable_as_failure(self.checkpoint, remedy), without_chatter():
+                restored = {variable.op.name: variable for variable in tf.global_variables()}
+                saved = names_in(reader, restored)
+                saver = tf.train.Saver({saved[name]: v for name, v in restored.items()})
+                saver.restore(self.session, str(self.checkpoint))
+
+    def close(self):
+        """Free the memory of the variables."""
+        self.session.close()
 
     def __exit__(self, *_):
-        self._open.close()
-
-    def _restore(self):
-        if difference := describe_difference(self.variables, variables_used_by(self.outputs)):
-            raise Failure(
-                f"{self.checkpoint} does not match {self.network.__name__} with these "
-                f"hyperparameters: {difference}; use the --run_dir and the hyperparameters that it "
-                f"was trained with"
-            )
-        # A training process may have replaced or deleted it in the meantime.
-        with unreadable_as_failure(self.checkpoint, REMEDY), without_chatter():
-            variables = {variable.op.name: variable for variable in tf.global_variables()}
-            saved = names_in(self.reader, variables)
-            saver = tf.train.Saver({saved[name]: v for name, v in variables.items()})
-            saver.restore(self.session, str(self.checkpoint))
+        self.close()
 
     def probabilities(self, images):
         """Return the probability of each class, float32 [batch, classes], for `images`, uint8
         [batch, side, side, 3]."""
-        size = self.hyperparameters.micro_batch_size or len(images)
-        parts = np.array_split(images, -(-len(images) // size))
-        run, placeholder = self.session.run, self.inputs.images
-        return np.concatenate([run(self.predictions, {placeholder: part}) for part in parts])
+        return self._run(self.outputs["probabilities"], images)
+
+    def features(self, images):
+        """Return the classifier's input, float32 [batch, features], for such `images`."""
+        product = self.graph.get_operation_by_name(f"test/{CLASSIFIER}/MatMul")
+        return self._run(product.inputs[0], images)
+
+    def _run(self, tensor, images):
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise TypeError(f"images must be uint8, pixel values of 0 to 255, got {images.dtype}")
+        size = self.hyperparameters.micro_batch_size or BATCH
+        parts = [images[first : first + size] for first in range(0, len(images), size)]
+        # With test-time augmentation, the features of variants follow those of the images.
+        run = functools.partial(self.session.run, tensor)
+        return np.concatenate([run({self.inputs.images: part})[: len(part)] for part in parts])
 
 
-def _named(checkpoint, model_folder):
+def _find(checkpoint, hyperparameters):
+    """Return the path of a checkpoint, without a suffix."""
+    run = RunFolder(hyperparameters)
     check_path("--checkpoint", checkpoint)
-    name = checkpoint.removesuffix(".index")
-    path = pathlib.Path(name) if "/" in name else model_folder / name
+    name = _best(run) if checkpoint == "best" else checkpoint.removesuffix(".index")
+    path = pathlib.Path(name) if "/" in name else run.model / name
+    if not checkpoint and not (path := newest(run.model)):
+        raise Failure(f"{run.model} has no checkpoint; use the --run_dir of another run")
     if not pathlib.Path(f"{path}.index").exists():
         raise Failure(
             f"--checkpoint={checkpoint}: {path}.index does not exist; pass the path of a "
-            f"checkpoint, or the name of one in {model_folder}"
+            f"checkpoint, or the name of one in {run.model}"
         )
     return path
 
 
-def _newest(model_folder):
-    if not (path := newest(model_folder)):
-        raise Failure(
-            f"{model_folder} has no checkpoint; train first, or use the --run_dir of an existing "
-            f"run"
-        )
-    return path
+def _best(run):
+    """Return the name of the checkpoint of a RunFolder's best epoch. The data set tells how many
+    steps an epoch has."""
+    run.rows = read_rows(run.row_file)
+    hp = run.hyperparameters
+    train = load_dataset(hp.dataset, hp.data_dir, hp.image_size).train
+    return f"model.ckpt-{(run.best_epoch() or 0) * steps_per_epoch(train, hp.batch_size)}"
