@@ -164,7 +164,9 @@ def with_weight_decay(gradients, variables, decayed, weight_decay):
 
 def l2_loss(variables, weight_decay):
     """Return the L2 penalty: `weight_decay` times half the sum of squares of `variables`."""
-    return weight_decay * sum((tf.nn.l2_loss(variable) for variable in variables), tf.constant(0.0))
+    with tf.name_scope("l2_loss"):
+        squares = [tf.nn.l2_loss(variable) for variable in variables]
+        return weight_decay * tf.add_n(squares) if squares else tf.constant(0.0)
 
 
 def check_gradients(gradients, variables):

@@ -74,7 +74,9 @@ def test_training_from_the_command_line_has_clean_output(script, tmp_path):
         f"--data_dir={tmp_path / 'data'}",
         f"--run_dir={tmp_path / 'run'}",
     )
-    assert (status, errors) == (0, "")
+    assert status == 0
+    # On a slow machine, an epoch of more than a minute prints its progress.
+    assert [line for line in errors.splitlines() if not line.startswith("epoch 1/1: ")] == []
     network, *_, row, done, best, after = output.splitlines()
     assert network.startswith(f"network: {script.name}, ")
     assert row.startswith("epoch: 1/1, train_loss: ")

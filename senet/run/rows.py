@@ -39,20 +39,20 @@ def parse_row(line):
 
 
 def read_lines(path):
-    """Return the complete lines of the logs.txt at `path`, [] if it does not exist. Raises Failure
-    if it cannot be read."""
+    """Return the lines of the logs.txt at `path`, [] if it does not exist; the last one is not
+    complete. Raises Failure if it cannot be read."""
     try:
         text = read_regular(path).decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise Failure(f"{path} cannot be read: {first_line(error)}; fix or remove it") from None
-    return text.split("\n")[:-1]
+    return text.split("\n")
 
 
 def read_rows(path):
     """Return the complete rows of the logs.txt at `path`, {epoch: row}."""
-    rows = filter(None, map(parse_row, read_lines(path)))
+    rows = filter(None, map(parse_row, read_lines(path)[:-1]))
     return {row["epoch"]: row for row in rows}
 
 
