@@ -63,35 +63,6 @@ def test_the_invalid_part_of_tf_config_is_reported(cluster, task, reason, monkey
     assert line.startswith(f"error: TF_CONFIG is not valid: {reason}")
 
 
-@pytest.mark.parametrize(
-    "options, status, message",
-    [
-        (
-            ["--devices=cpu:0,cpu:1,cpu:2"],
-            2,
-            "--batch_size must be a multiple of 3, the number of devices, got 50",
-        ),
-        (["--devices=gpu1"], 2, "--devices must be all, "),
-        (
-            ["--devices=0,1"],
-            1,
-            "--devices=0,1 names a GPU that TensorFlow does not see (it sees none)",
-        ),
-    ],
-)
-def test_invalid_devices_are_rejected_before_data_is_read(
-    tmp_path, options, status, message, monkeypatch, capsys
-):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ())
-    monkeypatch.setattr(devices, "_chosen", "all")
-    # The data folder does not exist, so the error must come before any data is read.
-    _, *arguments = command(tmp_path, "rejected", *options, f"--data_dir={tmp_path / 'nowhere'}")
-    assert SE_ResNeXt.main(arguments) == status
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {message}")
-    assert not (tmp_path / "rejected").exists()
-
-
 def run_out_of_memory():
     def end_step(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
