@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from senet.engine.compat import global_avg_pool, tf
+from senet.engine.compat import tf
 from senet.engine.convolution import convolution
 from senet.engine.devices import compute_dtype
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.micro_batches import earlier_uses, micro_batch_number
 from senet.engine.text import shortened
+from senet.engine.tflearn_layers import global_avg_pool
 
 CLASSIFIER = "classifier"  # the variable scope of a network's last layer
 

@@ -31,7 +31,7 @@ LONGEST = [
     "test_cluster.py",
     "test_faults.py",
     "test_scripts.py",
-    "test_workers.py",
+    "test_hosts.py",
     "test_gpu.py",
     "test_run.py",
     "test_commands.py",

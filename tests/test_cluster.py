@@ -22,7 +22,7 @@ from workers import (
 
 import SE_ResNeXt
 from senet.engine.compat import tf
-from senet.run import cluster
+from senet.run import hosts
 from senet.run.checkpoints import Checkpoints, checkpoint_files
 
 
@@ -74,8 +74,9 @@ def test_two_devices_produce_the_same_run_as_one(folder, one):
 
 @pytest.fixture(scope="module")
 def two_hosts(folder):
-    """Return the name of an uninterrupted run on two hosts, and what `finish` returned for it."""
-    processes, _ = start_workers(command(folder, "hosts"), command(folder, "hosts"))
+    """Return the name of an uninterrupted run on two hosts, a chief and a worker, and what `finish`
+    returned for it."""
+    processes, _ = start_workers(*[command(folder, "hosts")] * 2, chief=True)
     return "hosts", finish(processes)
 
 
@@ -92,20 +93,16 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
 
 def save_slowly_and_check_often():
     """Make saving take longer than detecting that a worker has ended."""
-    cluster.CHECK_SECONDS = 1
+    hosts.CHECK_SECONDS = 1
+    hosts.GONE_SECONDS = 1
     save = Checkpoints.save
     Checkpoints.save = lambda *arguments: (time.sleep(4), save(*arguments))
 
 
 @pytest.mark.slow
 def test_two_hosts_stop_together_and_one_resumes(folder, one):
-    addresses = free_addresses(2)
-    processes = [
-        start_worker(
-            addresses, number, *command(folder, "fewer"), prepare=(save_slowly_and_check_often,)
-        )
-        for number in range(2)
-    ]
+    slowly = (save_slowly_and_check_often,)
+    processes, _ = start_workers(*[command(folder, "fewer")] * 2, prepare={0: slowly, 1: slowly})
     wait_for_step(folder, "fewer", 1, processes)
     processes[1].send_signal(signal.SIGTERM)
     (status, _, errors), (other_status, _, other_errors) = finish(processes)
@@ -117,34 +114,19 @@ def test_two_hosts_stop_together_and_one_resumes(folder, one):
 
 
 @pytest.mark.slow
-def test_one_host_stops_and_two_resume(folder, one):
-    stopping = (signal_after_epoch, 3, signal.SIGTERM)
-    assert run_script(*command(folder, "more"), prepare=stopping)[0] == 143
-    processes, _ = start_workers(command(folder, "more"), command(folder, "more"))
-    assert [status for status, *_ in finish(processes)] == [0, 0]
-    assert_same_run(folder, "more", one)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts, victim):
-    name, addresses = f"killed{victim}", free_addresses(2)
-    dying = {victim: (signal_after_epoch, 3)}
-    processes = [
-        start_worker(addresses, number, *command(folder, name), prepare=dying.get(number, ()))
-        for number in range(2)
-    ]
+    name = f"killed{victim}"
+    line = command(folder, name)
+    processes, addresses = start_workers(line, line, prepare={victim: (signal_after_epoch, 3)})
     assert processes[victim].wait() == -signal.SIGKILL
-    killed = time.monotonic()
-    results = finish(processes)
-    assert time.monotonic() - killed < 60
-    status, _, errors = results[1 - victim]
+    status, _, errors = finish(processes)[1 - victim]
     assert status == 1
     assert errors == (
         f"error: worker {victim} at {addresses[victim]} does not respond; "
         f"restart all workers to resume from the last checkpoint\n"
     )
-    processes, _ = start_workers(command(folder, name), command(folder, name))
+    processes, _ = start_workers(line, line)
     assert [status for status, *_ in finish(processes)] == [0, 0]
     # The resumed run must match bit for bit.
     uninterrupted = checkpoint(folder, two_hosts[0])
@@ -154,21 +136,20 @@ def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 
-@pytest.mark.slow
-def test_a_worker_without_the_chiefs_checkpoint_is_rejected(folder, one):
-    processes, addresses = start_workers(
-        command(folder, "one", f"--total_epochs={EPOCHS + 1}"),
-        command(folder, "away", f"--total_epochs={EPOCHS + 1}"),
-    )
+def assert_rejected(processes, addresses, difference):
     for status, _, errors in finish(processes):
         assert status == 1
-        assert errors == (
-            f"error: worker 1 at {addresses[1]} differs from the chief in its checkpoint; "
-            f"use the same checkpoint on all workers\n"
+        assert errors.endswith(
+            f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
+            f"use the same {difference} on all workers\n"
         )
 
 
-WARM_START = ["--total_epochs=3", "--seed=1"]
+@pytest.mark.slow
+def test_a_worker_without_the_chiefs_checkpoint_is_rejected(folder, one):
+    more = f"--total_epochs={EPOCHS + 1}"
+    workers = start_workers(command(folder, "one", more), command(folder, "away", more))
+    assert_rejected(*workers, "checkpoint")
 
 
 def newest_two(folder, name):
@@ -179,18 +160,16 @@ def newest_two(folder, name):
 
 @pytest.mark.slow
 def test_every_device_and_host_starts_from_the_same_weights(folder, one):
-    start = f"--initial_checkpoint={folder / one}"
-    status, output, errors = run_script(*command(folder, "started", *WARM_START, start))
-    assert (status, errors) == (0, "")
+    options = ["--total_epochs=3", "--seed=1", f"--initial_checkpoint={folder / one}"]
     line = f"weights: 79 of 79 variables from {newest_two(folder, one)[1]}"
-    assert line in output.splitlines()
-    options = [*WARM_START, start, "--devices=cpu:0,cpu:1"]
-    status, output, errors = run_script(*command(folder, "started_two", *options))
-    assert (status, errors) == (0, "")
-    assert line in output.splitlines()
+    for name, devices in ("started", "all"), ("started_two", "cpu:0,cpu:1"):
+        more = [*options, f"--devices={devices}"]
+        status, output, errors = run_script(*command(folder, name, *more))
+        assert (status, errors) == (0, "")
+        assert line in output.splitlines()
     assert_same_run(folder, "started_two", "started")
-    workers = [command(folder, "started_hosts", *WARM_START, start)] * 2
-    (status, output, _), (other_status, other, _) = finish(start_workers(*workers)[0])
+    workers, _ = start_workers(*[command(folder, "started_hosts", *options)] * 2)
+    (status, output, _), (other_status, other, _) = finish(workers)
     assert (status, other_status) == (0, 0)
     assert line in output.splitlines()
     assert "weights: " not in other
@@ -205,11 +184,7 @@ def test_a_worker_with_different_initial_weights_is_rejected(folder, one, tmp_pa
         model.mkdir(parents=True)
         for file in path.parent.glob(f"{path.name}.*"):
             shutil.copy(file, model)
-    line, addresses = command(folder, "weights", "--initial_checkpoint=start"), free_addresses(2)
+    line = command(folder, "weights", "--initial_checkpoint=start")
+    addresses = free_addresses(2)
     workers = [start_worker(addresses, n, *line, cwd=tmp_path / "ab"[n]) for n in range(2)]
-    for status, _, errors in finish(workers):
-        assert status == 1
-        assert errors.splitlines()[-1] == (  # on a loaded machine, after notes about waiting
-            f"error: worker 1 at {addresses[1]} differs from the chief in its initial checkpoint; "
-            f"use the same initial checkpoint on all workers"
-        )
+    assert_rejected(workers, addresses, "initial checkpoint")

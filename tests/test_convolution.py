@@ -54,16 +54,13 @@ def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, pa
             )
 
 
-def filter_gradient_operations(graph, size):
+@pytest.mark.parametrize(
+    "size, kind",
+    [(math.isqrt(SMALL_MAP), "MatMul"), (math.isqrt(SMALL_MAP) + 1, "Conv2DBackpropFilter")],
+)
+def test_the_filter_gradient_is_a_matrix_product_on_small_maps(graph, size, kind):
     x = tf.placeholder(tf.float32, [None, size, size, 4])
     weights = tf.zeros([3, 3, 4, 6])
     tf.gradients(convolution(x, weights), weights)
-    return {op.type for op in graph.get_operations()} & {"Conv2DBackpropFilter", "MatMul"}
-
-
-def test_the_filter_gradient_is_a_matrix_product_on_small_maps(graph):
-    assert filter_gradient_operations(graph, math.isqrt(SMALL_MAP)) == {"MatMul"}
-
-
-def test_the_filter_gradient_is_a_convolution_on_large_maps(graph):
-    assert filter_gradient_operations(graph, math.isqrt(SMALL_MAP) + 1) == {"Conv2DBackpropFilter"}
+    kinds = {op.type for op in graph.get_operations()}
+    assert kinds & {"Conv2DBackpropFilter", "MatMul"} == {kind}

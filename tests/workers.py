@@ -40,17 +40,27 @@ def free_addresses(count):
     return addresses
 
 
-def start_worker(addresses, index, *command, start=start_script, **options):
-    """Start worker `index` of the cluster at `addresses`."""
+def start_worker(addresses, index, *command, start=start_script, chief=False, **options):
+    """Start worker `index` of the cluster at `addresses`. If `chief` is true, use TensorFlow's
+    convention in which the first one is the job "chief"."""
+    cluster = {"worker": addresses}
     task = {"type": "worker", "index": index}
-    config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    if chief:
+        cluster = {"chief": addresses[:1], "worker": addresses[1:]}
+        task = {"type": "worker", "index": index - 1} if index else {"type": "chief", "index": 0}
+    config = json.dumps({"cluster": cluster, "task": task})
     return start(*command, TF_CONFIG=config, **options)
 
 
-def start_workers(*commands, start=start_script):
-    """Start one worker for each command line; return the processes and their addresses."""
+def start_workers(*commands, prepare=None, **options):
+    """Start one worker for each command line; return the processes and their addresses. `prepare`
+    are the calls that workers make first, {index: (function, *values)}."""
     addresses = free_addresses(len(commands))
-    workers = [start_worker(addresses, n, *line, start=start) for n, line in enumerate(commands)]
+    calls = {number: {"prepare": call} for number, call in (prepare or {}).items()}
+    workers = [
+        start_worker(addresses, number, *line, **calls.get(number, {}), **options)
+        for number, line in enumerate(commands)
+    ]
     return workers, addresses
 
 

@@ -1,7 +1,6 @@
 """2-D convolution, in the implementation that is fastest for the given sizes.
 
-The speed-up factors below are relative to a plain `tf.nn.conv2d`, in bfloat16 on two CPU
-cores with AVX-512 BF16.
+Speed-ups are relative to `tf.nn.conv2d`, in bfloat16 on two CPU cores with AVX-512 BF16.
 """
 
 import math
@@ -22,7 +21,8 @@ def convolution(x, weights, stride=1, padding="SAME", groups=1):
     if kernel == [1, 1] and stride > 1:
         # Subsampling first is equivalent. oneDNN's filter gradient of a strided 1x1 convolution
         # writes past its buffer for some sizes (TensorFlow 2.21: batch 7, 8 channels) and crashes.
-        x, stride = tf.nn.avg_pool2d(x, 1, stride, "VALID"), 1
+        x = tf.nn.avg_pool2d(x, 1, stride, "VALID")
+        stride = 1
     if padding == "SAME" and stride == 1:
         weights = _effective_kernel(weights, x.shape[1:3].as_list())
     if weights.shape[:2].as_list() == [1, 1] and groups == 1:
@@ -47,8 +47,8 @@ def _effective_kernel(weights, size):
 
 
 def _pointwise(x, weights):
-    """Compute a 1x1 convolution as one matrix product. (Speed-up of its filter gradient: 1.1 to 1.4
-    on the maps of SE-ResNeXt; 2.4 on 4x4 maps and 15 on 1x1 maps at batch 128.)"""
+    """Compute a 1x1 convolution as one matrix product. (Speed-up of its filter gradient at batch
+    128: 1.1 to 1.4 on SE-ResNeXt's maps, 15 on 1x1 maps.)"""
     height, width, channels = x.shape[1:].as_list()
     filters = weights.shape[-1].value
     x = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(weights, [channels, filters]))
@@ -57,12 +57,9 @@ def _pointwise(x, weights):
 
 @tf.RegisterGradient("Conv2DWithFilterProduct")
 def _conv2d_gradient(op, gradient):
-    """Return the gradients of a tf.nn.conv2d. On small maps, oneDNN spends most of its time on the
-    filter gradient; there, this function computes it group by group, as the product of the input's
-    patches and `gradient`.
-
-    Speed-up at batch 128: 5 for 1x7 on 4x4 maps and for 3x3 with stride 2 on 9x9 maps. With 8x8
-    outputs, 1.2 for SE-ResNeXt's 3x3 convolution in eight groups, or 1.8 if its stride is 2."""
+    """Return the gradients of a tf.nn.conv2d. On small maps, compute the filter gradient group by
+    group, as the product of the input's patches and `gradient`. (Speed-up at batch 128: 5 for 1x7
+    on 4x4 maps; 1.2 for SE-ResNeXt's 3x3 in eight groups on 8x8 maps.)"""
     x, weights = op.inputs
     strides, padding = op.get_attr("strides"), op.get_attr("padding").decode()
     x_gradient = tf.nn.conv2d_backprop_input(tf.shape(x), weights, gradient, strides, padding)
@@ -72,10 +69,9 @@ def _conv2d_gradient(op, gradient):
         return x_gradient, tf.nn.conv2d_backprop_filter(x, shape, gradient, strides, padding)
     *kernel, channels, _ = weights.shape.as_list()
     groups = x.shape[-1].value // channels
+    paths = zip(tf.split(x, groups, axis=-1), tf.split(gradient, groups, axis=-1), strict=True)
     products = []
-    for path, part in zip(
-        tf.split(x, groups, axis=-1), tf.split(gradient, groups, axis=-1), strict=True
-    ):
+    for path, part in paths:
         patches = _patches(path, kernel, strides[1], padding, (height, width))
         patches = tf.reshape(patches, [-1, math.prod(kernel) * channels])
         part = tf.reshape(part, [-1, filters // groups])

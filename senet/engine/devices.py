@@ -23,42 +23,36 @@ def visible_gpus():
 
 
 def use_devices(devices):
-    """Select the devices of this process according to the hyperparameter `devices`, and return
-    their TensorFlow names. Raises Failure if a GPU does not exist."""
+    """Select the devices of this process. Return their TensorFlow names."""
     global _chosen
-    gpus = len(visible_gpus())
-    if devices == "all":
-        names = [f"/gpu:{number}" for number in range(gpus)] or ["/cpu:0"]
-    elif "cpu" in devices:
-        names = [f"/{name}" for name in devices.split(",")]
-    elif all(int(number) < gpus for number in devices.split(",")):
-        names = [f"/gpu:{number}" for number in devices.split(",")]
-    else:
-        seen = ", ".join(map(str, range(gpus))) or "none"
+    gpus = [str(number) for number in range(len(visible_gpus()))]
+    names = gpus if devices == "all" else devices.split(",")
+    if "cpu" not in devices and not set(names) <= set(gpus):
         raise Failure(
-            f"--devices={devices} names a GPU that TensorFlow does not see (it sees {seen}); use "
-            f"different devices, or --devices=all"
+            f"--devices={devices} names a GPU that TensorFlow does not see (it sees "
+            f"{', '.join(gpus) or 'none'}); use different devices, or --devices=all"
         )
     _chosen = devices
-    return names
+    return [f"/{n}" if "cpu" in n else f"/gpu:{n}" for n in names] or ["/cpu:0"]
 
 
 def chosen_gpus():
     """Return the GPUs in use, a tuple of physical devices; () on the CPU."""
     if _chosen == "all":
         return visible_gpus()
-    numbers = [] if "cpu" in _chosen else map(int, _chosen.split(","))
-    return tuple(visible_gpus()[number] for number in numbers)
+    numbers = [] if "cpu" in _chosen else _chosen.split(",")
+    return tuple(visible_gpus()[int(number)] for number in numbers)
+
+
+def _details():
+    return [tf.config.experimental.get_device_details(gpu) for gpu in chosen_gpus()]
 
 
 def describe_devices(strategy):
     """Return a description of the devices, str, for the startup lines."""
     count = strategy.num_replicas_in_sync
     if chosen_gpus():
-        names = [
-            tf.config.experimental.get_device_details(gpu).get("device_name", "of unknown name")
-            for gpu in chosen_gpus()
-        ]
+        names = [gpu.get("device_name", "of unknown name") for gpu in _details()]
         different = ", ".join(dict.fromkeys(names))
         return f"{count} GPUs ({different})" if count > 1 else f"GPU {different}"
     # Count cores as TensorFlow does: `taskset` can allow fewer than the machine has.
@@ -70,36 +64,30 @@ def describe_devices(strategy):
 
 
 def session_config(hyperparameters):
-    """Return the `tf.ConfigProto` of a session on the chosen devices, for a script's
-    `Hyperparameters`."""
-    hp = hyperparameters
-    config = tf.ConfigProto(allow_soft_placement=hp.allow_soft_placement)
+    """Return the `tf.ConfigProto` of a session on the chosen devices."""
+    config = tf.ConfigProto(allow_soft_placement=hyperparameters.allow_soft_placement)
     config.gpu_options.allow_growth = True  # allocate on demand: processes can share a GPU
     config.device_count["CPU"] = max(1, _chosen.count("cpu"))
     if not chosen_gpus():
         config.device_count["GPU"] = 0
-    if hp.xla:
+    if hyperparameters.xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
-    # Optimise the graph once before its first step. The default second pass takes as long and
-    # changes neither the results nor the time of a step.
+    # A second pass of the graph optimizer takes as long and changes neither results nor speed.
     config.graph_options.rewrite_options.meta_optimizer_iterations = 1
     return config
 
 
 def has_bfloat16():
-    """Return whether the devices have instructions for bfloat16: NVIDIA GPUs from Ampere on
-    (compute capability 8.0), x86 CPUs with AVX-512 BF16 or AMX."""
+    """Return whether the devices have instructions for bfloat16."""
     if chosen_gpus():
-        details = map(tf.config.experimental.get_device_details, chosen_gpus())
-        return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
+        return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in _details())  # Ampere
     flags = CPU_FLAGS.read_text() if CPU_FLAGS.exists() else ""
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
 
 
 def compute_dtype(mixed_precision):
-    """Return the dtype of a network's feature maps, tf.bfloat16 or tf.float32. Variables, batch
-    norm's statistics, gates and the loss are always float32. Gradients need no scaling, since
-    bfloat16 has the range of float32."""
+    """Return the dtype of feature maps, tf.bfloat16 or tf.float32. Variables, batch norm's
+    statistics, gates and the loss are always float32. Gradients need no scaling."""
     return tf.bfloat16 if mixed_precision and has_bfloat16() else tf.float32
 
 
@@ -111,17 +99,16 @@ def describe_precision(mixed_precision):
 
 
 def has_grouped_convolution():
-    """Return whether the devices can compute the gradients of a grouped `tf.nn.conv2d`: GPUs can
-    with cuDNN, x86 CPUs with oneDNN."""
+    """Return whether the devices can compute the gradients of a grouped `tf.nn.conv2d`."""
     return bool(chosen_gpus()) or _cpu_has_grouped_convolution()
 
 
 @functools.cache
 def _cpu_has_grouped_convolution():
-    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0), TensorFlow cannot compute the
-    # gradients of a grouped convolution, but fails only when they run, so run them.
-    with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter(re.compile("")):
-        x, filters = tf.ones([1, 2, 2, 4]), tf.ones([1, 1, 2, 4])
+    # Without oneDNN (macOS, TF_ENABLE_ONEDNN_OPTS=0), the gradients fail, but only when they run.
+    with tf.Graph().as_default(), tf.device("/cpu:0"), without_chatter():
+        x = tf.ones([1, 2, 2, 4])
+        filters = tf.ones([1, 1, 2, 4])
         gradients = tf.gradients(tf.nn.conv2d(x, filters, 1, "SAME"), [x, filters])
         try:
             with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as session:

@@ -12,8 +12,7 @@ class OneLineError(Exception):
 
 
 class HyperparameterError(OneLineError, ValueError):
-    """A hyperparameter with a value that is not allowed; the message gives the name, the value and
-    the allowed values."""
+    """A hyperparameter with a value that is not allowed."""
 
 
 class Failure(OneLineError):

@@ -4,60 +4,49 @@ import contextlib
 import os
 import pathlib
 import re
-import resource
 
 from senet.engine.compat import tf
 from senet.engine.devices import chosen_gpus
 from senet.engine.errors import HyperparameterError
 from senet.engine.micro_batches import micro_batches_per_replica
 
-PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # on Linux
+PROC = pathlib.Path("/proc")  # on Linux
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def available_memory():
-    """Return how many more bytes this process can allocate before the machine swaps or the process
-    reaches a limit, either of `ulimit` (-v or -d) or of its control group (such as a
-    container's)."""
+    """Return how many more bytes this process can allocate before the machine swaps or its control
+    group (such as a container) reaches its limit."""
     page = os.sysconf("SC_PAGE_SIZE")
     available = [page * os.sysconf("SC_PHYS_PAGES")]
-    virtual = resident = files = data = 0
     with contextlib.suppress(OSError):
-        virtual, resident, files, _, _, data, _ = (
-            page * int(pages) for pages in (PROC / "self/statm").read_text().split()
-        )
         text = (PROC / "meminfo").read_text()
         available += [1024 * int(size) for size in re.findall("MemAvailable: *([0-9]+)", text)]
-    for kind, used in (resource.RLIMIT_AS, virtual), (resource.RLIMIT_DATA, data):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY:
-            available.append(limit - used)
-    # The pages of mapped files (cached images) are freed when memory is needed.
-    available += [limit - (resident - files) for limit in _cgroup_limits()]
+        _, resident, files, *_ = map(int, (PROC / "self/statm").read_text().split())
+        # The pages of mapped files (cached images) are freed when memory is needed.
+        available += [limit - page * (resident - files) for limit in _cgroup_limits()]
     return max(0, min(available))
 
 
 def _cgroup_limits():
     """Yield the limits, in bytes, of this process's control group and of its parents."""
-    with contextlib.suppress(OSError):
-        for line in (PROC / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):  # version 2 and 1
-                folder = CGROUPS / controllers / path.lstrip("/")
-                for group in folder, *folder.parents:
-                    for name in "memory.max", "memory.limit_in_bytes":
-                        # Absent in the root; "max" means no limit. Inside a container, the
-                        # container's own group appears as the root.
-                        with contextlib.suppress(OSError, ValueError):
-                            yield int((group / name).read_text())
+    for line in (PROC / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):  # version 2 and 1
+            folder = CGROUPS / controllers / path.lstrip("/")
+            for group in folder, *folder.parents:
+                for name in "memory.max", "memory.limit_in_bytes":
+                    # Absent in the root; "max" means no limit. Inside a container, the container's
+                    # own group appears as the root.
+                    with contextlib.suppress(OSError, ValueError):
+                        yield int((group / name).read_text())
 
 
 def check_training_memory(images, hyperparameters):
     """Raise HyperparameterError if training on that many `images` needs more memory than is
-    available. Call it after building the network once and before building the training graph, so
-    that it fails early.
-
-    GPUs are not checked, since TensorFlow reports an error when their memory is exhausted."""
-    hp, strategy = hyperparameters, tf.distribute.get_strategy()
+    available. Call it when the default graph has the network, but not yet the gradients."""
+    hp = hyperparameters
+    strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     batch = min(hp.batch_size, images)
     count = micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
@@ -73,8 +62,8 @@ def check_training_memory(images, hyperparameters):
 def check_test_memory():
     """Raise HyperparameterError if the network in the default graph needs more memory than is
     available to classify one image."""
-    weights, maps = _bytes(tf.global_variables()), 2 * max(_feature_maps(), default=0)
-    _check("the network", weights, maps, 1)
+    maps = 2 * max(_feature_maps(), default=0)
+    _check("the network", _bytes(tf.global_variables()), maps, 1)
 
 
 def _bytes(variables):
@@ -83,24 +72,19 @@ def _bytes(variables):
 
 def _feature_maps():
     """Return the bytes per image of the output of each batch norm in the default graph."""
-    maps = [
-        op.outputs[0]
-        for op in tf.get_default_graph().get_operations()
-        if op.type.startswith("FusedBatchNorm")
-    ]
+    operations = tf.get_default_graph().get_operations()
+    maps = [op.outputs[0] for op in operations if op.type.startswith("FusedBatchNorm")]
     return [x.shape[1:].num_elements() * x.dtype.size for x in maps]
 
 
 def _check(subject, weights, maps, images):
     available = available_memory()
+    # TensorFlow reports an error when the memory of a GPU is exhausted.
     if chosen_gpus() or weights + maps <= available:
         return
-    wanted, weights, maps, available = (
-        f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)
-    )
-    count = f"{images:,} image{'s' * (images != 1)}"
+    sizes = [f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)]
     raise HyperparameterError(
-        f"{subject} needs at least {wanted} of memory ({weights} for variables, {maps} for the "
-        f"feature maps of {count}), but {available} is available; use a smaller network, smaller "
-        f"images or a smaller --micro_batch_size (0: whole batch)"
+        f"{subject} needs at least {sizes[0]} of memory ({sizes[1]} for variables, {sizes[2]} for "
+        f"the feature maps of {images:,} image{'s' * (images != 1)}), but {sizes[3]} is available; "
+        f"use a smaller network, smaller images or a smaller --micro_batch_size (0: whole batch)"
     )

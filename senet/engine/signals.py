@@ -5,10 +5,13 @@ import os
 import signal
 import socket
 import threading
+import time
 
-from senet.engine.compat import discard_output, print_error
+from senet.engine.compat import print_error
+from senet.engine.text import duration
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONG = 3  # seconds left of a step that are worth a note
 
 
 class Stopped(BaseException):
@@ -21,76 +24,72 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
+def _handling(numbers, handler):
+    """Handle the signals `numbers` inside the block. A signal that was ignored before, as SIGHUP is
+    under nohup, stays ignored. Only the main thread can; in others, this has no effect."""
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 def signals_as_exceptions():
-    """Raise Stopped on SIGTERM and SIGHUP inside the block, so that temporary files are removed.
-    Only the main thread can receive signals; in others, this has no effect."""
+    """Return a context in which SIGTERM and SIGHUP raise Stopped, so that temporary files are
+    removed."""
 
     def stop(number, _):
         name = signal.Signals(number).name
         raise Stopped(number, f"stopped by {name}; run the same command to restart")
 
-    before = {
-        number: signal.signal(number, stop)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) == signal.SIG_DFL
-        and threading.current_thread() is threading.main_thread()
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handling([signal.SIGTERM, signal.SIGHUP], stop)
 
 
-class StopSignals:
-    """Handle signals inside a `with` statement: store the first signal in `received`, and end the
-    process on the second one, unless that is SIGHUP. A signal that was ignored before, as SIGHUP is
-    under nohup, stays ignored.
+class StopSignals(contextlib.ExitStack):
+    """Inside a `with` statement, store the first signal in `received`, and end the process on the
+    second one, unless that is SIGHUP. If `waiting` is true, the first one ends the process.
 
-    A Python signal handler runs only when the main thread returns from TensorFlow, which may take a
-    whole training step. The wakeup socket has no such delay: a thread reads its other end.
-    """
+    Python calls signal handlers only between operations of the main thread: not during a training
+    step. A thread that reads the wakeup socket has no such delay."""
 
     received = None
+    waiting = False  # for other workers
+    step_end = 0.0  # when the current step will probably end, in seconds of time.monotonic()
 
     def __enter__(self):
-        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        self._listening, self._waking = socket.socketpair()
-        self._waking.setblocking(False)
-        self._descriptor_before = signal.set_wakeup_fd(
-            self._waking.fileno(), warn_on_full_buffer=False
-        )
-        self._handlers_before = {
-            number: signal.signal(number, lambda *_: None)
-            for number in SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN
-        }
-        threading.Thread(target=self._listen, daemon=True).start()
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self.callback(writer.close)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self.callback(signal.set_wakeup_fd, -1)
+        self.enter_context(_handling(SIGNALS, lambda *_: None))
+        threading.Thread(target=self._listen, args=[reader], daemon=True).start()
         return self
 
-    def __exit__(self, *_):
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._descriptor_before)
-        self._waking.close()
-
-    def _listen(self):
-        with self._listening:
-            while number := self._listening.recv(1):
-                if number[0] in self._handlers_before:
+    def _listen(self, reader):
+        with reader:
+            while number := reader.recv(1):
+                if number[0] in SIGNALS:
                     self._note(signal.Signals(number[0]))
 
     def _note(self, number):
-        if self.received:
-            # When a terminal closes, both its shell and the kernel send SIGHUP.
-            if number == signal.SIGHUP:
-                return
+        # When a terminal closes, both its shell and the kernel send SIGHUP.
+        if self.received and number == signal.SIGHUP:
+            return
+        if self.waiting:
+            print_error(f"stopped by {number.name} while waiting for workers")
+        if self.waiting or self.received:
             os._exit(128 + number)
         self.received = number
-        if number == signal.SIGHUP:
-            # Writing to a closed terminal would raise an error.
-            discard_output(*self._terminals)
         if number == signal.SIGINT:
+            left = self.step_end - time.monotonic()
+            note = f" ({duration(left)} left)" if left > LONG else ""
             print_error(
-                "finishing this step, then saving; press Ctrl-C again to quit without saving"
+                f"finishing this step{note}, then saving; press Ctrl-C again to quit without saving"
             )

@@ -33,3 +33,15 @@ def shortened(names, count=5, width=60):
     names = [name if len(name) <= width else f"{name[:width]}..." for name in map(printable, names)]
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+def duration(seconds):
+    """Return a duration in its two largest units, such as "3 d 14 h"."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from senet.engine.compat import discard_output, tf
 from senet.engine.devices import describe_devices, describe_precision
+from senet.engine.text import duration
 
 MINUTE = 60  # seconds
 
@@ -77,15 +78,3 @@ class _Lines:
 
     def flush(self):
         sys.stderr.flush()
-
-
-def duration(seconds):
-    """Return a duration in its two largest units, such as "3 d 14 h"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -17,7 +17,7 @@ import filelock
 
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
-from senet.engine.files import replacing
+from senet.engine.files import lock, replacing
 from senet.engine.text import first_line
 from senet.run.checkpoints import is_published
 from senet.run.rows import best_epoch, format_row, parse_row, read_lines, read_rows
@@ -71,11 +71,9 @@ class RunFolder:
             )
 
     def _take_lock(self):
-        # On a file system that has no locks, raise OSError.
-        self.lock = filelock.FileLock(self.lock_file, timeout=0, fallback_to_soft=False)
         try:
             with writing(self.lock_file):
-                self.lock.acquire()
+                self.lock = lock(self.lock_file)
                 self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(

@@ -16,10 +16,11 @@ from senet.data.inputs import decode_json, statistics_of
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.signals import Stopped, StopSignals
+from senet.engine.text import duration
 from senet.evaluation import evaluate
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
-from senet.run.console import ProgressBar, duration, say, start_lines
+from senet.run.console import ProgressBar, say, start_lines
 from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
@@ -186,6 +187,9 @@ class Run:
         seen = 0
         later = (hp.total_epochs - epoch) * len(data.labels)
         for batch in self._watched(remaining, len(data.labels), text, done, later):
+            if self.images_per_second:
+                step_seconds = len(batch.labels) / self.images_per_second
+                self.signals.step_end = time.monotonic() + step_seconds
             yield batch
             if started is None:
                 started = time.perf_counter()
