@@ -1,12 +1,14 @@
 import os
+import shutil
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 from image_folders import plain, save, write_image_folder
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from senet.data.datasets import load_dataset
 from senet.data.image_files import ImageError, read_image
@@ -20,8 +22,6 @@ def transparent_palette_image():
     return image
 
 
-# senet/data/image_files.py ignores this warning, but pytest replaces its filter.
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     "name, image, colour",
     [
@@ -37,7 +37,7 @@ def transparent_palette_image():
         ("small.bmp", plain("RGB", (10, 20, 30), (7, 5)), (10, 20, 30)),
         ("photo.webp", plain("RGB", (0, 0, 0), (300, 200)), (0, 0, 0)),
         ("print.jpg", plain("CMYK", (0, 0, 0, 0)), (255, 255, 255)),
-        ("huge.png", plain("L", 7, (9500, 9500)), (7, 7, 7)),  # 90 million pixels
+        ("200 megapixels.jpg", plain("L", 7, (20_000, 10_000)), (7, 7, 7)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -46,18 +46,6 @@ def test_any_kind_of_image_becomes_rgb_of_the_requested_size(tmp_path, name, ima
     array = read_image(path, 32)
     assert (array.dtype, array.shape) == (np.uint8, (32, 32, 3))
     assert np.abs(array.astype(int) - colour).max() <= 1
-
-
-@pytest.mark.slow
-def test_a_readable_image_gives_no_warning(tmp_path):
-    """Read 90 million pixels, and a JPEG with truncated EXIF data, in another process, because
-    pytest has its own filters for warnings."""
-    huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
-    damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
-    code = "import sys; from senet.data.image_files import read_image\n"
-    code += "for path in sys.argv[1:]: read_image(path, 32)"
-    assert run_python("-c", code, huge, damaged) == (0, "", "")
 
 
 def test_an_image_of_the_right_size_is_unchanged(tmp_path, rng):
@@ -75,22 +63,63 @@ def test_an_image_is_centre_cropped(tmp_path):
     assert (read[:, 2:-2] == (0, 255, 0)).all()
 
 
-@pytest.mark.parametrize("name, mode", [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P")])
-def test_an_image_is_rotated_per_exif(tmp_path, name, mode):
-    array = np.zeros([64, 64], np.uint8)
-    array[:32] = 255  # white above, black below
-    image = Image.fromarray(array)
-    image = image.convert(mode)
+# Where the quarters of an image, in reading order, are after each EXIF orientation.
+ROTATED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "cadb", 7: "dbca", 8: "bdac"}
+
+
+@pytest.mark.parametrize("orientation, quarters", ROTATED.items())
+@pytest.mark.parametrize(
+    "name, mode", [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.tif", "L")]
+)
+def test_an_image_is_rotated_per_exif(tmp_path, name, mode, orientation, quarters):
+    shades = {"a": 0, "b": 80, "c": 160, "d": 240}
+    image = Image.fromarray(np.kron([[0, 80], [160, 240]], np.ones([32, 32])).astype(np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the top row belongs on the right
-    shown = read_image(save(tmp_path / name, image, exif=exif), 32)
-    assert (shown[:, 20:] > 250).all()
-    assert (shown[:, :12] < 5).all()
+    exif[0x0112] = orientation
+    shown = read_image(save(tmp_path / name, image.convert(mode), exif=exif), 32)[8::16, 8::16, 0]
+    expected = [shades[quarter] for quarter in quarters]
+    np.testing.assert_allclose(shown.ravel(), expected, atol=2)
 
 
-def write_png(path, bits, colour_type, rows, transparent=()):
-    """Write a PNG of two rows of two pixels, given in hexadecimal. `transparent` is the value of
-    transparent pixels."""
+def exif_block(*entries):
+    """Return EXIF data whose first directory has the given entries (tag, type, value)."""
+    directory = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + directory + bytes(4)
+
+
+TURNED = (0x0112, 3, 6 << 16)  # orientation: the top row belongs on the right
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "exif, turned",
+    [
+        (exif_block(TURNED), True),
+        (exif_block(TURNED, (0x0131, 5, 8)), True),  # the software, as a fraction
+        (exif_block(TURNED, (0x011A, 2, 0)), True),  # the resolution, as text
+        (exif_block(TURNED, (0x0006, 10, 8), (0x0005, 2, 0)), True),  # an altitude without GPS
+        (exif_block((0x0112, 2, 0)), False),  # the orientation, as text
+        (exif_block(TURNED)[:20], False),
+        (b"Exif\0\0nonsense", False),
+    ],
+)
+def test_malformed_metadata_does_not_matter(tmp_path, exif, turned):
+    image = Image.fromarray(np.repeat(np.uint8([[255], [0]]), 32, axis=0).repeat(64, axis=1))
+    read = read_image(save(tmp_path / "a.jpg", image, exif=exif), 32)
+    assert (read[8, 8, 0] > 250, read[8, 24, 0] > 250) == (not turned, True)
+
+
+@pytest.mark.parametrize("international", [False, True])
+def test_long_text_in_a_png_does_not_matter(tmp_path, international):
+    info = PngImagePlugin.PngInfo()
+    add = info.add_itxt if international else info.add_text
+    add("comment", "long " * 400_000, zip=True)
+    path = save(tmp_path / "a.png", plain("RGB", (10, 20, 30)), pnginfo=info)
+    assert (read_image(path, 32) == (10, 20, 30)).all()
+
+
+def write_png(path, bits, colour_type, rows, transparent=(), size=(2, 2)):
+    """Write a PNG of rows of pixels, given in hexadecimal. `transparent` is a transparent value."""
 
     def chunk(kind, data):
         return (
@@ -99,7 +128,7 @@ def write_png(path, bits, colour_type, rows, transparent=()):
 
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, bits, colour_type, 0, 0, 0))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0))
         + (
             chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
             if transparent
@@ -184,18 +213,22 @@ def unreadable_files(folder):
     empty = folder / "empty.png"
     empty.touch()
     (folder / "folder.png").mkdir()
-    bomb = save(folder / "bomb.png", plain("1", 0, (20_000, 10_000)))
+    huge = folder / "huge.png"
+    write_png(huge, 8, 2, ["00"], size=(10**9, 10**6))
+    (folder / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     return {
         half: "cannot be read as an image: ",
         text: "not an image file, or damaged",
         empty: "not an image file, or damaged",
-        bomb: "cannot be read as an image: Image size (200000000 pixels) exceeds limit",
+        huge: "cannot be read as an image: 1,000,000,000 x 1,000,000 pixels need 1.6e+07 GB of m",
+        folder / "photo.HEIC": "Pillow needs pillow-heif to read it; run: pip install pillow-heif",
         folder / "folder.png": "cannot be read as an image: not a regular file but a folder",
         folder / "nowhere.png": "cannot be read as an image: No such file or directory",
     }
 
 
-def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path):
+def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
     for path, reason in unreadable_files(tmp_path).items():
         with pytest.raises(ImageError) as caught:
             read_image(path, 32)
@@ -203,30 +236,99 @@ def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
+def test_pillow_heif_is_used_if_it_is_installed(tmp_path):
+    """Test with a module that reads any HEIC file as a green image."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, ImageFile\n"
+        "class File(ImageFile.ImageFile):\n"
+        "    format = 'HEIF'\n"
+        "    def _open(self): self._mode, self._size = 'RGB', (4, 4)\n"
+        "    def load(self): self.im = Image.new('RGB', (4, 4), (0, 255, 0)).im\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', File, lambda start: start[4:12] == b'ftypheic')\n"
+    )
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    code = "from senet.data.image_files import read_image; print(read_image('a.heic', 1).tolist())"
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=paths)
+    assert result == (0, "[[[0, 255, 0]]]\n", "")
+
+
+# ------------------------------------------------------------------------------------- folders
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads `tmp_path`/photos."""
+    return lambda size=32: load_dataset(str(tmp_path / "photos"), tmp_path / "data", size)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_image_folder(tmp_path / "photos", "abc")
+
+
 @pytest.mark.parametrize("classes, size", [(2, (32, 32)), (37, (50, 20))])
-def test_each_folder_of_images_becomes_a_class(tmp_path, classes, size):
+@pytest.mark.parametrize("half", ["test", "val"])
+def test_each_folder_of_images_becomes_a_class(tmp_path, load, capsys, classes, size, half):
     names = [f"class {number:02}" for number in range(classes)]
-    write_image_folder(tmp_path, names, size=size)
-    (tmp_path / "train" / names[0] / ".DS_Store").write_text("hidden")
-    (tmp_path / "train" / "a list.txt").write_text("next to the classes")
-    data = load_dataset(str(tmp_path), tmp_path / "data")
+    photos = write_image_folder(tmp_path / "photos", names, size=size)
+    (photos / "test").rename(photos / half)
+    data = load()
     assert data.label_names == names
-    assert data.train.images.shape == (3 * classes, 32, 32, 3)
-    assert data.test.images.shape == (2 * classes, 32, 32, 3)
     for split, count in (data.train, 3), (data.test, 2):
         assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        assert split.images.shape == (count * classes, 32, 32, 3)
         np.testing.assert_array_equal(split.labels, np.repeat(range(classes), count))
         np.testing.assert_array_equal(split.images[:, 9, 9, 0], 5 * split.labels)
+    assert capsys.readouterr().out == ""
 
 
-def test_images_are_resized_to_image_size(tmp_path):
-    write_image_folder(tmp_path, "ab", size=(100, 60))
-    assert load_dataset(str(tmp_path), tmp_path / "data", 48).train.images.shape == (6, 48, 48, 3)
+def test_images_are_resized_to_image_size(photos, load):
+    assert load(48).train.images.shape == (9, 48, 48, 3)
+
+
+def test_a_fifth_of_each_class_is_the_test_set_if_there_is_none(tmp_path, load, capsys):
+    """Each image has its own shade of grey, 10 times the class plus its number."""
+    counts = {"a": 2, "b": 7, "c": 10}
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            shade = 10 * label + number
+            save(tmp_path / "photos" / name / f"{number}.png", plain("L", shade, (32, 32)))
+    data = load()
+    assert "has no train/ and test/: a fifth of each class" in capsys.readouterr().out
+    train, test = (split.images[:, 0, 0, 0].tolist() for split in (data.train, data.test))
+    assert sorted(train + test) == [0, 1, *range(10, 17), *range(20, 30)]
+    assert (train, test) == (sorted(train), sorted(test))
+    for shades, split, sizes in (train, data.train, [1, 6, 8]), (test, data.test, [1, 1, 2]):
+        assert split.labels.tolist() == [shade // 10 for shade in shades]
+        assert np.bincount(split.labels).tolist() == sizes
+    # The choice depends on the names of the files only.
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "b").rename(tmp_path / "elsewhere" / "bee")
+    other = load_dataset(str(tmp_path / "elsewhere"), tmp_path / "data")
+    assert other.test.images[:, 0, 0, 0].tolist() == test
+
+
+def test_files_that_are_not_images_are_skipped(photos, load, capsys):
+    for name in "a/Thumbs.db", "a/labels.txt", "b/labels.TXT", "b/Makefile", "a/.DS_Store":
+        (photos / "train" / name).write_bytes(b"\xd0\xcf\x11\xe0 no image")
+    save(photos / "train" / "next to the classes.png", plain("L", 0))
+    for name in "train/__MACOSX", "train/lost+found", "test/a/@eaDir":
+        save(photos / name / "a.png", plain("L", 0))
+    unnamed = save(photos / "test" / "c" / "9.png", plain("L", 99))
+    unnamed.rename(unnamed.with_suffix(""))  # an image by its content
+    data = load()
+    assert data.label_names == ["a", "b", "c"]
+    assert (len(data.train.labels), data.test.images[-1, 0, 0, 0]) == (9, 99)
+    assert capsys.readouterr().out == (
+        f"note: skipped 5 files in {photos}: .db (1), .png (1), .txt (2), Makefile (1)\n"
+    )
 
 
 def remove(path):
-    for file in path.iterdir():
-        file.unlink()
+    empty(path)
     path.rmdir()
 
 
@@ -235,98 +337,95 @@ def empty(path):
         file.unlink()
 
 
+def keep_one_class(photos):
+    for half in "train", "test":
+        for name in "ab":
+            remove(photos / half / name)
+
+
+def make_flat(photos):
+    shutil.rmtree(photos / "test")
+    for folder in (photos / "train").iterdir():
+        folder.rename(photos / folder.name)
+    (photos / "train").rmdir()
+    for number in 0, 1:
+        (photos / "b" / f"{number}.png").unlink()
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: remove(f / "test" / "b"), "test/b is missing; each class needs training and te"),
-        (lambda f: remove(f / "train" / "b"), "train/b is missing; each class needs training"),
-        (lambda f: empty(f / "test" / "b"), "test/b has no images"),
-        (
-            lambda f: (f / "train" / "b" / "1.png").write_text("broken"),
-            "train/b/1.png: not an image file, or damaged; fix or remove it",
-        ),
+        (lambda f: shutil.rmtree(f / "test"), "{}/test is missing; each class needs training and "),
+        (lambda f: shutil.rmtree(f / "train"), "{}/train is missing; each class needs training "),
+        (lambda f: remove(f / "test/b"), "no images, or too few, in {}/test/b; each class needs"),
+        (lambda f: remove(f / "train/b"), "no images, or too few, in {}/train/b; each class"),
+        (lambda f: empty(f / "test/b"), "no images, or too few, in {}/test/b; each class"),
+        (make_flat, "no images, or too few, in {}/b; each class needs training and test images"),
+        (keep_one_class, "{}/train must have folders for at least 2 classes, got 1"),
         (
             lambda f: [(f / "test" / c / "1.png").write_text("broken") for c in "abc"],
-            "test/a/1.png: not an image file, or damaged; fix or remove it (2 more such files)",
+            "cannot read 3 of 15 images, fix or remove them: {0}/test/a/1.png: not an image file, "
+            "or damaged; {0}/test/b/1.png: not",
         ),
         (
-            lambda f: (f / "test" / "c" / "deeper").mkdir(),
-            "test/c/deeper: cannot be read as an image: not a regular file but a f",
+            lambda f: (f / "test/c/deeper").mkdir(),
+            "cannot read 1 of 16 images, fix or remove them: {}/test/c/deeper: cannot be read as "
+            "an image: not a regular file but a folder",
         ),
         (
-            lambda f: [remove(f / s / c) for s in ("train", "test") for c in "ab"],
-            "train must have folders for at least 2 classes, got 1",
+            lambda f: os.mkfifo(f / "test/c/9.png"),
+            "cannot read 1 of 16 images, fix or remove them: {}/test/c/9.png: cannot be read as "
+            "an image: not a regular file but a FIFO",
         ),
     ],
 )
-def test_an_invalid_folder_is_reported(tmp_path, damage, message):
-    write_image_folder(tmp_path, "abc")
-    damage(tmp_path)
+def test_an_invalid_folder_is_reported(photos, load, damage, message):
+    damage(photos)
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+        load()
+    assert str(caught.value).startswith(message.format(photos))
 
 
-@pytest.mark.parametrize(
-    "make, kind",
-    [
-        (os.mkfifo, "FIFO"),
-        (lambda path: path.symlink_to("/dev/zero"), "device"),
-    ],
-    ids=["FIFO", "zero"],
-)
-def test_only_regular_files_are_read(tmp_path, make, kind):
-    write_image_folder(tmp_path, "ab")
-    path = tmp_path / "train" / "a" / "odd.png"
-    make(path)
-    reason = f"{path}: cannot be read as an image: not a regular file but a {kind}"
-    with pytest.raises(ImageError) as caught:
-        read_image(path, 32)
-    assert str(caught.value) == reason
+def test_many_unreadable_images_are_listed_in_a_file(photos, load, tmp_path):
+    for number in range(1010):
+        (photos / "train" / "a" / f"{number:04}.jpg").touch()
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value) == f"{reason}; fix or remove it"
+        load()
+    message = str(caught.value)
+    assert message.startswith("cannot read 1,010 of 1,025 images, fix or remove them: ")
+    assert message.count("a/00") == 20
+    (report,) = (tmp_path / "data").rglob("unreadable.txt")
+    assert message.endswith(f"; and 990 more, all listed in {report}")
+    lines = report.read_text().splitlines()
+    assert len(lines) == 1010
+    assert lines[-1] == f"{photos}/train/a/1009.jpg: not an image file, or damaged"
 
 
-def test_images_may_be_links(tmp_path):
-    write_image_folder(tmp_path / "images", "ab", size=(32, 32))
-    linked = tmp_path / "images" / "train" / "a" / "linked.png"
+def test_images_may_be_links(photos, load, tmp_path):
+    linked = photos / "train" / "a" / "linked.png"
     linked.symlink_to(save(tmp_path / "elsewhere.png", plain("L", 9, (32, 32))))
-    assert load_dataset(str(tmp_path / "images"), tmp_path / "data").train.images[3, 0, 0, 0] == 9
+    assert load().train.images[3, 0, 0, 0] == 9
 
 
-def test_a_line_break_in_a_name_is_escaped(tmp_path):
-    write_image_folder(tmp_path, ["a\nb", "c\x1b[31m\u2028", "d"])
-    assert load_dataset(str(tmp_path), tmp_path / "data").label_names == [
-        "a\\nb",
-        "c\\x1b[31m\\u2028",
-        "d",
-    ]
-    (tmp_path / "train" / "d" / "e\nf\udcff.png").touch()
+def test_class_names_that_differ_in_their_unicode_normalisation_are_one_class(tmp_path, load):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    photos = write_image_folder(tmp_path / "photos", [composed, "tea"])
+    (photos / "test" / composed).rename(photos / "test" / decomposed)
+    save(photos / "train" / decomposed / "9.png", plain("L", 9))
+    data = load()
+    assert data.label_names == [composed, "tea"]
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 3
+    assert sorted(data.train.images[:4, 0, 0, 0]) == [0, 0, 0, 9]
+
+
+def test_unusual_names_are_escaped(tmp_path, load):
+    names = ["a\nb", "c\x1b[31m\u2028", "caf\udce9", "d"]
+    photos = write_image_folder(tmp_path / "photos", names)
+    assert load().label_names == ["a\\nb", "c\\x1b[31m\\u2028", "caf\\udce9", "d"]
+    (photos / "train" / "d" / "e\nf\udcff.png").touch()
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
+        load()
     assert str(caught.value) == (
-        f"{tmp_path}/train/d/e\\nf\\udcff.png: not an image file, or damaged; fix or remove it"
-    )
-
-
-def test_a_class_name_that_is_not_utf_8_is_rejected(tmp_path):
-    write_image_folder(tmp_path, ["caf\udce9", "tea"])
-    with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value) == (
-        f"{tmp_path}/train/caf\\udce9: the name is not UTF-8; rename the folder"
-    )
-
-
-@pytest.mark.slow
-def test_class_names_are_the_same_without_a_utf_8_locale(tmp_path):
-    write_image_folder(tmp_path, ["caf\u00e9", "tea"])
-    code = "import sys; from senet.data.image_files import load_folder\n"
-    code += "print(ascii(load_folder(sys.argv[1], sys.argv[2], 32)[4]))"
-    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert run_python("-c", code, tmp_path, tmp_path / "data", **c_locale) == (
-        0,
-        "['caf\\xe9', 'tea']\n",
-        "",
+        f"cannot read 1 of 21 images, fix or remove them: {photos}/train/d/e\\nf\\udcff.png: not "
+        f"an image file, or damaged"
     )
