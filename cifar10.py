@@ -39,7 +39,6 @@ class Cifar:
 
     @property
     def files(self):
-        """Return the names of all files."""
         return *self.train_files, self.test_file, self.names_file
 
 
@@ -166,8 +165,7 @@ def _pickled(record, path):
         ) from None
 
 
-# The base class is the unpickler written in Python. With the one written in C, a damaged file could
-# allocate gigabytes, because its memo table grows to whatever index the file specifies.
+# Not the unpickler in C, whose memo table grows to gigabytes if a damaged file has a large index.
 class _PlainUnpickler(pickle._Unpickler):
     """An unpickler that imports nothing: functions of this module replace the few names that Python
     2 and 3 use to pickle bytes and NumPy arrays; all others raise an error."""

@@ -263,7 +263,7 @@ DECODE_UNTIL_KILLED = """
 import pathlib, sys, time
 from senet.data import image_files
 def read(path, side, read_image=image_files.read_image):
-    if path.match("test/b/0.png"):
+    if path.endswith("test/b/0.png"):
         print("reading", flush=True)
         time.sleep(600)
     return read_image(path, side)

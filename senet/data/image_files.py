@@ -34,9 +34,9 @@ with contextlib.suppress(ImportError):
 HEIF = {".heic", ".heif"}
 ROTATIONS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: PIL.Image.Transpose
 SYSTEM_FOLDERS = {"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+LISTED = 20  # unreadable files in an error message
 LARGE = 2**25  # pixels; threads decode larger images one at a time
 decoding_large_image = threading.Lock()
-LISTED = 20  # unreadable files in an error message
 
 
 class ImageError(OneLineError):
@@ -63,7 +63,7 @@ def read_image(path, side):
                 return np.array(image)
     except UnidentifiedImageError:
         reason = "not an image file, or damaged"
-        if pathlib.Path(path).suffix.lower() in HEIF and "pillow_heif" not in sys.modules:
+        if _kind(str(path)) in HEIF and "pillow_heif" not in sys.modules:
             reason = "Pillow needs pillow-heif to read it; run: pip install pillow-heif"
         raise ImageError(f"{path}: {reason}") from None
     # Decoders can raise nearly any exception on a damaged image.
@@ -115,22 +115,21 @@ def load_folder(folder, data_dir, side):
     fifth of each class becomes the test set. A set is (uint8 images [N, side, side, 3], int32
     labels [N], ImageSums). The images are decoded once, into a memory-mapped cache in `data_dir`.
 
-    Raises Failure if a class is missing, an image cannot be read, or the cache cannot be written;
-    HyperparameterError if the images would not fit on its disk."""
+    Raises Failure if a class is missing, or an image cannot be read; see also cached_images."""
     train, test = _splits(folder)
-    paths = [path for half in (train, test) for name in train for path in half[name]]
+    classes = [*train.values(), *test.values()]
+    labels = np.repeat(np.tile(np.arange(len(train), dtype=np.int32), 2), [*map(len, classes)])
+    files = [file for names in classes for file in names]
     count = sum(map(len, train.values()))  # of training images
-    sizes = [len(half[name]) for half in (train, test) for name in train]
-    labels = np.repeat(np.tile(np.arange(len(train), dtype=np.int32), 2), sizes)
     decoder = pathlib.Path(__file__).read_bytes() + PIL.__version__.encode()
-    states = [(*path.parts[-2:], (s := path.stat()).st_size, s.st_mtime_ns) for path in paths]
+    states = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
     cache_dir = pathlib.Path(data_dir) / "cache" / _hash(folder.resolve())
     images, sums = cached_images(
         cache_dir,
-        _hash(states, decoder),
-        (len(paths), side, side, 3),
+        _hash((*train, *labels.tolist(), *states), decoder),
+        (len(files), side, side, 3),
         [slice(count), slice(count, None)],
-        lambda: _decode(paths, side, cache_dir / "unreadable.txt"),
+        lambda: _decode([file.path for file in files], side, cache_dir / "unreadable.txt"),
     )
     train_set = images[:count], labels[:count], sums[0]
     return train_set, (images[count:], labels[count:], sums[1]), [*map(printable, train)]
@@ -138,15 +137,14 @@ def load_folder(folder, data_dir, side):
 
 def has_images(folder):
     """Return whether folders in `folder` contain images, judging by their extensions."""
-    return any(map(_has_image_name, folder.glob("*/**/*")))
+    return any(_has_image_name(path.name) for path in folder.glob("*/**/*"))
 
 
 def _splits(folder):
-    """Return the training and the test files, each as {class: paths}."""
+    """Return the training and the test files, each as {class: files}."""
     skipped = collections.Counter()
     train, test, val = (folder / name for name in ("train", "test", "val"))
-    if val.is_dir() and not test.is_dir():
-        test = val
+    test = val if val.is_dir() and not test.is_dir() else test
     if train.is_dir() or test.is_dir():
         for half in train, test:
             if not half.is_dir():
@@ -169,57 +167,61 @@ def _splits(folder):
 
 
 def _divided(folder, classes):
-    """Return the training and the test files, each as {class: paths}. The test files are a fifth of
+    """Return the training and the test files, each as {class: files}. The test files are a fifth of
     each class: those whose names have the lowest hashes."""
     note = "has no train/ and test/: a fifth of each class, chosen by file name, is the test set"
     print(f"note: {printable(folder)} {note}")
     train = {}
     test = {}
-    for name, paths in classes.items():
-        ranked = sorted(paths, key=lambda path: _hash(path.name))
-        count = max(1, round(len(paths) / 5))
-        test[name] = sorted(ranked[:count])
-        train[name] = sorted(ranked[count:])
+    for name, files in classes.items():
+        ranked = sorted(files, key=lambda file: _hash(file.name))
+        chosen = {*ranked[: max(1, round(len(files) / 5))]}
+        test[name] = [file for file in files if file in chosen]
+        train[name] = [file for file in files if file not in chosen]
     return train, test
 
 
 def _classes(folder, skipped):
-    """Return {class: image paths} of the folders in `folder`, sorted by name. Count other files in
-    `skipped`, by kind. Names that differ only in their Unicode normalisation are one class."""
+    """Return {class: image files, as os.DirEntry} of the folders in `folder`, all sorted. Count
+    other files in `skipped`. Names that differ only in Unicode normalisation are one class."""
     classes = collections.defaultdict(list)
     for entry in _visible(folder):
         files = _visible(entry) if entry.is_dir() else [entry]
-        images = [path for path in files if path != entry and _is_image(path)]
-        skipped.update(path.suffix.lower() or path.name for path in {*files}.difference(images))
+        images = [file for file in files if file is not entry and _is_image(file)]
+        skipped.update(_kind(file.name) for file in {*files}.difference(images))
         if entry.is_dir():
             classes[unicodedata.normalize("NFC", entry.name)] += images
     if len(classes) < 2:
         raise Failure(f"{folder} must have folders for at least 2 classes, got {len(classes)}")
-    return {name: sorted(classes[name]) for name in sorted(classes)}
+    return {name: classes[name] for name in sorted(classes)}
 
 
 def _visible(folder):
-    """Return the paths in `folder`, without hidden ones and folders of the system."""
-    paths = folder.iterdir()
-    return [p for p in paths if not p.name.startswith(".") and p.name not in SYSTEM_FOLDERS]
+    """Return the entries of `folder`, sorted, without hidden ones and folders of the system."""
+    with os.scandir(folder) as entries:
+        shown = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
+    return sorted(shown, key=lambda entry: entry.name)
 
 
-def _has_image_name(path):
-    extension = path.suffix.lower()
-    return extension in Image.registered_extensions() or extension in HEIF
+def _kind(name):
+    """Return the extension of a file name, or the name if there is none, in lower case."""
+    return "".join(name.rpartition(".")[1:]).lower()
 
 
-def _is_image(path):
+def _has_image_name(name):
+    return _kind(name) in Image.registered_extensions() or _kind(name) in HEIF
+
+
+def _is_image(file):
     """Return False for a file to skip. A folder may contain images, so it is an error, not one."""
-    if _has_image_name(path) or path.is_dir():
+    if _has_image_name(file.name) or file.is_dir():
         return True
-    with contextlib.suppress(Exception), Image.open(path):
+    with contextlib.suppress(Exception), Image.open(file.path):
         return True
     return False
 
 
 def _hash(value, start=b""):
-    """Return 16 hexadecimal digits that depend on `value` and the bytes `start`."""
     return hashlib.sha256(start + ascii(value).encode()).hexdigest()[:16]
 
 
