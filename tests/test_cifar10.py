@@ -1,12 +1,10 @@
 import dataclasses
 import errno
-import gzip
 import hashlib
 import http.server
 import os
 import pickle
 import random
-import shutil
 import tarfile
 import threading
 
@@ -166,13 +164,6 @@ def test_a_failed_download_leaves_no_files(tmp_path, serve, content, settings):
     assert file_names(tmp_path) == []
 
 
-def test_an_unusual_data_dir_gives_a_one_line_error(tmp_path):
-    (tmp_path / "a\nfile").touch()
-    with pytest.raises(Failure, match="^cannot download CIFAR-10: ") as failure:
-        load_cifar(dataclasses.replace(CIFAR10, url="http://localhost:9/"), tmp_path / "a\nfile/b")
-    assert "\n" not in str(failure.value)
-
-
 # ---------------------------------------------------------------------------------------- archive
 
 
@@ -200,13 +191,6 @@ def test_nothing_but_the_files_of_the_data_set_is_unpacked(tmp_path, evil):
     assert not os.path.exists("/evil-of-cifar10-test")  # noqa: PTH110
 
 
-def long_names(count):
-    """Return a .tar.gz of `count` long-name headers, each of which applies to the next, so that a
-    reader has to recurse."""
-    header = tar_member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
-    return gzip.compress(count * (header + bytes(512)))
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -214,10 +198,9 @@ def long_names(count):
         b"",
         ARCHIVE[: len(ARCHIVE) // 2],
         ARCHIVE[:500] + b"oops" + ARCHIVE[504:],
-        long_names(3000),
         make_archive({"data_batch_1": b""}),
     ],
-    ids=["html", "empty", "truncated", "overwritten", "long names", "incomplete"],
+    ids=["html", "empty", "truncated", "overwritten", "incomplete"],
 )
 def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content):
     archive = tmp_path / CIFAR10.archive
@@ -329,29 +312,10 @@ def mutate(content, rng):
     for _ in range(rng.randint(1, 4)):
         # Half of the changes hit the first bytes, where the structure is.
         place = rng.randrange(min(len(data), 400) if rng.random() < 0.5 else len(data))
-        match rng.randrange(5):
-            case 0:
-                data[place] ^= 1 << rng.randrange(8)
-            case 1:
-                data[place] = rng.choice(DANGEROUS)
-            case 2:
-                data[place:place] = rng.randbytes(rng.randint(1, 8))
-            case 3:
-                data[place : place + 4] = rng.choice([b"\xff" * 4, b"\xff\xff\xff\x7f", bytes(4)])
-            case 4:
-                del data[place + 1 :]
+        lengths = [b"\xff" * 4, b"\xff\xff\xff\x7f", bytes(4)]
+        new = [bytes([rng.choice(DANGEROUS)]), rng.randbytes(1), rng.choice(lengths)]
+        data[place : place + rng.randrange(5)] = rng.choice(new)
     return bytes(data)
-
-
-def reads_images(function):
-    """Return True if `function` returns images, and False if it raises a Failure."""
-    try:
-        images, labels = function()
-    except Failure as failure:
-        assert "\n" not in str(failure)
-        return False
-    assert (images.dtype, images.shape) == (np.uint8, (len(labels), 32, 32, 3))
-    return True
 
 
 @pytest.mark.parametrize("kind", ["python 2", "python 3", "malicious"])
@@ -364,22 +328,11 @@ def test_mutated_batch_files_are_read_or_rejected(tmp_path, kind):
     outcomes = set()
     for _ in range(300):
         path.write_bytes(mutate(seeds.get(kind, python2_pickle(exploit)), rng))
-        outcomes.add(reads_images(lambda: read_batch(CIFAR10, path)))
+        try:
+            images, labels = read_batch(CIFAR10, path)
+            assert (images.dtype, images.shape) == (np.uint8, (len(labels), 32, 32, 3))
+            outcomes.add("read")
+        except Failure:
+            outcomes.add("rejected")
         assert file_names(tmp_path) == ["data_batch_1"]
-    assert outcomes == ({False} if kind == "malicious" else {True, False})
-
-
-def test_mutated_archives_are_read_or_rejected(tmp_path):
-    rng = random.Random(0)
-    data_dir = tmp_path / "data"
-    data_dir.mkdir()
-    # A mutated .gz nearly always fails its checksum; a mutated .tar can often still be read.
-    archive = make_archive(make_files(count=2), compression="")
-    outcomes = set()
-    for _ in range(200):
-        (data_dir / CIFAR10.archive).write_bytes(mutate(archive, rng))
-        outcomes.add(reads_images(lambda: load_cifar(CIFAR10, data_dir)[:2]))
-        assert file_names(tmp_path) == ["data"]
-        assert set(file_names(data_dir)) <= {CIFAR10.archive, CIFAR10.folder}
-        shutil.rmtree(data_dir / CIFAR10.folder, ignore_errors=True)
-    assert outcomes == {True, False}
+    assert outcomes == ({"rejected"} if kind == "malicious" else {"read", "rejected"})

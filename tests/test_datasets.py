@@ -69,18 +69,15 @@ def test_channel_statistics_match_numpy(rng):
 
 
 @pytest.mark.parametrize("number, array", [(0, "images"), (0, "labels"), (1, "images")])
-def test_swapping_two_images_or_labels_changes_the_checksums(number, array):
-    def make():
-        rng = np.random.default_rng(3)
-        images, labels = rng.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9, dtype=np.int32)
-        return [Split(images, labels), Split(images.copy(), labels.copy())]
-
-    other = make()
-    changed = getattr(other[number], array)
+def test_swapping_two_images_or_labels_changes_the_checksums(rng, number, array):
+    images = rng.integers(0, 256, (9, 4, 4, 3), np.uint8)
+    splits = [Split(images.copy(), np.arange(9, dtype=np.int32)) for _ in range(2)]
+    data = Dataset("noise", *splits, [])
+    before = data.checksums()
+    assert data.checksums() == before
+    changed = getattr(splits[number], array)
     changed[[0, 1]] = changed[[1, 0]]
-    original, different = Dataset("noise", *make(), []), Dataset("noise", *other, [])
-    assert original.checksums() == Dataset("noise", *make(), []).checksums()
-    assert original.checksums() != different.checksums()
+    assert data.checksums() != before
 
 
 def test_cifar100_is_loaded_by_name(tmp_path):
@@ -175,12 +172,10 @@ class TestShapes:
         assert np.bincount(data.test.labels).tolist() == [50] * 10
         assert data.label_names == list(OUTLINES)
 
-    def test_images_are_the_same_every_time(self):
-        for one, other in zip(load_shapes()[:4], load_shapes()[:4], strict=True):
+    def test_images_are_the_same_every_time_and_in_one_split_only(self):
+        train, labels, test, test_labels, _ = load_shapes()
+        for one, other in zip((train, labels, test, test_labels), load_shapes()[:4], strict=True):
             np.testing.assert_array_equal(one, other)
-
-    def test_no_image_is_in_both_splits(self):
-        train, _, test, _, _ = load_shapes()
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
     def test_colour_and_brightness_do_not_reveal_the_class(self):
@@ -223,7 +218,6 @@ IMAGES, LABELS = np.zeros([4, 8, 8, 3], np.uint8), np.arange(4)
     [
         (IMAGES / 255, LABELS, "abcd", "uint8 [N, side, side, 3], got float64 [4, 8, 8, 3]"),
         (IMAGES.transpose(0, 3, 1, 2), LABELS, "abcd", "side, side, 3], got uint8 [4, 3, 8, 8]"),
-        (IMAGES[..., 0], LABELS, "abcd", "[N, side, side, 3], got uint8 [4, 8, 8]"),
         (IMAGES[:, :, :5], LABELS, "abcd", "[N, side, side, 3], got uint8 [4, 8, 5, 3]"),
         (IMAGES[:0], LABELS[:0], "abcd", "[N, side, side, 3], got uint8 [0, 8, 8, 3]"),
         (IMAGES, LABELS[:, None], "abcd", "one per image, got uint8 [4, 8, 8, 3] and int64 [4, 1]"),
@@ -232,13 +226,10 @@ IMAGES, LABELS = np.zeros([4, 8, 8, 3], np.uint8), np.arange(4)
         (IMAGES, LABELS - 1, "abcd", "labels must be from 0 to 3, got -1 to 2"),
     ],
 )
-@pytest.mark.parametrize("split", ["train", "test"])
 def test_a_loader_that_returns_other_arrays_is_rejected(
-    monkeypatch, split, images, labels, names, message
+    monkeypatch, images, labels, names, message
 ):
     arrays = IMAGES, LABELS, images, labels
-    if split == "train":
-        arrays = arrays[2:] + arrays[:2]
     monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, names))
     with pytest.raises(Failure, match=re.escape(message)) as failure:
         load_dataset("mine", "data", image_size=8)
