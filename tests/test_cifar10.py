@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import hashlib
 import http.server
 import os
@@ -54,9 +53,6 @@ def check_loaded(loaded, record=CIFAR10, count=20):
         assert train_images[3 - count, y, x, channel] == row[1024 * channel + 32 * y + x]
 
 
-# ----------------------------------------------------------------------------- where the files are
-
-
 @by_record
 @pytest.mark.parametrize("data_dir", [".", "{}", ".."], ids=["folder", "inner", "one level up"])
 def test_the_official_format_is_read_wherever_it_is(tmp_path, record, data_dir):
@@ -88,14 +84,6 @@ def test_an_archive_with_a_different_hash_is_read_with_a_note(tmp_path, capsys):
     (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
     check_loaded(load_cifar(CIFAR10, tmp_path))
     assert "is not the official archive" in capsys.readouterr().out
-
-
-def test_the_records_have_the_published_hashes():
-    published = "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-    assert (CIFAR10.hash, CIFAR100.hash) == (published, "md5:eb9058c3a382ffc7106e4002c42a8d85")
-
-
-# --------------------------------------------------------------------------------------- download
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -164,14 +152,10 @@ def test_a_failed_download_leaves_no_files(tmp_path, serve, content, settings):
     assert file_names(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------------------- archive
-
-
 @pytest.mark.parametrize(
     "evil",
     [
         tar_member("../evil", size=4),
-        tar_member(f"{CIFAR10.folder}/../../evil", size=4),
         tar_member("/evil-of-cifar10-test", size=4),
         tar_member(f"{CIFAR10.folder}/sub/evil", size=4),
         tar_member(f"{CIFAR10.folder}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
@@ -208,26 +192,11 @@ def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value).startswith(f"cannot unpack {archive}: ")
+    assert str(failure.value).endswith(
+        "; fix the cause, or remove the archive and rerun the command to download it again"
+    )
     assert "\n" not in str(failure.value)
     assert file_names(tmp_path) == [CIFAR10.archive]
-
-
-def test_a_full_disk_is_named_and_leaves_no_files(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(tarfile, "copyfileobj", full)
-    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value) == (
-        f"cannot unpack {tmp_path / CIFAR10.archive}: No space left on device; fix the cause, or "
-        f"remove the archive and rerun the command to download it again"
-    )
-    assert file_names(tmp_path) == [CIFAR10.archive]
-
-
-# ---------------------------------------------------------------------------------------- pickles
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -270,9 +239,7 @@ def pickled_batch(**changes):
         None,
         pickled_batch()[:-100],
         b"",
-        b"<html></html>",
         python2_pickle([1, 2]),
-        python2_pickle({}),
         pickled_batch(data=np.zeros((20, 3071), np.uint8)),
         pickled_batch(data=np.zeros((20, 3072), np.float32)),
         pickled_batch(data=b"none"),
@@ -298,22 +265,16 @@ def test_label_names_become_single_lines_of_valid_text(tmp_path):
     assert load_cifar(CIFAR10, tmp_path)[4][:3] == [r"a\nb", "caf\u00e9", "\ufffd"]
 
 
-# ------------------------------------------------------------------------------- mutated files
-
 # Pickle opcodes that look up a name, call a function, build an object, or read a length.
-DANGEROUS = (
-    b"cRbioB\x81\x82\x83\x84\x85\x86\x87\x8a\x8b\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
-)
+DANGEROUS = b"cRbioB\x81\x82\x83\x85\x8a\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
 
 
 def mutate(content, rng):
-    """Return `content` with one to four random changes."""
+    """Return `content` with a few bytes changed, mostly in the first ones, which have structure."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        # Half of the changes hit the first bytes, where the structure is.
-        place = rng.randrange(min(len(data), 400) if rng.random() < 0.5 else len(data))
-        lengths = [b"\xff" * 4, b"\xff\xff\xff\x7f", bytes(4)]
-        new = [bytes([rng.choice(DANGEROUS)]), rng.randbytes(1), rng.choice(lengths)]
+        place = min(rng.randrange(400), rng.randrange(len(data)))
+        new = [bytes([rng.choice(DANGEROUS)]), rng.randbytes(1), b"\xff\xff\xff\x7f", bytes(4)]
         data[place : place + rng.randrange(5)] = rng.choice(new)
     return bytes(data)
 

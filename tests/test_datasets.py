@@ -42,12 +42,8 @@ def test_batches_contain_every_image_once_with_its_label(split, batch_size, size
     labels = np.concatenate([part.labels for part in parts])
     assert sorted(labels) == list(range(23))
     assert labels.tolist() == np.concatenate([part.images[:, 0, 0, 0] for part in parts]).tolist()
-
-
-def test_batches_can_start_in_the_middle_of_an_epoch(split):
-    order = epoch_order(split, seed=1, epoch=1)
-    whole = [part.labels.tolist() for part in batches(split, 5, order)]
-    assert [part.labels.tolist() for part in batches(split, 5, order, first=3)] == whole[3:]
+    rest = [part.labels.tolist() for part in batches(split, batch_size, order, first=1)]
+    assert rest == [part.labels.tolist() for part in parts[1:]]
 
 
 def test_order_depends_only_on_seed_and_epoch(split):
@@ -157,11 +153,6 @@ def test_evenly_spaced_images_mix_the_classes_of_a_folder():
         assert len(set(part)) > 1
 
 
-def test_image_size_is_rejected_unless_the_data_set_is_a_folder():
-    with pytest.raises(HyperparameterError, match="^--image_size must be 32 for --dataset=shapes"):
-        load_dataset("shapes", "no/data", 64)
-
-
 class TestShapes:
     def test_each_class_has_200_training_and_50_test_images(self):
         data = load_dataset("shapes", "no/such/folder")
@@ -218,9 +209,7 @@ IMAGES, LABELS = np.zeros([4, 8, 8, 3], np.uint8), np.arange(4)
     [
         (IMAGES / 255, LABELS, "abcd", "uint8 [N, side, side, 3], got float64 [4, 8, 8, 3]"),
         (IMAGES.transpose(0, 3, 1, 2), LABELS, "abcd", "side, side, 3], got uint8 [4, 3, 8, 8]"),
-        (IMAGES[:, :, :5], LABELS, "abcd", "[N, side, side, 3], got uint8 [4, 8, 5, 3]"),
         (IMAGES[:0], LABELS[:0], "abcd", "[N, side, side, 3], got uint8 [0, 8, 8, 3]"),
-        (IMAGES, LABELS[:, None], "abcd", "one per image, got uint8 [4, 8, 8, 3] and int64 [4, 1]"),
         (IMAGES, LABELS / 1, "abcd", "one per image, got uint8 [4, 8, 8, 3] and float64 [4]"),
         (IMAGES, LABELS, "abc", "labels must be from 0 to 2, got 0 to 3"),
         (IMAGES, LABELS - 1, "abcd", "labels must be from 0 to 3, got -1 to 2"),

@@ -122,21 +122,14 @@ def write_png(path, bits, colour_type, rows, transparent=(), size=(2, 2)):
     """Write a PNG of rows of pixels, given in hexadecimal. `transparent` is a transparent value."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(f">I4s{len(data)}sI", len(data), kind, data, zlib.crc32(kind + data))
 
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0))
-        + (
-            chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-            if transparent
-            else b""
-        )
-        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes.fromhex(row) for row in rows)))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + bytes.fromhex(row) for row in rows))
+    colour = struct.pack(f">{len(transparent)}H", *transparent)
+    chunks = chunk(b"IHDR", header) + (chunk(b"tRNS", colour) if transparent else b"")
+    chunks += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
 @pytest.mark.parametrize(
@@ -212,24 +205,10 @@ def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path, monkey
 
 @pytest.mark.slow
 def test_pillow_heif_is_used_if_it_is_installed(tmp_path):
-    """Test with a module that reads any HEIC file as a green image."""
-    (tmp_path / "pillow_heif.py").write_text(
-        "from PIL import Image, ImageFile\n"
-        "class File(ImageFile.ImageFile):\n"
-        "    format = 'HEIF'\n"
-        "    def _open(self): self._mode, self._size = 'RGB', (4, 4)\n"
-        "    def load(self): self.im = Image.new('RGB', (4, 4), (0, 255, 0)).im\n"
-        "def register_heif_opener():\n"
-        "    Image.register_open('HEIF', File, lambda start: start[4:12] == b'ftypheic')\n"
-    )
-    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    code = "from senet.data.image_files import read_image; print(read_image('a.heic', 1).tolist())"
+    (tmp_path / "pillow_heif.py").write_text("def register_heif_opener(): print('registered')")
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=paths)
-    assert result == (0, "[[[0, 255, 0]]]\n", "")
-
-
-# ------------------------------------------------------------------------------------- folders
+    result = run_python("-c", "import senet.data.image_files", cwd=tmp_path, PYTHONPATH=paths)
+    assert result == (0, "registered\n", "")
 
 
 @pytest.fixture
@@ -243,24 +222,20 @@ def photos(tmp_path):
     return write_image_folder(tmp_path / "photos", "abc")
 
 
-@pytest.mark.parametrize("classes, size", [(2, (32, 32)), (37, (50, 20))])
+@pytest.mark.parametrize("classes, side", [(2, 32), (37, 48)])
 @pytest.mark.parametrize("half", ["test", "val"])
-def test_each_folder_of_images_becomes_a_class(tmp_path, load, capsys, classes, size, half):
+def test_each_folder_of_images_becomes_a_class(tmp_path, load, capsys, classes, side, half):
     names = [f"class {number:02}" for number in range(classes)]
-    photos = write_image_folder(tmp_path / "photos", names, size=size)
+    photos = write_image_folder(tmp_path / "photos", names, size=(50, 20))
     (photos / "test").rename(photos / half)
-    data = load()
+    data = load(side)
     assert data.label_names == names
     for split, count in (data.train, 3), (data.test, 2):
         assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
-        assert split.images.shape == (count * classes, 32, 32, 3)
+        assert split.images.shape == (count * classes, side, side, 3)
         np.testing.assert_array_equal(split.labels, np.repeat(range(classes), count))
         np.testing.assert_array_equal(split.images[:, 9, 9, 0], 5 * split.labels)
     assert capsys.readouterr().out == ""
-
-
-def test_images_are_resized_to_image_size(photos, load):
-    assert load(48).train.images.shape == (9, 48, 48, 3)
 
 
 def test_a_fifth_of_each_class_is_the_test_set_if_there_is_none(tmp_path, load, capsys):
@@ -295,8 +270,8 @@ def test_files_that_are_not_images_are_skipped(photos, load, capsys):
     save(photos / "train" / "next to the classes.png", plain("L", 0))
     for name in "train/__MACOSX", "train/lost+found", "test/a/@eaDir":
         save(photos / name / "a.png", plain("L", 0))
-    unnamed = save(photos / "test" / "c" / "9.png", plain("L", 99))
-    unnamed.rename(unnamed.with_suffix(""))  # an image by its content
+    image = save(photos.parent / "elsewhere.png", plain("L", 99))
+    (photos / "test" / "c" / "no extension").symlink_to(image)
     data = load()
     assert data.label_names == ["a", "b", "c"]
     assert (len(data.train.labels), data.test.images[-1, 0, 0, 0]) == (9, 99)
@@ -364,12 +339,6 @@ def test_many_unreadable_images_are_listed_in_a_file(photos, load, tmp_path):
     assert lines[-1] == f"{photos}/train/a/1009.jpg: not an image file, or damaged"
 
 
-def test_images_may_be_links(photos, load, tmp_path):
-    linked = photos / "train" / "a" / "linked.png"
-    linked.symlink_to(save(tmp_path / "elsewhere.png", plain("L", 9, (32, 32))))
-    assert load().train.images[3, 0, 0, 0] == 9
-
-
 def test_class_names_that_differ_in_their_unicode_normalisation_are_one_class(tmp_path, load):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     photos = write_image_folder(tmp_path / "photos", [composed, "tea"])
@@ -392,3 +361,5 @@ def test_unusual_names_are_escaped(tmp_path, load):
         f"cannot read 1 of 21 images, fix or remove them: {photos}/train/d/e\\nf\\udcff.png: not "
         f"an image file, or damaged"
     )
+    (photos / "train" / "d" / "e\nf\udcff.png").unlink()
+    assert len(load().train.labels) == 12
