@@ -276,7 +276,7 @@ def test_files_that_are_not_images_are_skipped(photos, load, capsys):
     assert data.label_names == ["a", "b", "c"]
     assert (len(data.train.labels), data.test.images[-1, 0, 0, 0]) == (9, 99)
     assert capsys.readouterr().out == (
-        f"note: skipped 5 files in {photos}: .db (1), .png (1), .txt (2), makefile (1)\n"
+        f"note: files skipped in {photos}: 5 (.db: 1, .png: 1, .txt: 2, makefile: 1)\n"
     )
 
 

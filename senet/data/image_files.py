@@ -154,8 +154,8 @@ def _splits(folder):
         train = test = folder
         splits = _divided(folder, _classes(folder, skipped))
     if skipped:
-        kinds = shortened([f"{kind} ({count:,})" for kind, count in sorted(skipped.items())])
-        print(f"note: skipped {skipped.total():,} files in {printable(folder)}: {kinds}")
+        kinds = shortened([f"{kind}: {count:,}" for kind, count in sorted(skipped.items())])
+        print(f"note: files skipped in {printable(folder)}: {skipped.total():,} ({kinds})")
     few = [train / name for name in splits[1] if not splits[0].get(name)]
     few += [test / name for name in splits[0] if not splits[1].get(name)]
     if few:
