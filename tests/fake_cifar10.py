@@ -75,11 +75,11 @@ def write_folder(data_dir, files, record=CIFAR10):
     return folder
 
 
-def make_archive(files, *extra_members, compression="gz", record=CIFAR10):
-    """Return the bytes of an archive with `files`, in the folder of the data set, and
-    `extra_members` (TarInfo). It is a .tar.gz, or a .tar if `compression` is empty."""
+def make_archive(files, *extra_members, record=CIFAR10):
+    """Return the bytes of a .tar.gz with `files`, in the folder of the data set, and
+    `extra_members` (TarInfo)."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=f"w:{compression}") as archive:
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
         folder = tarfile.TarInfo(record.folder)
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)

@@ -1,18 +1,13 @@
 import dataclasses
-import errno
-import gzip
 import hashlib
 import http.server
-import lzma
 import os
-import pathlib
 import pickle
-import socket
+import random
 import tarfile
 import threading
 
 import numpy as np
-import pooch
 import pytest
 from fake_cifar10 import (
     Exploit,
@@ -24,12 +19,11 @@ from fake_cifar10 import (
     write_folder,
 )
 
-import cifar10
-from cifar10 import CIFAR10, CIFAR100, load_cifar
+from cifar10 import CIFAR10, CIFAR100, load_cifar, read_batch
 from senet.engine.errors import Failure
-from senet.engine.text import first_line
 
 by_record = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
+ARCHIVE = make_archive(make_files())
 
 
 def file_names(folder):
@@ -53,24 +47,18 @@ def check_loaded(loaded, record=CIFAR10, count=20):
     assert names == label_names(record)
     assert train_images.shape == (batch_count * count, 32, 32, 3)
     assert test_images.shape == (count, 32, 32, 3)
-    assert train_images.dtype == np.uint8
+    assert (train_images.dtype, train_labels.dtype) == (np.uint8, np.int32)
     row = train[-1][b"data"][3]
     for (y, x), channel in zip([(0, 0), (5, 9), (31, 31)], range(3), strict=True):
         assert train_images[3 - count, y, x, channel] == row[1024 * channel + 32 * y + x]
 
 
 @by_record
-def test_reads_the_official_format(tmp_path, record):
-    write_folder(tmp_path, make_files(record=record), record)
-    check_loaded(load_cifar(record, tmp_path), record)
-
-
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_reads_pickles_written_by_python_3(tmp_path, protocol):
-    folder = write_folder(tmp_path, make_files())
-    for seed, name in enumerate(CIFAR10.train_files):
-        (folder / name).write_bytes(pickle.dumps(make_batch(20, seed), protocol))
-    check_loaded(load_cifar(CIFAR10, tmp_path))
+@pytest.mark.parametrize("data_dir", [".", "{}", ".."], ids=["folder", "inner", "one level up"])
+def test_the_official_format_is_read_wherever_it_is(tmp_path, record, data_dir):
+    write_folder(tmp_path / "data", make_files(record=record), record)
+    check_loaded(load_cifar(record, tmp_path / "data" / data_dir.format(record.folder)), record)
+    assert file_names(tmp_path / "data") == [record.folder]
 
 
 @by_record
@@ -81,34 +69,21 @@ def test_an_archive_in_data_dir_is_used_without_the_network(tmp_path, capsys, re
         make_files(record=record), tar_member(f"{record.folder}/file.txt~"), record=record
     )
     (tmp_path / record.archive).write_bytes(content)
-    record = dataclasses.replace(
+    local = dataclasses.replace(
         record,
         url="http://localhost:9/nobody-answers",
         hash=f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}",
     )
-    loaded = load_cifar(record, tmp_path)
-    assert (len(loaded[0]), len(loaded[2])) == (20 * len(record.train_files), 20)
+    check_loaded(load_cifar(local, tmp_path), record)
     assert capsys.readouterr().out == ""
     assert file_names(tmp_path) == sorted([record.folder, record.archive])
     assert file_names(tmp_path / record.folder) == sorted(record.files)
 
 
 def test_an_archive_with_a_different_hash_is_read_with_a_note(tmp_path, capsys):
-    (tmp_path / CIFAR10.archive).write_bytes(make_archive(make_files()))
+    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
     check_loaded(load_cifar(CIFAR10, tmp_path))
     assert "is not the official archive" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "record, published",
-    [
-        (CIFAR10, "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-        (CIFAR100, "md5:eb9058c3a382ffc7106e4002c42a8d85"),
-    ],
-    ids=["CIFAR-10", "CIFAR-100"],
-)
-def test_a_record_has_the_published_hash(record, published):
-    assert record.hash == published
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -128,15 +103,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """Return a function that serves bytes on localhost and returns their URL."""
+    """Return a function that serves bytes on localhost and returns `record` with their URL, and the
+    hash of `expected`."""
     servers = []
 
-    def start(content, **settings):
+    def start(record, expected, content, **settings):
         handler = type("Handler", (Handler,), {"content": content, **settings})
         server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
-        return f"http://localhost:{server.server_port}/{CIFAR10.archive}"
+        url = f"http://localhost:{server.server_port}/{record.archive}"
+        digest = hashlib.sha256(expected).hexdigest()
+        return dataclasses.replace(record, url=url, hash=f"sha256:{digest}")
 
     yield start
     for server in servers:
@@ -144,41 +122,32 @@ def serve():
         server.server_close()
 
 
-def with_archive_at(record, url, content):
-    """Return `record` with its archive at `url` and the hash of `content`."""
-    digest = hashlib.sha256(content).hexdigest()
-    return dataclasses.replace(record, url=url, hash=f"sha256:{digest}")
-
-
 @by_record
 def test_a_missing_data_set_is_downloaded_verified_and_unpacked(tmp_path, serve, record):
     content = make_archive(make_files(record=record), record=record)
     data_dir = tmp_path / "not" / "there"
-    local = with_archive_at(record, serve(content), content)
-    assert len(load_cifar(local, data_dir)[3]) == 20
+    check_loaded(load_cifar(serve(record, content, content), data_dir), record)
     assert file_names(data_dir) == sorted([record.folder, record.archive])
 
 
 @pytest.mark.parametrize(
     "content, settings",
     [
-        (make_archive(make_files()), {"cut": 1000}),
+        (ARCHIVE, {"cut": 1000}),
         (b"<html>Welcome to the hotel's network</html>", {}),
         (make_archive(make_files(count=21)), {}),
         (b"not found", {"status": 404}),
     ],
     ids=["truncated", "html", "different content", "not found"],
 )
-@by_record
-def test_a_failed_download_leaves_no_files_and_suggests_both_remedies(
-    tmp_path, serve, content, settings, record
-):
-    local = with_archive_at(record, serve(content, **settings), make_archive(make_files()))
+def test_a_failed_download_leaves_no_files(tmp_path, serve, content, settings):
     with pytest.raises(Failure) as failure:
-        load_cifar(local, tmp_path)
-    assert str(failure.value).startswith(f"cannot download {record.title}: ")
-    assert f"put {record.archive} into {tmp_path}" in str(failure.value)
-    assert "--dataset=shapes" in str(failure.value)
+        load_cifar(serve(CIFAR10, ARCHIVE, content, **settings), tmp_path)
+    assert str(failure.value).startswith("cannot download CIFAR-10: ")
+    assert str(failure.value).endswith(
+        f"; put cifar-10-python.tar.gz into {tmp_path}, or use another --data_dir or "
+        f"--dataset=shapes"
+    )
     assert "\n" not in str(failure.value)
     assert file_names(tmp_path) == []
 
@@ -187,61 +156,58 @@ def test_a_failed_download_leaves_no_files_and_suggests_both_remedies(
     "evil",
     [
         tar_member("../evil", size=4),
-        tar_member(f"{CIFAR10.folder}/../../evil", size=4),
         tar_member("/evil-of-cifar10-test", size=4),
-        tar_member("evil", size=4),
         tar_member(f"{CIFAR10.folder}/sub/evil", size=4),
         tar_member(f"{CIFAR10.folder}/data_batch_1", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.LNKTYPE, linkname="../evil"),
-        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.FIFOTYPE),
-        tar_member(f"{CIFAR10.folder}/evil", type=tarfile.CHRTYPE),
+        tar_member(f"{CIFAR10.folder}/test_batch", type=tarfile.LNKTYPE, linkname="../evil"),
+        tar_member(f"{CIFAR10.folder}/batches.meta", type=tarfile.FIFOTYPE),
     ],
     ids=lambda evil: f"{evil.name} {evil.type}",
 )
-def test_an_archive_with_an_unexpected_member_is_rejected(tmp_path, evil):
+def test_nothing_but_the_files_of_the_data_set_is_unpacked(tmp_path, evil):
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    archive = data_dir / CIFAR10.archive
-    archive.write_bytes(make_archive(make_files(), evil))
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR10, data_dir)
-    assert str(failure.value).startswith(f"{archive} contains {evil.name!r}")
+    (data_dir / CIFAR10.archive).write_bytes(make_archive(make_files(), evil))
+    check_loaded(load_cifar(CIFAR10, data_dir))
     assert file_names(tmp_path) == ["data"]
-    assert file_names(data_dir) == [CIFAR10.archive]
-    assert not pathlib.Path("/evil-of-cifar10-test").exists()
-
-
-ARCHIVE = make_archive(make_files())
-
-
-def long_names(count):
-    """Return a .tar.gz of `count` long-name headers, each of which applies to the next, so that a
-    reader has to recurse."""
-    header = tar_member("long", type=tarfile.GNUTYPE_LONGNAME, size=4).tobuf(tarfile.GNU_FORMAT)
-    return gzip.compress(count * (header + bytes(512)))
+    assert file_names(data_dir) == sorted([CIFAR10.archive, CIFAR10.folder])
+    assert file_names(data_dir / CIFAR10.folder) == sorted(CIFAR10.files)
+    assert not os.path.exists("/evil-of-cifar10-test")  # noqa: PTH110
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    "content",
     [
-        (b"<html>not found</html>", "cannot be unpacked"),
-        (b"", "cannot be unpacked"),
-        (ARCHIVE[: len(ARCHIVE) // 2], "cannot be unpacked"),
-        (ARCHIVE[:500] + b"oops" + ARCHIVE[504:], "cannot be unpacked"),
-        (lzma.compress(bytes(5000))[:-40], "cannot be unpacked"),
-        (long_names(3000), "cannot be unpacked"),
-        (make_archive({"data_batch_1": b""}), "data_batch_2 is missing"),
+        b"<html>not found</html>",
+        b"",
+        ARCHIVE[: len(ARCHIVE) // 2],
+        ARCHIVE[:500] + b"oops" + ARCHIVE[504:],
+        make_archive({"data_batch_1": b""}),
     ],
-    ids=["html", "empty", "truncated", "overwritten", "truncated xz", "long names", "incomplete"],
+    ids=["html", "empty", "truncated", "overwritten", "incomplete"],
 )
-def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content, message):
+def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content):
     archive = tmp_path / CIFAR10.archive
     archive.write_bytes(content)
-    with pytest.raises(Failure, match=message) as failure:
+    with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
-    assert str(archive) in str(failure.value)
+    assert str(failure.value).startswith(f"cannot unpack {archive}: ")
+    assert str(failure.value).endswith(
+        "; fix the cause, or remove the archive and rerun the command to download it again"
+    )
     assert "\n" not in str(failure.value)
     assert file_names(tmp_path) == [CIFAR10.archive]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_written_by_python_3_are_read(tmp_path, protocol, order):
+    folder = write_folder(tmp_path, make_files())
+    for seed, name in enumerate(CIFAR10.train_files):
+        batch = make_batch(20, seed)
+        batch[b"data"] = np.asarray(batch[b"data"], order=order)
+        (folder / name).write_bytes(pickle.dumps(batch, protocol))
+    check_loaded(load_cifar(CIFAR10, tmp_path))
 
 
 def test_a_pickle_that_runs_code_is_rejected_without_running_it(tmp_path):
@@ -253,8 +219,10 @@ def test_a_pickle_that_runs_code_is_rejected_without_running_it(tmp_path):
     folder = write_folder(tmp_path, {**make_files(), "data_batch_3": evil})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value).startswith(
-        f"{folder}/data_batch_3 is not safe to load: it uses posix"
+    assert str(failure.value) == (
+        f"{folder}/data_batch_3: missing, damaged or not a CIFAR-10 file (UnpicklingError: not "
+        f"safe to load, since it uses posix.mkdir); remove the folder {folder} and rerun the "
+        f"command to unpack or download it again"
     )
     assert not created.exists()
 
@@ -266,91 +234,29 @@ def pickled_batch(**changes):
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    "content",
     [
-        (pickled_batch()[:-100], "damaged or truncated"),
-        (b"", "damaged or truncated"),
-        (b"<html></html>", "damaged or truncated"),
-        (python2_pickle([1, 2]), "is not a CIFAR-10 file"),
-        (
-            pickled_batch(data=np.zeros((20, 3071), np.uint8)),
-            "with 3,072 columns, got shape [20, 3071]; ",
-        ),
-        (pickled_batch(data=np.zeros((20, 3072), np.float32)), "damaged or truncated"),
-        (pickled_batch(data=b"none"), "'data' must be an array of bytes, got b'none'; "),
-        (pickled_batch(labels=[0] * 19), "20 images and 19 labels"),
-        (pickled_batch(labels=[0] * 19 + [10]), "'labels' must be from 0 to 9, got 0 to 10"),
-        (pickled_batch(labels=[-1] * 20), "'labels' must be from 0 to 9, got -1 to -1"),
-        (pickled_batch(labels=[b"cat"] * 20), "'labels' must be a list of integers, got [b'cat', "),
-        (pickled_batch(labels=[], data=np.zeros((0, 3072), np.uint8)), "0 images and 0 labels"),
+        None,
+        pickled_batch()[:-100],
+        b"",
+        python2_pickle([1, 2]),
+        pickled_batch(data=np.zeros((20, 3071), np.uint8)),
+        pickled_batch(data=np.zeros((20, 3072), np.float32)),
+        pickled_batch(data=b"none"),
+        pickled_batch(labels=[0] * 19),
+        pickled_batch(labels=[0.5] * 20),
+        pickled_batch(labels=[b"cat"] * 20),
+        pickled_batch(labels=[], data=np.zeros((0, 3072), np.uint8)),
     ],
 )
-def test_an_invalid_batch_file_is_reported(tmp_path, content, message):
-    folder = write_folder(tmp_path, {**make_files(), "data_batch_2": content})
-    with pytest.raises(Failure) as failure:
+def test_a_missing_or_invalid_batch_file_is_reported(tmp_path, content):
+    folder = write_folder(tmp_path, make_files())
+    (folder / "data_batch_2").unlink()
+    if content is not None:
+        (folder / "data_batch_2").write_bytes(content)
+    with pytest.raises(Failure, match=f"^{folder}/data_batch_2: missing, damaged ") as failure:
         load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value).startswith(f"{folder}/data_batch_2")
-    assert message in str(failure.value)
     assert "\n" not in str(failure.value)
-
-
-def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(cifar10.shutil, "copyfileobj", full)
-    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value) == (
-        f"cannot unpack {tmp_path / CIFAR10.archive} into {tmp_path}: No space left on device; "
-        f"fix the cause, then rerun the command"
-    )
-    assert file_names(tmp_path) == [CIFAR10.archive]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), PermissionError("no permission")],
-    ids=["full disk", "pooch's error"],
-)
-def test_a_disk_error_during_the_download_is_not_blamed_on_the_network(
-    tmp_path, serve, monkeypatch, error
-):
-    def fail(*_):
-        raise error
-
-    local = with_archive_at(CIFAR10, serve(ARCHIVE), ARCHIVE)
-    monkeypatch.setattr(pooch.core.shutil, "move", fail)
-    with pytest.raises(Failure) as failure:
-        load_cifar(local, tmp_path)
-    assert str(failure.value) == (
-        f"{tmp_path / CIFAR10.archive}: cannot be read or written: {first_line(error)}; "
-        f"fix the cause, or use another --data_dir"
-    )
-
-
-@pytest.mark.parametrize("name", [CIFAR10.test_file, "data_batch_5", CIFAR10.names_file])
-def test_a_missing_file_is_reported(tmp_path, name):
-    files = make_files()
-    del files[name]
-    folder = write_folder(tmp_path, files)
-    with pytest.raises(Failure, match=f"{folder}/{name} is missing"):
-        load_cifar(CIFAR10, tmp_path)
-
-
-def test_error_messages_name_the_data_set(tmp_path):
-    files = make_files(record=CIFAR100)
-    folder = write_folder(tmp_path, {**files, "test": python2_pickle([1, 2])}, CIFAR100)
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR100, tmp_path)
-    assert str(failure.value) == (
-        f"{folder}/test is not a CIFAR-100 file: it must contain a dict, got [1, 2]; remove the "
-        f"folder cifar-100-python and rerun the command to unpack or download it again"
-    )
-    (folder / "test").write_bytes(python2_pickle({**make_batch(1, 0), b"fine_labels": [100]}))
-    with pytest.raises(Failure, match="'fine_labels' must be from 0 to 99, got 100 to 100"):
-        load_cifar(CIFAR100, tmp_path)
 
 
 def test_label_names_become_single_lines_of_valid_text(tmp_path):
@@ -359,56 +265,35 @@ def test_label_names_become_single_lines_of_valid_text(tmp_path):
     assert load_cifar(CIFAR10, tmp_path)[4][:3] == [r"a\nb", "caf\u00e9", "\ufffd"]
 
 
-def make_socket(path):
-    with socket.socket(socket.AF_UNIX) as server:
-        here = pathlib.Path.cwd()
-        os.chdir(path.parent)  # because the path of a socket may have at most 107 bytes
-        server.bind(path.name)
-        os.chdir(here)
+# Pickle opcodes that look up a name, call a function, build an object, or read a length.
+DANGEROUS = b"cRbioB\x81\x82\x83\x85\x8a\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
 
 
-by_irregular_file = pytest.mark.parametrize(
-    "make, kind",
-    [
-        (os.mkfifo, "FIFO"),
-        (lambda path: path.symlink_to("/dev/zero"), "device"),
-        (make_socket, "socket"),
-        (pathlib.Path.mkdir, "folder"),
-    ],
-    ids=["FIFO", "zero", "socket", "folder"],
-)
+def mutate(content, rng):
+    """Return `content` with a few bytes changed, mostly in the first ones, which have structure."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        place = min(rng.randrange(400), rng.randrange(len(data)))
+        new = [bytes([rng.choice(DANGEROUS)]), rng.randbytes(1), b"\xff\xff\xff\x7f", bytes(4)]
+        data[place : place + rng.randrange(5)] = rng.choice(new)
+    return bytes(data)
 
 
-@by_irregular_file
-@pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
-def test_only_regular_files_are_read(tmp_path, name, make, kind):
-    folder = write_folder(tmp_path, make_files())
-    (folder / name).unlink()
-    make(folder / name)
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value) == (
-        f"{folder}/{name}: cannot be read: not a regular file but a {kind}; "
-        f"remove the folder cifar-10-batches-py and rerun the command to unpack or download it "
-        f"again"
-    )
-
-
-@by_irregular_file
-def test_an_archive_must_be_a_regular_file(tmp_path, make, kind):
-    make(tmp_path / CIFAR10.archive)
-    with pytest.raises(Failure) as failure:
-        load_cifar(CIFAR10, tmp_path)
-    assert str(failure.value) == (
-        f"{tmp_path}/cifar-10-python.tar.gz: cannot be read: not a regular file but a {kind}; "
-        f"remove it and rerun the command to download it again, or replace it with the official "
-        f"cifar-10-python.tar.gz"
-    )
-    assert file_names(tmp_path) == [CIFAR10.archive]
-
-
-@pytest.mark.parametrize("name", ["a\nb", "x" * 300])
-def test_an_unusual_data_dir_gives_a_one_line_error(tmp_path, name):
-    with pytest.raises(Failure) as failure:
-        load_cifar(dataclasses.replace(CIFAR10, url="http://localhost:9/"), tmp_path / name)
-    assert "\n" not in str(failure.value)
+@pytest.mark.parametrize("kind", ["python 2", "python 3", "malicious"])
+def test_mutated_batch_files_are_read_or_rejected(tmp_path, kind):
+    rng = random.Random(kind)
+    batch = make_batch(3, seed=0)
+    exploit = {b"labels": [1, 2, 3], b"x": Exploit(tmp_path / "created"), **batch}
+    seeds = {"python 2": python2_pickle(batch), "python 3": pickle.dumps(batch, protocol=4)}
+    path = tmp_path / "data_batch_1"
+    outcomes = set()
+    for _ in range(300):
+        path.write_bytes(mutate(seeds.get(kind, python2_pickle(exploit)), rng))
+        try:
+            images, labels = read_batch(CIFAR10, path)
+            assert (images.dtype, images.shape) == (np.uint8, (len(labels), 32, 32, 3))
+            outcomes.add("read")
+        except Failure:
+            outcomes.add("rejected")
+        assert file_names(tmp_path) == ["data_batch_1"]
+    assert outcomes == ({"rejected"} if kind == "malicious" else {"read", "rejected"})

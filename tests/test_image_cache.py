@@ -1,21 +1,19 @@
+import errno
 import io
-import json
 import os
 import resource
 import shutil
-import signal
 import sys
 import threading
 import time
-from typing import NamedTuple
+import types
 
 import filelock
 import numpy as np
 import pytest
-from conftest import start_python
 from image_folders import plain, save, write_image_folder
 
-from senet.data import image_cache, image_files, image_sums
+from senet.data import image_cache, image_files
 from senet.data.datasets import load_dataset
 from senet.engine.errors import Failure, HyperparameterError
 
@@ -29,6 +27,11 @@ def folder(tmp_path):
 @pytest.fixture
 def data_dir(tmp_path):
     return tmp_path / "data"
+
+
+@pytest.fixture
+def load(folder, data_dir):
+    return lambda size=32: load_dataset(str(folder), data_dir, size)
 
 
 @pytest.fixture
@@ -52,16 +55,13 @@ def cache_entries(data_dir):
 
 def check_images(data):
     """Assert that `data` has the images of `folder`."""
-    assert data.train.images[:, 9, 9, 1].tolist() == [0] * 3 + [5] * 3
-    assert data.train.labels.tolist() == [0] * 3 + [1] * 3
-    assert data.test.images[:, 9, 9, 1].tolist() == [0] * 2 + [5] * 2
-    assert data.test.labels.tolist() == [0] * 2 + [1] * 2
+    for split, count in (data.train, 3), (data.test, 2):
+        assert split.images[:, 9, 9, 1].tolist() == [0] * count + [5] * count
+        assert split.labels.tolist() == [0] * count + [1] * count
 
 
-def test_a_second_load_opens_the_images_without_decoding_them(folder, data_dir, decoded):
-    first = load_dataset(str(folder), data_dir)
-    assert len(decoded) == 10
-    second = load_dataset(str(folder), data_dir)
+def test_a_second_load_opens_the_images_without_decoding_them(load, decoded):
+    first, second = load(), load()
     assert len(decoded) == 10
     for data in first, second:
         check_images(data)
@@ -72,8 +72,8 @@ def test_a_second_load_opens_the_images_without_decoding_them(folder, data_dir, 
     assert first.checksums() == second.checksums()
 
 
-def test_all_paths_of_a_folder_share_one_cache(folder, data_dir, decoded, monkeypatch):
-    load_dataset(str(folder), data_dir)
+def test_all_paths_of_a_folder_share_one_cache(folder, load, data_dir, decoded, monkeypatch):
+    load()
     (folder.parent / "link").symlink_to(folder)
     monkeypatch.chdir(folder)
     for name in ".", "../pets", f"{folder}/", "../link":
@@ -97,93 +97,64 @@ def advance_mtime(path):
     ],
 )
 def test_a_changed_folder_is_decoded_again_and_its_old_caches_are_removed(
-    folder, data_dir, decoded, change, images
+    folder, load, data_dir, decoded, change, images
 ):
-    load_dataset(str(folder), data_dir)
-    load_dataset(str(folder), data_dir, 16)
+    load()
+    load(16)
     earlier = cache_entries(data_dir)
     assert (len(decoded), len(earlier)) == (20, 2)
     change(folder / "train" / "a" / "1.png")
-    data = load_dataset(str(folder), data_dir)
+    assert len(load().train.labels) == images - 4
     assert len(decoded) == 20 + images
-    assert len(data.train.labels) == images - 4
     (now,) = cache_entries(data_dir)
     assert now not in earlier
 
 
-def test_images_are_decoded_again_when_the_decoder_changes(
-    folder, data_dir, decoded, monkeypatch, tmp_path
-):
-    load_dataset(str(folder), data_dir)
-    monkeypatch.setattr("PIL.__version__", "1.2.3")
-    load_dataset(str(folder), data_dir)
-    assert len(decoded) == 20
-    (tmp_path / "code.py").write_text("def read_image(path, side): return different")
-    monkeypatch.setattr(image_files, "__file__", str(tmp_path / "code.py"))
-    load_dataset(str(folder), data_dir)
+def test_images_are_decoded_again_when_the_decoder_changes(load, decoded, monkeypatch):
+    load()
+    for change in ("PIL.__version__", "1.2.3"), (f"{image_files.__name__}.__file__", __file__):
+        monkeypatch.setattr(*change)
+        load()
     assert len(decoded) == 30
-    assert len(cache_entries(data_dir)) == 1
 
 
-def test_folders_do_not_share_a_cache(folder, data_dir, decoded, tmp_path):
+def test_folders_do_not_share_a_cache(folder, load, data_dir, decoded, tmp_path):
     shutil.copytree(folder, tmp_path / "other")  # preserves the modification times
     save(tmp_path / "other" / "train" / "a" / "0.png", plain("L", 9))
     for _ in range(2):
-        check_images(load_dataset(str(folder), data_dir))
+        check_images(load())
         assert load_dataset(str(tmp_path / "other"), data_dir).train.images[0, 0, 0, 0] == 9
     assert len(decoded) == 20
 
 
 @pytest.mark.parametrize(
-    "file, length", [("images.npy", n) for n in (0, 50, 128, -1)] + [("sums.json", 9)]
+    "file, length", [("images.npy", 0), ("images.npy", 50), ("images.npy", -1), ("sums.json", 9)]
 )
-def test_a_truncated_cache_is_rewritten(folder, data_dir, decoded, file, length):
-    load_dataset(str(folder), data_dir)
+def test_a_truncated_cache_is_rewritten(load, data_dir, decoded, file, length):
+    load()
     (path,) = (data_dir / "cache").glob(f"*/*/{file}")
     os.truncate(path, length % path.stat().st_size)
-    check_images(load_dataset(str(folder), data_dir))
-    assert len(decoded) == 20
-    check_images(load_dataset(str(folder), data_dir))
+    for _ in range(2):
+        check_images(load())
     assert len(decoded) == 20
 
 
 def test_images_that_do_not_fit_on_the_disk_are_rejected_before_they_are_read(
-    folder, data_dir, decoded
+    load, data_dir, decoded, monkeypatch
 ):
-    with pytest.raises(HyperparameterError) as caught:
-        load_dataset(str(folder), data_dir, 1_000_000)
-    start, end = str(caught.value).split(" GB is free; ")
-    assert start.startswith(
-        f"--image_size=1000000 is too large: 10 images need 3e+04 GB in {data_dir}/cache/"
-    )
-    assert end == "free some space, or use a smaller --image_size or another --data_dir"
-    assert (decoded, cache_entries(data_dir)) == ([], [])
-
-
-def test_images_that_just_fit_on_the_disk_are_read(folder, data_dir, monkeypatch):
     free = 10 * 32 * 32 * 3 - 1
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: DiskUsage(free))
-    with pytest.raises(HyperparameterError, match="need 3.07e-05 GB .* but 3.07e-05 GB is free"):
-        load_dataset(str(folder), data_dir)
+    monkeypatch.setattr(
+        image_cache.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free)
+    )
+    with pytest.raises(HyperparameterError) as caught:
+        load()
+    assert str(caught.value).startswith("--image_size=32 needs 3.07e-05 GB for 10 images in ")
+    assert str(caught.value).endswith(
+        ", but 3.07e-05 GB is free; use a smaller one or another --data_dir"
+    )
+    assert (decoded, cache_entries(data_dir)) == ([], [])
     free += 1
-    check_images(load_dataset(str(folder), data_dir))
-
-
-class DiskUsage(NamedTuple):
-    free: int
-
-
-def test_the_old_cache_of_a_folder_is_removed_to_make_room(folder, data_dir, monkeypatch):
-    """Simulate a disk with room for only one cache."""
-
-    def usage(home):
-        used = sum(file.stat().st_size for file in home.glob("*/images.npy"))
-        return DiskUsage(free=32_000 - used)
-
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", usage)
-    load_dataset(str(folder), data_dir)
-    advance_mtime(folder / "train" / "a" / "1.png")
-    check_images(load_dataset(str(folder), data_dir))
+    check_images(load())
 
 
 def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_path):
@@ -195,127 +166,81 @@ def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_pa
     assert end == "Not a directory; fix the cause, or use another --data_dir"
 
 
-def test_a_file_system_without_locks_is_an_error(folder, data_dir, without_locks):
-    with pytest.raises(Failure, match="^cannot write "):
-        load_dataset(str(folder), data_dir)
+def test_a_file_system_without_locks_gives_a_warning(load, capsys, without_locks):
+    check_images(load())
+    reason = f" cannot be locked ({os.strerror(errno.ENOSYS)}); until it is written, start no other"
+    assert reason in capsys.readouterr().out
 
 
-def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(folder, data_dir):
+def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(load, data_dir):
     """Simulate a full disk by limiting the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(Failure, match="^cannot write .*: File too large; fix the cause"):
-            load_dataset(str(folder), data_dir)
+            load()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert cache_entries(data_dir) == []
-    check_images(load_dataset(str(folder), data_dir))
+    check_images(load())
 
 
-def test_a_broken_image_leaves_no_cache(folder, data_dir):
-    broken = folder / "test" / "a" / "0.png"
-    broken.write_text("broken")
-    with pytest.raises(Failure, match="not an image file, or damaged; fix or remove it$"):
-        load_dataset(str(folder), data_dir)
-    assert cache_entries(data_dir) == []
-    save(broken, plain("L", 0))
-    check_images(load_dataset(str(folder), data_dir))
-
-
-def test_when_two_loads_overlap_one_decodes_and_the_other_waits(folder, data_dir, monkeypatch):
-    reading, proceed, paths = threading.Event(), threading.Event(), []
-    read_image = image_files.read_image
-
-    def read(path, side):
-        paths.append(path)
-        reading.set()
-        assert proceed.wait(60)
-        return read_image(path, side)
-
-    monkeypatch.setattr(image_files, "read_image", read)
+def test_a_load_waits_for_another_process_and_uses_its_images(load, data_dir, decoded, monkeypatch):
+    load()
+    (cache,) = (data_dir / "cache").glob("*/*-32")
+    hidden = cache.with_name("hidden")
     # Not capsys: its readouterr() loses what another thread writes while it reads.
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
     loaded = []
-    one, other = (
-        threading.Thread(target=lambda: loaded.append(load_dataset(str(folder), data_dir)))
-        for _ in range(2)
-    )
-    one.start()
-    assert reading.wait(60)
-    other.start()
-    while "waiting for another process to write" not in output.getvalue():
-        assert other.is_alive()
-        time.sleep(0.01)
-    assert loaded == []
-    proceed.set()
-    for thread in one, other:
-        thread.join()
-    assert (len(paths), len(loaded)) == (10, 2)
-    for data in loaded:
-        check_images(data)
+    thread = threading.Thread(target=lambda: loaded.append(load()))
+    with filelock.FileLock(cache.with_name("lock")):
+        cache.rename(hidden)
+        thread.start()
+        while "waiting for another process to write" not in output.getvalue():
+            assert thread.is_alive()
+            time.sleep(0.01)
+        hidden.rename(cache)
+    thread.join()
+    check_images(*loaded)
+    assert len(decoded) == 10
 
 
-def test_a_load_with_a_complete_cache_does_not_wait_for_the_lock(folder, data_dir):
-    load_dataset(str(folder), data_dir)
+def test_a_load_with_a_complete_cache_does_not_wait_for_the_lock(load, data_dir):
+    load()
     (lock,) = (data_dir / "cache").glob("*/lock")
     with filelock.FileLock(lock):
-        check_images(load_dataset(str(folder), data_dir))
-
-
-def test_images_stay_readable_when_their_cache_is_removed(folder, data_dir):
-    data = load_dataset(str(folder), data_dir)
-    advance_mtime(folder / "train" / "a" / "1.png")
-    load_dataset(str(folder), data_dir)
-    shutil.rmtree(data_dir)
+        data = load()
+    shutil.rmtree(data_dir)  # mapped images stay readable
     check_images(data)
 
 
-DECODE_UNTIL_KILLED = """
-import sys, time
-from senet.data import image_files
-def read(path, side, read_image=image_files.read_image):
-    if path.endswith("test/b/0.png"):
-        print("reading", flush=True)
-        time.sleep(600)
-    return read_image(path, side)
-image_files.read_image = read
-image_files.load_folder(sys.argv[1], sys.argv[2], 32)
-"""
-
-
-def test_leftovers_of_a_process_killed_while_decoding_are_removed(folder, data_dir, decoded):
-    process = start_python("-c", DECODE_UNTIL_KILLED, folder, data_dir)
-    assert process.stdout.readline() == "reading\n"
-    assert cache_entries(data_dir) == ["new"]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    check_images(load_dataset(str(folder), data_dir))
-    assert len(decoded) == 10
-    (cache,) = cache_entries(data_dir)
-    assert cache != "new"
+def test_leftovers_of_a_killed_process_are_removed(load, data_dir):
+    load()
+    (cache,) = (data_dir / "cache").glob("*/*-32")
+    cache.rename(cache.with_name("new"))
+    check_images(load())
+    assert cache_entries(data_dir) == [cache.name]
 
 
 def test_decoding_reads_only_a_few_images_per_core_ahead(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(image_files, "read_image", lambda path, side: read.append(path))
-    images = image_files._decode(tmp_path, [str(number) for number in range(10_000)], 32)
+    images = image_files._decode([*range(10_000)], 32, tmp_path / "report")
     for _ in range(5):
         next(images)
     images.close()  # waits for the images that are being read
-    assert 5 <= len(read) <= 5 + 8 * os.cpu_count()
+    assert 5 <= len(read) <= 16 * os.cpu_count()
 
 
 def test_image_sums_do_not_depend_on_the_chunk_size(rng, monkeypatch):
     images = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
     pixels = images.reshape(-1, 3).astype(int)
-    whole = image_sums.sum_images(images)
+    whole = image_cache.sum_images(images)
     assert whole.sums == pixels.sum(0).tolist()
     assert whole.squares == (pixels**2).sum(0).tolist()
     for size in 1, 7 * 8 * 8 * 3, 10**9:
-        monkeypatch.setattr(image_sums, "CHUNK", size)
-        assert image_sums.sum_images(images) == whole
-    assert image_sums.ImageSums(*json.loads(json.dumps(whole))) == whole
+        monkeypatch.setattr(image_cache, "CHUNK", size)
+        assert image_cache.sum_images(images) == whole
     images[[0, 1]] = images[[1, 0]]
-    assert image_sums.sum_images(images).checksum != whole.checksum
+    assert image_cache.sum_images(images).checksum != whole.checksum

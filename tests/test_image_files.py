@@ -1,12 +1,14 @@
 import os
+import shutil
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 from image_folders import plain, save, write_image_folder
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from senet.data.datasets import load_dataset
 from senet.data.image_files import ImageError, read_image
@@ -20,8 +22,6 @@ def transparent_palette_image():
     return image
 
 
-# senet/data/image_files.py ignores this warning, but pytest replaces its filter.
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     "name, image, colour",
     [
@@ -37,7 +37,7 @@ def transparent_palette_image():
         ("small.bmp", plain("RGB", (10, 20, 30), (7, 5)), (10, 20, 30)),
         ("photo.webp", plain("RGB", (0, 0, 0), (300, 200)), (0, 0, 0)),
         ("print.jpg", plain("CMYK", (0, 0, 0, 0)), (255, 255, 255)),
-        ("huge.png", plain("L", 7, (9500, 9500)), (7, 7, 7)),  # 90 million pixels
+        ("200 megapixels.jpg", plain("L", 7, (20_000, 10_000)), (7, 7, 7)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -46,18 +46,6 @@ def test_any_kind_of_image_becomes_rgb_of_the_requested_size(tmp_path, name, ima
     array = read_image(path, 32)
     assert (array.dtype, array.shape) == (np.uint8, (32, 32, 3))
     assert np.abs(array.astype(int) - colour).max() <= 1
-
-
-@pytest.mark.slow
-def test_a_readable_image_gives_no_warning(tmp_path):
-    """Read 90 million pixels, and a JPEG with truncated EXIF data, in another process, because
-    pytest has its own filters for warnings."""
-    huge = save(tmp_path / "huge.png", plain("L", 7, (9500, 9500)))
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
-    damaged = save(tmp_path / "damaged.jpg", plain("RGB", "red"), exif=exif)
-    code = "import sys; from senet.data.image_files import read_image\n"
-    code += "for path in sys.argv[1:]: read_image(path, 32)"
-    assert run_python("-c", code, huge, damaged) == (0, "", "")
 
 
 def test_an_image_of_the_right_size_is_unchanged(tmp_path, rng):
@@ -75,39 +63,73 @@ def test_an_image_is_centre_cropped(tmp_path):
     assert (read[:, 2:-2] == (0, 255, 0)).all()
 
 
-@pytest.mark.parametrize("name, mode", [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P")])
-def test_an_image_is_rotated_per_exif(tmp_path, name, mode):
-    array = np.zeros([64, 64], np.uint8)
-    array[:32] = 255  # white above, black below
-    image = Image.fromarray(array)
-    image = image.convert(mode)
+# Where the quarters of an image, in reading order, are after each EXIF orientation.
+ROTATED = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "cadb", 7: "dbca", 8: "bdac"}
+
+
+@pytest.mark.parametrize("orientation, quarters", ROTATED.items())
+@pytest.mark.parametrize(
+    "name, mode", [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.tif", "L")]
+)
+def test_an_image_is_rotated_per_exif(tmp_path, name, mode, orientation, quarters):
+    shades = {"a": 0, "b": 80, "c": 160, "d": 240}
+    image = Image.fromarray(np.kron([[0, 80], [160, 240]], np.ones([32, 32])).astype(np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the top row belongs on the right
-    shown = read_image(save(tmp_path / name, image, exif=exif), 32)
-    assert (shown[:, 20:] > 250).all()
-    assert (shown[:, :12] < 5).all()
+    exif[0x0112] = orientation
+    shown = read_image(save(tmp_path / name, image.convert(mode), exif=exif), 32)[8::16, 8::16, 0]
+    expected = [shades[quarter] for quarter in quarters]
+    np.testing.assert_allclose(shown.ravel(), expected, atol=2)
 
 
-def write_png(path, bits, colour_type, rows, transparent=()):
-    """Write a PNG of two rows of two pixels, given in hexadecimal. `transparent` is the value of
-    transparent pixels."""
+def exif_block(*entries):
+    """Return EXIF data whose first directory has the given entries (tag, type, value)."""
+    directory = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + directory + bytes(4)
+
+
+TURNED = (0x0112, 3, 6 << 16)  # orientation: the top row belongs on the right
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "exif, turned",
+    [
+        (exif_block(TURNED), True),
+        (exif_block(TURNED, (0x0131, 5, 8)), True),  # the software, as a fraction
+        (exif_block(TURNED, (0x011A, 2, 0)), True),  # the resolution, as text
+        (exif_block(TURNED, (0x0006, 10, 8), (0x0005, 2, 0)), True),  # an altitude without GPS
+        (exif_block((0x0112, 2, 0)), False),  # the orientation, as text
+        (exif_block(TURNED)[:20], False),
+        (b"Exif\0\0nonsense", False),
+    ],
+)
+def test_malformed_metadata_does_not_matter(tmp_path, exif, turned):
+    image = Image.fromarray(np.repeat(np.uint8([[255], [0]]), 32, axis=0).repeat(64, axis=1))
+    read = read_image(save(tmp_path / "a.jpg", image, exif=exif), 32)
+    assert (read[8, 8, 0] > 250, read[8, 24, 0] > 250) == (not turned, True)
+
+
+@pytest.mark.parametrize("international", [False, True])
+def test_long_text_in_a_png_does_not_matter(tmp_path, international):
+    info = PngImagePlugin.PngInfo()
+    add = info.add_itxt if international else info.add_text
+    add("comment", "long " * 400_000, zip=True)
+    path = save(tmp_path / "a.png", plain("RGB", (10, 20, 30)), pnginfo=info)
+    assert (read_image(path, 32) == (10, 20, 30)).all()
+
+
+def write_png(path, bits, colour_type, rows, transparent=(), size=(2, 2)):
+    """Write a PNG of rows of pixels, given in hexadecimal. `transparent` is a transparent value."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(f">I4s{len(data)}sI", len(data), kind, data, zlib.crc32(kind + data))
 
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, bits, colour_type, 0, 0, 0))
-        + (
-            chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-            if transparent
-            else b""
-        )
-        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes.fromhex(row) for row in rows)))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + bytes.fromhex(row) for row in rows))
+    colour = struct.pack(f">{len(transparent)}H", *transparent)
+    chunks = chunk(b"IHDR", header) + (chunk(b"tRNS", colour) if transparent else b"")
+    chunks += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
 @pytest.mark.parametrize(
@@ -129,42 +151,24 @@ def test_the_transparent_colour_of_a_png_becomes_white_at_any_depth(
     np.testing.assert_array_equal(read_image(path, 2), expected)
 
 
-def write_grey_tiff(path, bits, white_is_zero, data):
-    """Write an uncompressed TIFF of one row of two grey pixels with `bits` bits each."""
-    tags = {
-        256: 2,  # width
-        257: 1,  # height
-        258: bits,
-        259: 1,  # no compression
-        262: 0 if white_is_zero else 1,
-        273: 8,  # offset of the data
-        277: 1,  # channels
-        278: 1,  # rows per strip
-        279: len(data),
-    }
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    data = data.ljust(4, b"\0")
-    header = b"II*\0" + struct.pack("<I", 8 + len(data))
-    path.write_bytes(header + data + struct.pack("<H", len(tags)) + directory + bytes(4))
-    return path
-
-
-def sixteen_bit_images(folder):
-    """Return the paths of images with more than 8 bits per channel, in grey and in colour."""
-    grey = Image.fromarray(np.full([40, 40], 7, np.uint16))
-    colour = folder / "colour.png"
-    write_png(colour, 16, 2, ["2801 0003 5a05" * 2] * 2)
-    return [
-        *(save(folder / name, grey) for name in ("grey.png", "grey.tif", "grey.pgm")),
-        *(save(folder / f"{mode}.tif", plain(mode, 1)) for mode in ("I", "F")),
-        write_grey_tiff(folder / "12 bits.tif", 12, False, b"\x80\x88\x08"),
-        colour,
-    ]
+# One row of two grey pixels with 12 bits each.
+TIFF_OF_12_BITS = bytes.fromhex(
+    "49492a000c000000808808000900000104000100000002000000010104000100000001000000020104000100"
+    "00000c00000003010400010000000100000006010400010000000100000011010400010000000800000015"
+    "010400010000000100000016010400010000000100000017010400010000000300000000000000"
+)
 
 
 def test_more_than_8_bits_per_channel_are_rejected(tmp_path):
     """Pillow would keep the upper 8 bits: every image of a 14-bit camera would become black."""
-    for path in sixteen_bit_images(tmp_path):
+    grey = Image.fromarray(np.full([40, 40], 7, np.uint16))
+    for name in "grey.png", "grey.tif", "grey.pgm":
+        save(tmp_path / name, grey)
+    for mode in "IF":
+        save(tmp_path / f"{mode}.tif", plain(mode, 1))
+    (tmp_path / "12 bits.tif").write_bytes(TIFF_OF_12_BITS)
+    write_png(tmp_path / "colour.png", 16, 2, ["2801 0003 5a05" * 2] * 2)
+    for path in tmp_path.iterdir():
         with pytest.raises(ImageError, match="more than 8 bits per channel; convert it to an 8-"):
             read_image(path, 32)
 
@@ -175,158 +179,187 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert (read_image(path, 32) == (255, 0, 0)).all()
 
 
-def unreadable_files(folder):
-    whole = save(folder / "whole.png", plain("RGB", "red", (200, 200))).read_bytes()
-    half = folder / "half.png"
-    half.write_bytes(whole[: len(whole) // 2])
-    text = folder / "text.jpg"
-    text.write_text("not an image")
-    empty = folder / "empty.png"
-    empty.touch()
-    (folder / "folder.png").mkdir()
-    bomb = save(folder / "bomb.png", plain("1", 0, (20_000, 10_000)))
-    return {
-        half: "cannot be read as an image: ",
-        text: "not an image file, or damaged",
-        empty: "not an image file, or damaged",
-        bomb: "cannot be read as an image: Image size (200000000 pixels) exceeds limit",
-        folder / "folder.png": "cannot be read as an image: not a regular file but a folder",
-        folder / "nowhere.png": "cannot be read as an image: No such file or directory",
-    }
-
-
-def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path):
-    for path, reason in unreadable_files(tmp_path).items():
+def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    content = save(tmp_path / "whole.png", plain("RGB", "red", (200, 200))).read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    write_png(tmp_path / "huge.png", 8, 2, ["00"], size=(10**9, 10**6))
+    for name, reason in {
+        "half.png": "cannot be read as an image: ",
+        "text.jpg": "not an image file, or damaged",
+        "empty.png": "not an image file, or damaged",
+        "folder.png": "cannot be read as an image: not a regular file but a folder",
+        "nowhere.png": "cannot be read as an image: No such file or directory",
+        "photo.HEIC": "Pillow needs pillow-heif to read it; run: pip install pillow-heif",
+        "huge.png": "cannot be read as an image: 1,000,000,000 x 1,000,000 pixels need 1.6e+07 GB ",
+    }.items():
         with pytest.raises(ImageError) as caught:
-            read_image(path, 32)
-        assert str(caught.value).startswith(f"{path}: {reason}")
+            read_image(tmp_path / name, 32)
+        assert str(caught.value).startswith(f"{tmp_path / name}: {reason}")
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("classes, size", [(2, (32, 32)), (37, (50, 20))])
-def test_each_folder_of_images_becomes_a_class(tmp_path, classes, size):
+@pytest.mark.slow
+def test_pillow_heif_is_used_if_it_is_installed(tmp_path):
+    (tmp_path / "pillow_heif.py").write_text("def register_heif_opener(): print('registered')")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = run_python("-c", "import senet.data.image_files", cwd=tmp_path, PYTHONPATH=paths)
+    assert result == (0, "registered\n", "")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads `tmp_path`/photos."""
+    return lambda size=32: load_dataset(str(tmp_path / "photos"), tmp_path / "data", size)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_image_folder(tmp_path / "photos", "abc")
+
+
+@pytest.mark.parametrize("classes, side", [(2, 32), (37, 48)])
+@pytest.mark.parametrize("half", ["test", "val"])
+def test_each_folder_of_images_becomes_a_class(tmp_path, load, capsys, classes, side, half):
     names = [f"class {number:02}" for number in range(classes)]
-    write_image_folder(tmp_path, names, size=size)
-    (tmp_path / "train" / names[0] / ".DS_Store").write_text("hidden")
-    (tmp_path / "train" / "a list.txt").write_text("next to the classes")
-    data = load_dataset(str(tmp_path), tmp_path / "data")
+    photos = write_image_folder(tmp_path / "photos", names, size=(50, 20))
+    (photos / "test").rename(photos / half)
+    data = load(side)
     assert data.label_names == names
-    assert data.train.images.shape == (3 * classes, 32, 32, 3)
-    assert data.test.images.shape == (2 * classes, 32, 32, 3)
     for split, count in (data.train, 3), (data.test, 2):
         assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        assert split.images.shape == (count * classes, side, side, 3)
         np.testing.assert_array_equal(split.labels, np.repeat(range(classes), count))
         np.testing.assert_array_equal(split.images[:, 9, 9, 0], 5 * split.labels)
+    assert capsys.readouterr().out == ""
 
 
-def test_images_are_resized_to_image_size(tmp_path):
-    write_image_folder(tmp_path, "ab", size=(100, 60))
-    assert load_dataset(str(tmp_path), tmp_path / "data", 48).train.images.shape == (6, 48, 48, 3)
+def test_a_fifth_of_each_class_is_the_test_set_if_there_is_none(tmp_path, load, capsys):
+    """Each image has its own shade of grey, 10 times the class plus its number."""
+    counts = {"a": 2, "b": 7, "c": 10}
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            shade = 10 * label + number
+            save(tmp_path / "photos" / name / f"{number}.png", plain("L", shade, (32, 32)))
+    data = load()
+    assert "has no train/ and test/: a fifth of each class" in capsys.readouterr().out
+    train, test = (split.images[:, 0, 0, 0].tolist() for split in (data.train, data.test))
+    assert sorted(train + test) == [0, 1, *range(10, 17), *range(20, 30)]
+    assert (train, test) == (sorted(train), sorted(test))
+    for shades, split, sizes in (train, data.train, [1, 6, 8]), (test, data.test, [1, 1, 2]):
+        assert split.labels.tolist() == [shade // 10 for shade in shades]
+        assert np.bincount(split.labels).tolist() == sizes
+    (tmp_path / "photos" / "a" / "0.png").unlink()
+    with pytest.raises(Failure, match="^no images, or too few, in .*/a; each class needs training"):
+        load()
+    # The choice depends on the names of the files only.
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "b").rename(tmp_path / "elsewhere" / "bee")
+    save(tmp_path / "elsewhere" / "a" / "0.png", plain("L", 0, (32, 32)))
+    other = load_dataset(str(tmp_path / "elsewhere"), tmp_path / "data")
+    assert other.test.images[:, 0, 0, 0].tolist() == test
 
 
-def remove(path):
-    for file in path.iterdir():
-        file.unlink()
-    path.rmdir()
+def test_files_that_are_not_images_are_skipped(photos, load, capsys):
+    for name in "a/Thumbs.db", "a/labels.txt", "b/labels.TXT", "b/Makefile", "a/.DS_Store":
+        (photos / "train" / name).write_bytes(b"\xd0\xcf\x11\xe0 no image")
+    save(photos / "train" / "next to the classes.png", plain("L", 0))
+    for name in "train/__MACOSX", "train/lost+found", "test/a/@eaDir":
+        save(photos / name / "a.png", plain("L", 0))
+    image = save(photos.parent / "elsewhere.png", plain("L", 99))
+    (photos / "test" / "c" / "no extension").symlink_to(image)
+    data = load()
+    assert data.label_names == ["a", "b", "c"]
+    assert (len(data.train.labels), data.test.images[-1, 0, 0, 0]) == (9, 99)
+    assert capsys.readouterr().out == (
+        f"note: files skipped in {photos}: 5 (.db: 1, .png: 1, .txt: 2, makefile: 1)\n"
+    )
+
+
+remove = shutil.rmtree
 
 
 def empty(path):
-    for file in path.iterdir():
-        file.unlink()
+    remove(path)
+    path.mkdir()
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: remove(f / "test" / "b"), "test/b is missing; each class needs training and te"),
-        (lambda f: remove(f / "train" / "b"), "train/b is missing; each class needs training"),
-        (lambda f: empty(f / "test" / "b"), "test/b has no images"),
+        (lambda f: remove(f / "test"), "{}/test is missing; each class needs training and "),
+        (lambda f: remove(f / "train"), "{}/train is missing; each class needs training "),
+        (lambda f: remove(f / "test/b"), "no images, or too few, in {}/test/b; each class needs"),
+        (lambda f: remove(f / "train/b"), "no images, or too few, in {}/train/b; each class"),
+        (lambda f: empty(f / "test/b"), "no images, or too few, in {}/test/b; each class"),
         (
-            lambda f: (f / "train" / "b" / "1.png").write_text("broken"),
-            "train/b/1.png: not an image file, or damaged; fix or remove it",
+            lambda f: [remove(f / "train" / c) for c in "ab"],
+            "{}/train must have folders for at least",
         ),
         (
             lambda f: [(f / "test" / c / "1.png").write_text("broken") for c in "abc"],
-            "test/a/1.png: not an image file, or damaged; fix or remove it (2 more such files)",
+            "cannot read 3 of 15 images, fix or remove them: {0}/test/a/1.png: not an image file, "
+            "or damaged; {0}/test/b/1.png: not",
         ),
         (
-            lambda f: (f / "test" / "c" / "deeper").mkdir(),
-            "test/c/deeper: cannot be read as an image: not a regular file but a f",
+            lambda f: (f / "test/c/deeper").mkdir(),
+            "cannot read 1 of 16 images, fix or remove them: {}/test/c/deeper: cannot be read as "
+            "an image: not a regular file but a folder",
         ),
         (
-            lambda f: [remove(f / s / c) for s in ("train", "test") for c in "ab"],
-            "train must have folders for at least 2 classes, got 1",
+            lambda f: os.mkfifo(f / "test/c/9.png"),
+            "cannot read 1 of 16 images, fix or remove them: {}/test/c/9.png: cannot be read as "
+            "an image: not a regular file but a FIFO",
         ),
     ],
 )
-def test_an_invalid_folder_is_reported(tmp_path, damage, message):
-    write_image_folder(tmp_path, "abc")
-    damage(tmp_path)
+def test_an_invalid_folder_is_reported(photos, load, damage, message):
+    damage(photos)
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+        load()
+    assert str(caught.value).startswith(message.format(photos))
 
 
-@pytest.mark.parametrize(
-    "make, kind",
-    [
-        (os.mkfifo, "FIFO"),
-        (lambda path: path.symlink_to("/dev/zero"), "device"),
-    ],
-    ids=["FIFO", "zero"],
-)
-def test_only_regular_files_are_read(tmp_path, make, kind):
-    write_image_folder(tmp_path, "ab")
-    path = tmp_path / "train" / "a" / "odd.png"
-    make(path)
-    reason = f"{path}: cannot be read as an image: not a regular file but a {kind}"
-    with pytest.raises(ImageError) as caught:
-        read_image(path, 32)
-    assert str(caught.value) == reason
+def test_many_unreadable_images_are_listed_in_a_file(photos, load, tmp_path):
+    for number in range(1010):
+        (photos / "train" / "a" / f"{number:04}.jpg").touch()
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value) == f"{reason}; fix or remove it"
+        load()
+    message = str(caught.value)
+    assert message.startswith("cannot read 1,010 of 1,025 images, fix or remove them: ")
+    assert message.count("a/00") == 20
+    (report,) = (tmp_path / "data").rglob("unreadable.txt")
+    assert message.endswith(f"; and 990 more, all listed in {report}")
+    lines = report.read_text().splitlines()
+    assert len(lines) == 1010
+    assert lines[-1] == f"{photos}/train/a/1009.jpg: not an image file, or damaged"
 
 
-def test_images_may_be_links(tmp_path):
-    write_image_folder(tmp_path / "images", "ab", size=(32, 32))
-    linked = tmp_path / "images" / "train" / "a" / "linked.png"
-    linked.symlink_to(save(tmp_path / "elsewhere.png", plain("L", 9, (32, 32))))
-    assert load_dataset(str(tmp_path / "images"), tmp_path / "data").train.images[3, 0, 0, 0] == 9
+def test_class_names_that_differ_in_their_unicode_normalisation_are_one_class(tmp_path, load):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    photos = write_image_folder(tmp_path / "photos", [composed, "tea"])
+    (photos / "test" / composed).rename(photos / "test" / decomposed)
+    save(photos / "train" / decomposed / "9.png", plain("L", 9))
+    data = load()
+    assert data.label_names == [composed, "tea"]
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 3
+    assert sorted(data.train.images[:4, 0, 0, 0]) == [0, 0, 0, 9]
 
 
-def test_a_line_break_in_a_name_is_escaped(tmp_path):
-    write_image_folder(tmp_path, ["a\nb", "c\x1b[31m\u2028", "d"])
-    assert load_dataset(str(tmp_path), tmp_path / "data").label_names == [
-        "a\\nb",
-        "c\\x1b[31m\\u2028",
-        "d",
-    ]
-    (tmp_path / "train" / "d" / "e\nf\udcff.png").touch()
+def test_unusual_names_are_escaped(tmp_path, load):
+    names = ["a\nb", "c\x1b[31m\u2028", "caf\udce9", "d"]
+    photos = write_image_folder(tmp_path / "photos", names)
+    assert load().label_names == ["a\\nb", "c\\x1b[31m\\u2028", "caf\\udce9", "d"]
+    (photos / "train" / "d" / "e\nf\udcff.png").touch()
     with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
+        load()
     assert str(caught.value) == (
-        f"{tmp_path}/train/d/e\\nf\\udcff.png: not an image file, or damaged; fix or remove it"
+        f"cannot read 1 of 21 images, fix or remove them: {photos}/train/d/e\\nf\\udcff.png: not "
+        f"an image file, or damaged"
     )
-
-
-def test_a_class_name_that_is_not_utf_8_is_rejected(tmp_path):
-    write_image_folder(tmp_path, ["caf\udce9", "tea"])
-    with pytest.raises(Failure) as caught:
-        load_dataset(str(tmp_path), tmp_path / "data")
-    assert str(caught.value) == (
-        f"{tmp_path}/train/caf\\udce9: the name is not UTF-8; rename the folder"
-    )
-
-
-@pytest.mark.slow
-def test_class_names_are_the_same_without_a_utf_8_locale(tmp_path):
-    write_image_folder(tmp_path, ["caf\u00e9", "tea"])
-    code = "import sys; from senet.data.image_files import load_folder\n"
-    code += "print(ascii(load_folder(sys.argv[1], sys.argv[2], 32)[4]))"
-    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert run_python("-c", code, tmp_path, tmp_path / "data", **c_locale) == (
-        0,
-        "['caf\\xe9', 'tea']\n",
-        "",
-    )
+    (photos / "train" / "d" / "e\nf\udcff.png").unlink()
+    assert len(load().train.labels) == 12

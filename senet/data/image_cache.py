@@ -3,110 +3,128 @@
 cache_dir/lock                     lock file, held by the process that is writing
 cache_dir/DIGEST-SIDE/images.npy   uint8 [N, side, side, 3]
 cache_dir/DIGEST-SIDE/sums.json    their ImageSums, one for each split
-cache_dir/new/                     a cache that is being written
+cache_dir/new/                     a cache that is being written; renamed when it is complete
 
-DIGEST is a digest of the image files, SIDE the width and height of the images in pixels. A cache is
-renamed into place when it is complete, so that no process sees an incomplete one.
+DIGEST is a digest of the image files, SIDE the width and height of the images in pixels.
 """
 
 import contextlib
 import json
-import os
+import math
 import shutil
+import zlib
+from typing import NamedTuple
 
 import filelock
 import numpy as np
 
-from senet.data.image_sums import ImageSums, sum_images
 from senet.engine.errors import Failure, HyperparameterError
+from senet.engine.files import flush
 from senet.engine.text import first_line, printable
 
-REMEDY = "fix the cause, or use another --data_dir"
+CHUNK = 2**22  # bytes of images that are summed at a time
+
+
+class ImageSums(NamedTuple):
+    """Sums over images, and a checksum that depends on their order."""
+
+    sums: list  # of 3 ints: the sum of each channel's values
+    squares: list  # of 3 ints: the sum of their squares
+    checksum: int  # CRC-32
+
+    def channel_statistics(self, pixels):
+        """Return the mean and standard deviation of each channel, two float32 [3], for images with
+        that many `pixels` in total."""
+        mean, square = np.divide(self.sums, pixels), np.divide(self.squares, pixels)
+        std = np.sqrt(square - np.square(mean))
+        return mean.astype(np.float32), np.maximum(std, 1).astype(np.float32)
+
+
+def sum_images(images):
+    """Return the ImageSums of `images`, uint8 [N, height, width, 3]."""
+    sums, squares, checksum = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+    rows = max(1, CHUNK // images[0].nbytes)
+    for first in range(0, len(images), rows):
+        chunk = np.ascontiguousarray(images[first : first + rows])
+        checksum = zlib.crc32(chunk.data, checksum)
+        for number in range(3):
+            channel = chunk[..., number]
+            sums[number] += channel.sum(dtype=np.int64)
+            squares[number] += np.square(channel, dtype=np.uint16).sum(dtype=np.int64)
+    return ImageSums(sums.tolist(), squares.tolist(), checksum)
 
 
 def cached_images(cache_dir, digest, shape, splits, decode):
     """Return (images, sums) from a cache in the folder `cache_dir`: the images, uint8 of `shape`,
-    and a list with the ImageSums of each of `splits`, a list of slices.
+    and the ImageSums of each of `splits`, a list of slices. If there is no complete cache, write
+    one first: `decode()` yields the images in order. Remove caches with another `digest`.
 
-    If there is no complete cache, write one first: `decode()` yields the images in order. `digest`
-    is a string that identifies the image files; caches with another digest are removed. Raises
-    Failure if the disk cannot be read or written, HyperparameterError if the images would not fit
-    on it."""
+    Raises Failure if the disk cannot be written, HyperparameterError if the images do not fit."""
     cache = cache_dir / f"{digest}-{shape[1]}"
-    if found := _open(cache, shape):
-        return found
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(cache_dir):
-            if found := _open(cache, shape):  # another process was faster
-                return found
-            for path in cache_dir.iterdir():
-                if path == cache or path.is_dir() and not path.name.startswith(digest):
-                    shutil.rmtree(path, ignore_errors=True)
-            _check_space(cache_dir, shape)
-            _write(cache, shape, splits, decode)
-    except OSError as error:
-        raise Failure(f"cannot write {cache_dir}: {first_line(error)}; {REMEDY}") from None
-    if found := _open(cache, shape):
+        if not (found := _open(cache, shape)):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _lock(cache_dir):  # perhaps after another process has written it
+                found = _open(cache, shape) or _write(cache, digest, shape, splits, decode)
         return found
-    raise Failure(f"{cache} was removed or damaged by another process; rerun the command")
+    except OSError as error:
+        remedy = "fix the cause, or use another --data_dir"
+        raise Failure(f"cannot write {cache_dir}: {first_line(error)}; {remedy}") from None
 
 
 def _open(cache, shape):
     """Return (images, sums) of a cache, or None if it is missing or damaged."""
     try:
-        images = np.load(cache / "images.npy", mmap_mode="r")
-        sums = json.loads((cache / "sums.json").read_text("utf-8"))
-        sums = [ImageSums(*figures) for figures in sums]
-    except (FileNotFoundError, NotADirectoryError, EOFError, ValueError, TypeError):
+        images = np.asarray(np.load(cache / "images.npy", mmap_mode="r"))
+        sums = [ImageSums(*figures) for figures in json.loads((cache / "sums.json").read_text())]
+    except (OSError, EOFError, ValueError, TypeError):
         return None
-    except OSError as error:
-        raise Failure(f"{cache} cannot be read: {first_line(error)}; {REMEDY}") from None
-    complete = (images.shape, images.dtype) == (shape, np.uint8)
-    return (np.asarray(images), sums) if complete else None
+    return (images, sums) if images.shape == shape else None
 
 
 @contextlib.contextmanager
 def _lock(cache_dir):
-    """Let only one process write in `cache_dir`. A process that is killed releases its lock. Raises
-    OSError on a file system that has no locks."""
+    """Let only one process write in `cache_dir`. A process that is killed releases its lock."""
     lock = filelock.FileLock(cache_dir / "lock", fallback_to_soft=False)
     try:
         held = lock.acquire(timeout=0)
     except filelock.Timeout:
         print(f"waiting for another process to write {printable(cache_dir)}", flush=True)
         held = lock.acquire()
+    except OSError as error:
+        cause = f"{printable(cache_dir)} cannot be locked ({first_line(error)})"
+        print(f"warning: {cause}; until it is written, start no other run", flush=True)
+        held = contextlib.nullcontext()
     with held:
         yield
 
 
-def _check_space(cache_dir, shape):
-    count, side, *_ = shape
-    needed, free = count * side * side * 3, shutil.disk_usage(cache_dir).free
+def _write(cache, digest, shape, splits, decode):
+    """Remove caches of other images, write one, and return (images, sums)."""
+    for path in cache.parent.iterdir():
+        if path == cache or path.is_dir() and not path.name.startswith(digest):
+            shutil.rmtree(path, ignore_errors=True)
+    needed = math.prod(shape) / 1e9
+    free = shutil.disk_usage(cache.parent).free / 1e9
     if needed > free:
         raise HyperparameterError(
-            f"--image_size={side} is too large: {count:,} images need {needed / 1e9:,.3g} GB in "
-            f"{cache_dir}, but {free / 1e9:,.3g} GB is free; free some space, or use a smaller "
-            f"--image_size or another --data_dir"
+            f"--image_size={shape[1]} needs {needed:,.3g} GB for {shape[0]:,} images in "
+            f"{cache.parent}, but {free:,.3g} GB is free; use a smaller one or another --data_dir"
         )
-
-
-def _write(cache, shape, splits, decode):
     temporary = cache.with_name("new")
     temporary.mkdir()
     try:
-        # Write the file instead of mapping it: a full disk then raises an error, whereas writing to
-        # a mapping would kill the process.
+        # Do not write to a mapping: a full disk would kill the process instead of raising an error.
         with (temporary / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for image in decode():
                 file.write(image.data)
-            file.flush()
-            os.fsync(file.fileno())
-        images = np.load(temporary / "images.npy", mmap_mode="r")
+        flush(temporary / "images.npy")
+        images = np.asarray(np.load(temporary / "images.npy", mmap_mode="r"))
         sums = [sum_images(images[split]) for split in splits]
-        (temporary / "sums.json").write_text(json.dumps(sums), "utf-8")
+        (temporary / "sums.json").write_text(json.dumps(sums))
         temporary.rename(cache)
+        return images, sums
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,26 +2,41 @@
 
 import collections
 import concurrent.futures
-import functools
+import contextlib
 import hashlib
-import itertools
 import os
 import pathlib
 import re
+import sys
+import threading
+import unicodedata
 import warnings
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from senet.data.image_cache import cached_images
 from senet.engine.errors import Failure, OneLineError
 from senet.engine.files import open_regular
-from senet.engine.text import first_line, printable
+from senet.engine.text import first_line, printable, shortened
 
-# Ignore warnings about large images and damaged EXIF data; an unreadable image is an error anyway.
+# Ignore metadata, however long or damaged. Limit the pixels by the memory (`_check_memory`).
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = sys.maxsize
+Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module="PIL")
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+HEIF = {".heic", ".heif"}
+ROTATIONS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: PIL.Image.Transpose
+SYSTEM_FOLDERS = {"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+LISTED = 20  # unreadable files in an error message
+LARGE = 2**25  # pixels; threads decode larger images one at a time
+decoding_large_image = threading.Lock()
 
 
 class ImageError(OneLineError):
@@ -29,43 +44,61 @@ class ImageError(OneLineError):
 
 
 def read_image(path, side):
-    """Return the image in a file as uint8 [side, side, 3]: rotated according to EXIF,
-    composited onto white, centre-cropped to a square and resized. For an animation, return the
-    first frame.
+    """Return the image in a file, or its first frame, as uint8 [side, side, 3]: rotated according
+    to EXIF, composited onto white, centre-cropped to a square and resized.
 
     Raises ImageError if Pillow cannot read it, or if it has more than 8 bits per channel."""
     try:
         with open_regular(path) as file, Image.open(file) as image:
             # Decode a JPEG at a fraction of its size if that is still large enough.
             image.draft("", (2 * side, 2 * side))
-            _check_depth(image)
-            _scale_transparent_colour(image)
-            image = ImageOps.exif_transpose(image)
-            image = ImageOps.fit(_on_white(image), (side, side), Image.Resampling.BICUBIC)
-            return np.array(image)
+            _to_8_bits(image)
+            large = image.width * image.height > LARGE
+            with decoding_large_image if large else contextlib.nullcontext():
+                if large:
+                    _check_memory(image)
+                image.load()
+                image = _on_white(_upright(image))
+                image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+                return np.array(image)
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image file, or damaged") from None
+        reason = "not an image file, or damaged"
+        if _kind(str(path)) in HEIF and "pillow_heif" not in sys.modules:
+            reason = "Pillow needs pillow-heif to read it; run: pip install pillow-heif"
+        raise ImageError(f"{path}: {reason}") from None
     # Decoders can raise nearly any exception on a damaged image.
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as an image: {first_line(error)}") from None
 
 
-def _check_depth(image):
-    """Raise ValueError if an image that is not loaded yet has more than 8 bits per channel. Pillow
+def _to_8_bits(image):
+    """Raise ValueError if an image that is not loaded yet has more than 8 bits per channel: Pillow
     keeps only the upper ones, which are all the same in an image from, say, a thermal camera."""
     stored = " ".join(str(tile[3]) for tile in image.tile)  # in Pillow's notation, such as I;16B
     if image.mode[0] in "IF" or re.search(r";1[0-6]", stored):
         raise ValueError("it has more than 8 bits per channel; convert it to an 8-bit image")
+    # Pillow scales the pixels of such a PNG to 8 bits, but not the transparent colour.
+    if image.format == "PNG" and stored in ("L;2", "L;4") and "transparency" in image.info:
+        image.info["transparency"] *= 85 if stored == "L;2" else 17
 
 
-def _scale_transparent_colour(image):
-    """Scale the transparent colour of a PNG image that is not loaded yet to 8 bits. Pillow scales
-    the pixels, but not this colour."""
-    colour = image.info.get("transparency")
-    if image.format == "PNG" and colour is not None:
-        stored = image.tile[0][3]
-        if stored in ("L;2", "L;4"):
-            image.info["transparency"] = colour * (85 if stored == "L;2" else 17)
+def _check_memory(image):
+    from senet.engine.memory import available_memory  # imports TensorFlow
+
+    needed = 16e-9 * image.width * image.height  # at most four copies with four bytes per pixel
+    free = available_memory() / 1e9
+    if needed > free:
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise ValueError(f"{size} need {needed:,.3g} GB of memory, but {free:,.3g} GB is free")
+
+
+def _upright(image):
+    """Return a loaded image, rotated according to its EXIF orientation. Other tags are ignored,
+    whereas `ImageOps.exif_transpose` fails if one is malformed."""
+    rotation = None
+    with contextlib.suppress(Exception):  # metadata that cannot be parsed
+        rotation = ROTATIONS.get(image.getexif().get(0x0112))
+    return image if rotation is None else image.transpose(Image.Transpose(rotation))
 
 
 def _on_white(image):
@@ -77,123 +110,141 @@ def _on_white(image):
 
 
 def load_folder(folder, data_dir, side):
-    """Return (train images, train labels, test images, test labels, label names, sums) of the
-    images in `folder`/train/<class>/ and `folder`/test/<class>/, resized to `side`.
+    """Return (training set, test set, label names) of the images in the path `folder`, resized to
+    `side`. They are in train/<class>/ and test/<class>/ (or val/<class>/), or in <class>/: then, a
+    fifth of each class becomes the test set. A set is (uint8 images [N, side, side, 3], int32
+    labels [N], ImageSums). The images are decoded once, into a memory-mapped cache in `data_dir`.
 
-    Images are uint8 [N, side, side, 3], labels int32 [N]. The label names are those of the class
-    folders, in alphabetical order; sums has two items, for the training and test images.
-    Hidden files are ignored. The images are decoded once, into a cache under `data_dir` that is
-    mapped into memory.
-
-    Raises Failure if a class is missing or empty, if a file is not an image, or if the cache cannot
-    be written; HyperparameterError if the images would not fit on its disk."""
-    folder = pathlib.Path(folder)
-    train, test = folder / "train", folder / "test"
-    try:
-        classes, test_classes = _classes(train), _classes(test)
-        if len(classes) < 2:
-            raise Failure(f"{train} must have folders for at least 2 classes, got {len(classes)}")
-        for name in sorted(set(classes) ^ set(test_classes)):
-            missing = (test if name in classes else train) / name
-            raise Failure(f"{missing} is missing; each class needs training and test images")
-        label_names = [_label_name(train / name) for name in classes]
-        digest = _decoder_hash()
-        train_files, test_files = (
-            [_files(split / name, digest) for name in classes] for split in (train, test)
-        )
-        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    except OSError as error:
-        raise Failure(f"{error.filename}: cannot be read: {first_line(error)}") from None
-    train_labels, test_labels = _labels(train_files), _labels(test_files)
-    split, paths = len(train_labels), [*itertools.chain(*train_files, *test_files)]
+    Raises Failure if a class is missing, or an image cannot be read; see also cached_images."""
+    train, test = _splits(folder)
+    classes = [*train.values(), *test.values()]
+    labels = np.repeat(np.tile(np.arange(len(train), dtype=np.int32), 2), [*map(len, classes)])
+    files = [file for names in classes for file in names]
+    count = sum(map(len, train.values()))  # of training images
+    decoder = pathlib.Path(__file__).read_bytes() + PIL.__version__.encode()
+    states = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    cache_dir = pathlib.Path(data_dir) / "cache" / _hash(folder.resolve())
     images, sums = cached_images(
-        pathlib.Path(data_dir) / "cache" / name,
-        digest.hexdigest()[:16],
-        (len(paths), side, side, 3),
-        [slice(split), slice(split, None)],
-        functools.partial(_decode, folder, paths, side),
+        cache_dir,
+        _hash((*train, *labels.tolist(), *states), decoder),
+        (len(files), side, side, 3),
+        [slice(count), slice(count, None)],
+        lambda: _decode([file.path for file in files], side, cache_dir / "unreadable.txt"),
     )
-    return images[:split], train_labels, images[split:], test_labels, label_names, sums
+    train_set = images[:count], labels[:count], sums[0]
+    return train_set, (images[count:], labels[count:], sums[1]), [*map(printable, train)]
 
 
-def _classes(folder):
+def has_images(folder):
+    """Return whether folders in `folder` contain images, judging by their extensions."""
+    return any(_has_image_name(path.name) for path in folder.glob("*/**/*"))
+
+
+def _splits(folder):
+    """Return the training and the test files, each as {class: files}."""
+    skipped = collections.Counter()
+    train, test, val = (folder / name for name in ("train", "test", "val"))
+    test = val if val.is_dir() and not test.is_dir() else test
+    if train.is_dir() or test.is_dir():
+        for half in train, test:
+            if not half.is_dir():
+                raise Failure(f"{half} is missing; each class needs training and test images")
+        splits = _classes(train, skipped), _classes(test, skipped)
+    else:
+        train = test = folder
+        splits = _divided(folder, _classes(folder, skipped))
+    if skipped:
+        kinds = shortened([f"{kind}: {count:,}" for kind, count in sorted(skipped.items())])
+        print(f"note: files skipped in {printable(folder)}: {skipped.total():,} ({kinds})")
+    few = [train / name for name in splits[1] if not splits[0].get(name)]
+    few += [test / name for name in splits[0] if not splits[1].get(name)]
+    if few:
+        raise Failure(
+            f"no images, or too few, in {shortened(few, width=200)}; each class needs training and "
+            f"test images"
+        )
+    return splits
+
+
+def _divided(folder, classes):
+    """Return the training and the test files, each as {class: files}. The test files are a fifth of
+    each class: those whose names have the lowest hashes."""
+    note = "has no train/ and test/: a fifth of each class, chosen by file name, is the test set"
+    print(f"note: {printable(folder)} {note}")
+    train = {}
+    test = {}
+    for name, files in classes.items():
+        ranked = sorted(files, key=lambda file: _hash(file.name))
+        chosen = {*ranked[: max(1, round(len(files) / 5))]}
+        test[name] = [file for file in files if file in chosen]
+        train[name] = [file for file in files if file not in chosen]
+    return train, test
+
+
+def _classes(folder, skipped):
+    """Return {class: image files, as os.DirEntry} of the folders in `folder`, all sorted. Count
+    other files in `skipped`. Names that differ only in Unicode normalisation are one class."""
+    classes = collections.defaultdict(list)
+    for entry in _visible(folder):
+        files = _visible(entry) if entry.is_dir() else [entry]
+        images = [file for file in files if file is not entry and _is_image(file)]
+        skipped.update(_kind(file.name) for file in {*files}.difference(images))
+        if entry.is_dir():
+            classes[unicodedata.normalize("NFC", entry.name)] += images
+    if len(classes) < 2:
+        raise Failure(f"{folder} must have folders for at least 2 classes, got {len(classes)}")
+    return {name: classes[name] for name in sorted(classes)}
+
+
+def _visible(folder):
+    """Return the entries of `folder`, sorted, without hidden ones and folders of the system."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _visible(entry) and entry.is_dir())
+        shown = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
+    return sorted(shown, key=lambda entry: entry.name)
 
 
-def _visible(entry):
-    return not entry.name.startswith(".")
+def _kind(name):
+    """Return the extension of a file name, or the name if there is none, in lower case."""
+    return "".join(name.rpartition(".")[1:]).lower()
 
 
-def _label_name(folder):
-    """Return the name of a class folder as printable text, whatever the locale."""
-    try:
-        return printable(os.fsencode(folder.name).decode())
-    except UnicodeDecodeError:
-        raise Failure(f"{folder}: the name is not UTF-8; rename the folder") from None
+def _has_image_name(name):
+    return _kind(name) in Image.registered_extensions() or _kind(name) in HEIF
 
 
-def _decoder_hash():
-    """Return a SHA-256 of what determines the decoded images: this file and Pillow's version."""
-    return hashlib.sha256(pathlib.Path(__file__).read_bytes() + PIL.__version__.encode())
+def _is_image(file):
+    """Return False for a file to skip. A folder may contain images, so it is an error, not one."""
+    if _has_image_name(file.name) or file.is_dir():
+        return True
+    with contextlib.suppress(Exception), Image.open(file.path):
+        return True
+    return False
 
 
-def _files(folder, digest):
-    """Return the paths of the files in `folder`, sorted by name. Update `digest`, a SHA-256, with
-    the folder's name and with the name, size and modification time of each file."""
-    files = []
-    with os.scandir(folder) as entries:
-        for entry in filter(_visible, entries):
-            status = entry.stat()
-            files.append((entry.path, entry.name, status.st_size, status.st_mtime_ns))
-    if not files:
-        raise Failure(f"{folder} has no images; add some, or remove the class")
-    files.sort()
-    digest.update(os.fsencode(f"{folder.name}/{len(files)}/"))
-    for _, name, size, time in files:
-        digest.update(os.fsencode(f"{name}/{size}/{time}/"))
-    return [path for path, *_ in files]
+def _hash(value, start=b""):
+    return hashlib.sha256(start + ascii(value).encode()).hexdigest()[:16]
 
 
-def _labels(files):
-    """Return the labels, int32 [N], of `files`, one list per class."""
-    return np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
-
-
-def _decode(folder, paths, side):
-    """Yield the images in the files `paths`, uint8 [side, side, 3], in order. Raises Failure at the
-    end if some could not be read."""
+def _decode(paths, side, report):
+    """Yield the images in the files `paths`, uint8 [side, side, 3], in order. If some cannot be
+    read, raise Failure at the end; if they are many, list them in the file `report`."""
     errors = []
-
-    def read(path):
-        try:
-            return read_image(path, side)
-        except ImageError as error:
-            return error
-
-    progress = tqdm(
-        total=len(paths),
-        desc=f"reading {printable(folder)}",
-        unit=" images",
-        leave=False,
-        disable=None,
-        dynamic_ncols=True,
-    )
+    bar = tqdm(paths, "reading images", unit=" images", leave=False, disable=None)
     threads = os.cpu_count() or 1
     # Threads are enough, since Pillow releases Python's lock while it decodes.
-    with progress, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        futures = (pool.submit(read, path) for path in paths)
-        # Hold only as many images in memory as are needed to keep the threads busy.
-        waiting = collections.deque(itertools.islice(futures, 8 * threads))
-        while waiting:
-            image = waiting.popleft().result()
-            waiting.extend(itertools.islice(futures, 1))
-            progress.update()
-            if isinstance(image, ImageError):
-                errors.append(str(image))
-            else:
-                yield image
+    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(paths), 16 * threads):
+            part = paths[first : first + 16 * threads]
+            for image in [pool.submit(read_image, path, side) for path in part]:
+                try:
+                    yield image.result()
+                except ImageError as error:
+                    errors.append(str(error))
+                bar.update()
     if errors:
-        others = len(errors) - 1
-        more = f" ({others:,} more such file{'s' * (others > 1)})" if others else ""
-        raise Failure(f"{min(errors)}; fix or remove it{more}")
+        shown = "; ".join(errors[:LISTED])
+        if len(errors) > LISTED:
+            report.write_text("\n".join(errors), "utf-8")
+            shown += f"; and {len(errors) - LISTED:,} more, all listed in {report}"
+        count = f"{len(errors):,} of {len(paths):,}"
+        raise Failure(f"cannot read {count} images, fix or remove them: {shown}")

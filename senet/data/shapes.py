@@ -1,9 +1,7 @@
 """The data set `shapes`: ten classes of coloured 32x32 shapes on noisy backgrounds.
 
-They are drawn with NumPy from a fixed seed in well under a second, so that a first run, a demo or a
-test needs no download. Position, size, rotation, colours, the gradient of the background, its noise
-and a distracting bar differ from image to image and are independent of the class. Only the outline
-depends on the class.
+They are drawn from a fixed seed in well under a second. Only the outline depends on the class:
+position, size, rotation, colours, background, noise and a distracting bar are random.
 """
 
 import numpy as np
@@ -22,11 +20,6 @@ def _plus(x, y):
     return np.minimum(np.maximum(x - 0.3, y - 1), np.maximum(x - 1, y - 0.3))
 
 
-def _rotated(x, y):
-    """Return the coordinates (x, y) rotated by 45 degrees."""
-    return (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
-
-
 # One function per class: the approximate distance from the outline of the shape, negative inside,
 # in the square -1..1 (y points down).
 OUTLINES = {
@@ -38,7 +31,7 @@ OUTLINES = {
     "square": lambda x, y: _polygon(x, y, 4),
     "diamond": lambda x, y: _polygon(x, y, 4, np.pi / 4) + 0.1,
     "plus": _plus,
-    "cross": lambda x, y: _plus(*_rotated(x, y)),
+    "cross": lambda x, y: _plus((x + y) / np.sqrt(2), (x - y) / np.sqrt(2)),
     "hourglass": lambda x, y: np.maximum((np.abs(x) - np.abs(y)) * 0.8 - 0.1, np.abs(y) - 0.85),
 }
 
@@ -80,9 +73,8 @@ def draw_shapes(labels, rng):
 
 
 def load_shapes():
-    """Return (train images, train labels, test images, test labels, label names) of 2,000 training
-    and 500 test images, with the same number of each class. Images are uint8 [N, 32, 32, 3], labels
-    int32 [N]."""
+    """Return (train images, train labels, test images, test labels, label names): 2,000 and 500
+    images, uint8 [N, 32, 32, 3], with as many of each class, and int32 labels [N]."""
     labels = np.arange(2500, dtype=np.int32) % len(OUTLINES)
     images = draw_shapes(labels, np.random.default_rng(0))
     return images[:2000], labels[:2000], images[2000:], labels[2000:], list(OUTLINES)
