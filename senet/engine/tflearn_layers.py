@@ -15,7 +15,8 @@ from senet.engine.compat import tf
 nest.is_sequence = nest.is_nested  # pyright: ignore[reportAttributeAccessIssue]
 PIL.Image.ANTIALIAS = PIL.Image.LANCZOS  # pyright: ignore[reportAttributeAccessIssue]
 with contextlib.redirect_stdout(io.StringIO()), tf.Graph().as_default():
-    from tflearn import global_avg_pool  # pyright: ignore[reportAttributeAccessIssue]
+    import tflearn
+global_avg_pool = tflearn.global_avg_pool
 # tflearn calls tf.disable_v2_behavior(), which turns off resource variables. Reads and writes of
 # the older reference variables can race.
 tf.enable_resource_variables()
