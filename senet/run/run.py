@@ -20,9 +20,17 @@ from senet.hyperparameters import portable_fields
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
 from senet.run.console import ProgressBar, duration, say, start_lines
-from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
+from senet.run.events import (
+    EventFile,
+    epoch_summary,
+    graph_for_tensorboard,
+    scalar_summary,
+    start_summary,
+)
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
+
+POINT_STEPS = 50  # training steps between points of TensorBoard's curves within an epoch
 
 
 class Run:
@@ -58,9 +66,6 @@ class Run:
         Dataset, `inputs` are its Inputs, `test_outputs` are the network's `evaluation_outputs`."""
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, self.hyperparameters.batch_size)
-        # Copy the graph before the operations that save and restore are added: they connect to
-        # every variable and would dominate TensorBoard's graph page.
-        graph = tf.get_default_graph().as_graph_def(add_shapes=True)
         self.checkpoints = Checkpoints(self.folder.model, test_outputs)
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
@@ -83,7 +88,7 @@ class Run:
         weights = self._load_weights(test_outputs) if initial and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
-            self._open_logs(graph, resumed)
+            self._open_logs(step, test_outputs)
             self._print_start(resumed, step, weights)
         return self.session
 
@@ -112,20 +117,21 @@ class Run:
                 f"restore them to resume, or use another --run_dir to start from scratch"
             )
 
-    def _open_logs(self, graph, resumed):
+    def _open_logs(self, step, test_outputs):
         self.folder.write_hyperparameters()
         self.folder.keep_rows(self.epochs_done)
-        self.events = self._open.enter_context(EventFile(self.folder.logs))
-        # Make TensorBoard discard the earlier events of this and later epochs.
-        self.events.write(
-            step=self.epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
-        )
-        if not resumed:
-            self.events.write(graph_def=graph.SerializeToString())
-            self.events.write(summary=chart_layout())
-        # A resumed run may change some.
-        page = hyperparameter_page(self.network, self.hyperparameters)
-        self.events.write(step=self.epochs_done, summary=page)
+        self.events = self._open.enter_context(EventFile(self.folder.path))
+        self.test_events = self._open.enter_context(EventFile(self.folder.path / "test"))
+        # Make TensorBoard discard the earlier events of all steps and tests that follow.
+        untested = step == (self.epochs_done + 1) * self.epoch_steps
+        start = tf.SessionLog(status=tf.SessionLog.START)
+        for events in self.events, self.test_events:
+            events.write(step=step + 1 - untested, session_log=start)
+        graph = graph_for_tensorboard(test_outputs["probabilities"])
+        self.events.write(step=step, graph_def=graph)
+        # A resumed run may change some hyperparameters.
+        summary = start_summary(self.network, self.hyperparameters)
+        self.events.write(step=step, summary=summary)
 
     def _load_weights(self, test_outputs):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
@@ -165,7 +171,8 @@ class Run:
         save a checkpoint if one is due, and stop on a signal."""
         hp, data = self.hyperparameters, self.data.train
         # A resumed epoch starts after the steps that are done.
-        first = self._step() - (epoch - 1) * self.epoch_steps
+        steps_done = self._step()
+        first = steps_done - (epoch - 1) * self.epoch_steps
         remaining = batches(data, hp.batch_size, epoch_order(data, hp.seed, epoch), first)
         done = len(data.labels) * first // self.epoch_steps
         text = f"epoch {epoch}/{hp.total_epochs}"
@@ -173,13 +180,18 @@ class Run:
         # The first step is not timed, since it may include set-up.
         started, seen = None, 0
         later = (hp.total_epochs - epoch) * len(data.labels)
-        for batch in self._watched(remaining, len(data.labels), text, done, later):
+        watched = self._watched(remaining, len(data.labels), text, done, later)
+        for step, batch in enumerate(watched, steps_done + 1):
             yield batch
             if started is None:
                 started = time.perf_counter()
             else:
                 seen += len(batch.labels)
                 self.images_per_second = seen / (time.perf_counter() - started)
+            # The epoch's last step is written by end_epoch.
+            if self.cluster.chief and step % POINT_STEPS == 0 and step % self.epoch_steps:
+                self.folder.keep_lock()
+                self.events.write(step=step, summary=scalar_summary(self._last_step_scalars()))
 
     def test_batches(self):
         """Yield the batches of the test set. Between batches, save a checkpoint if one is due, and
@@ -236,16 +248,20 @@ class Run:
         `evaluation` is the Evaluation of the test set."""
         if not self.cluster.chief:
             return
-        values = values | {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+        tested = {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+        values = dict(values)
         images = values.pop("images")
         try:
             _check_scalars(values)
         except Failure:
             self._save()
             raise
-        row = self.folder.add_row(epoch, values)
+        row = self.folder.add_row(epoch, values | tested)
         scalars = self._last_step_scalars() | values
-        self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
+        step = epoch * self.epoch_steps
+        summary = epoch_summary(scalars, images, evaluation, self.data)
+        self.events.write(step=step, summary=summary)
+        self.test_events.write(step=step, summary=scalar_summary(tested))
         self._save()
         say(row + self._epoch_notes(scalars))
 
@@ -260,10 +276,9 @@ class Run:
 
     def _last_step_scalars(self):
         """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""
-        scalars = {tag: v for tag, v in self.result.items() if tag not in ("loss", "accuracy")}
-        if self.images_per_second is not None:
-            scalars["images_per_second"] = self.images_per_second
-        return scalars
+        if self.images_per_second is None:
+            return self.result
+        return self.result | {"images_per_second": self.images_per_second}
 
     def _save(self):
         self.saved_at = time.monotonic()
