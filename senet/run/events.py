@@ -21,10 +21,11 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 
 from senet.engine.compat import tf
+from senet.hyperparameters import fields_to_compare
 from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
-MISTAKES_SHOWN = 30  # the most confident ones
+MISTAKES_SHOWN = 24  # the most confident ones
 AUGMENTED_SHOWN = 64
 
 # {scalar: its tag}. Another scalar is its own tag if it contains a slash, or gets scalars/NAME.
@@ -52,17 +53,6 @@ CHARTS = {
         "gradient norm": ["optimizer/gradient_norm"],
     },
     "speed": {"images per second": ["speed/images_per_second"]},
-}
-
-# Hyperparameters that do not belong to an experiment
-MACHINE = {
-    "allow_soft_placement",
-    "data_dir",
-    "devices",
-    "micro_batch_size",
-    "run_dir",
-    "save_minutes",
-    "xla",
 }
 
 
@@ -107,8 +97,10 @@ def start_summary(network, hyperparameters):
         category = layout.category.add(title=group)
         for chart, tags in charts.items():
             category.chart.add(title=chart).multiline.tag.extend(f"^{tag}$" for tag in tags)
-    fields = {"network": network.__name__, **dataclasses.asdict(hyperparameters)}
-    compared = {name: value for name, value in fields.items() if name not in MACHINE}
+    script = {"network": network.__name__, "dataset": hyperparameters.dataset}
+    fields = script | dataclasses.asdict(hyperparameters)
+    # Without the settings of the machine, which may change when a run is resumed
+    compared = script | fields_to_compare(hyperparameters)
     rows = "".join(f"\n| {name} | {value} |" for name, value in fields.items())
     return _merged(
         custom_scalar.pb(layout),

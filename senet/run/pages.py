@@ -19,26 +19,26 @@ def contact_sheet(images):
 
 
 def mistakes_page(images, true, predicted, probability, label_names):
-    """Return a page of `images`, uint8 [N, side, side, 3], in rows of six, enlarged or reduced to
-    128 pixels a side. Each caption gives the true class, the predicted class and the probability of
+    """Return a page of `images`, uint8 [N, side, side, 3], in rows of four, enlarged or reduced to
+    96 pixels a side. Each caption gives the true class, the predicted class and the probability of
     the latter: the items of `true`, `predicted` and `probability`, [N]."""
     if not len(images):
         figure = new_figure(4, 0.5)
         figure.text(0.5, 0.5, "no test image is misclassified", ha="center", va="center")
         return drawn(figure)
-    side, caption = 128, 32
-    sheet = _sheet(images, 6, side, caption)
+    columns, side, caption = 4, 96, 32
+    sheet = _sheet(images, columns, side, caption)
     height, width, _ = sheet.shape
     figure = new_figure(width / DPI, height / DPI)
     figure.figimage(sheet)
+    style = {"va": "top", "fontsize": 8, "parse_math": False}
     for number, (label, guess, share) in enumerate(zip(true, predicted, probability, strict=True)):
-        row, column = divmod(number, 6)
-        x = GAP + (side + GAP) * column
-        y = (GAP + side + caption) * (row + 1) - caption
-        style = {"va": "top", "fontsize": 8, "parse_math": False}
-        lines = _short(label_names[label], 20), f"{_short(label_names[guess], 14)} {share:.0%}"
-        figure.text(x / width, 1 - (y + 3) / height, lines[0], **style)
-        figure.text(x / width, 1 - (y + 17) / height, lines[1], color=RED, **style)
+        row, column = divmod(number, columns)
+        x = (GAP + (side + GAP) * column) / width
+        y = (GAP + side) * (row + 1) + caption * row
+        text = f"{_short(label_names[guess], 10)} {share:.0%}"
+        figure.text(x, 1 - (y + 2) / height, _short(label_names[label], 15), **style)
+        figure.text(x, 1 - (y + 15) / height, text, color=RED, **style)
     return drawn(figure)
 
 

@@ -127,8 +127,9 @@ class Run:
         start = tf.SessionLog(status=tf.SessionLog.START)
         for events in self.events, self.test_events:
             events.write(step=step + 1 - untested, session_log=start)
-        graph = graph_for_tensorboard(test_outputs["probabilities"])
-        self.events.write(step=step, graph_def=graph)
+        if not step:
+            graph = graph_for_tensorboard(test_outputs["probabilities"])
+            self.events.write(graph_def=graph)
         # A resumed run may change some hyperparameters.
         summary = start_summary(self.network, self.hyperparameters)
         self.events.write(step=step, summary=summary)
