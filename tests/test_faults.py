@@ -187,7 +187,7 @@ class TestRows:
 
     def test_a_run_without_rows_resumes_at_its_checkpoint(self, runs, two, capfd):
         (two / "logs.txt").unlink()
-        shutil.rmtree(two / "logs")
+        shutil.rmtree(two / "test")
         status, output, errors = train(capfd, two.parent, "two", "--total_epochs=3")
         assert (status, errors) == (0, "")
         last_two = (runs / "three" / "logs.txt").read_text().splitlines()[1:]
@@ -387,7 +387,7 @@ class TestProcesses:
         over 100 kB."""
         status, _, errors = self.train_with_file_size_limit(20_000, tmp_path, "run")
         assert status == 1
-        assert_one_line(errors, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
+        assert_one_line(errors, f"error: cannot write {tmp_path}/run/events.out.tfevents.")
 
     def train_with_file_size_limit(self, size, folder, name, *options):
         """Train in a process that cannot write files of more than `size` bytes."""
