@@ -87,8 +87,8 @@ def test_training_from_the_command_line_has_clean_output(script, tmp_path):
 def assert_readable_graph(run_dir):
     """Assert that TensorBoard's graph page shows few boxes at the top level (not counting the
     modules of the Inceptions) and one box for each SE block."""
-    (file,) = run_dir.glob("events.out.tfevents.*")
-    events = list(tf.train.summary_iterator(str(file)))
+    files = run_dir.rglob("events.out.tfevents.*")
+    events = [event for file in files for event in tf.train.summary_iterator(str(file))]
     (graph,) = [event.graph_def for event in events if event.graph_def]
     nodes = tf.GraphDef.FromString(graph).node
     top = {node.name.partition("/")[0] for node in nodes}

@@ -17,16 +17,17 @@ from cifar10 import CIFAR10, load_cifar
 from senet.data.datasets import Dataset, Split
 from senet.engine.compat import tf
 from senet.evaluation import Evaluation
-from senet.run.events import epoch_summary, scalar_summary
+from senet.run import events
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 from senet.run.run import Run
 
 EPOCH = {"accuracy/train", "loss/train", "loss/l2", "optimizer/gradient_norm"}
 WITHIN = {"progress/accuracy", "progress/loss", "optimizer/learning_rate"}
-TRAIN = EPOCH | WITHIN | {"speed/images_per_second"}
-TEST = {"accuracy/test", "loss/test"}
-PAGES = {"samples/augmented", "samples/confusion_matrix", "samples/misclassified"}
+CURVES = EPOCH | WITHIN | {"speed/images_per_second"}
+TEST_CURVES = {"accuracy/test", "loss/test"}
 GATES = {f"squeeze_excitation/stage{stage}/block1/SE" for stage in (1, 2, 3)}
+TRAIN = CURVES | {"samples/augmented"}
+TEST = TEST_CURVES | GATES | {"samples/confusion_matrix", "samples/misclassified"}
 START = {"custom_scalars__config__", "graph", "hyperparameters", "_hparams_/session_start_info"}
 
 
@@ -44,36 +45,37 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def shown(trained):
-    return read(trained)
+    return read(trained) | read(trained / "test")
 
 
-def test_every_tag_is_written_in_each_epoch(shown, trained):
-    tested = read(trained / "test")
-    assert {tag: list(epochs) for tag, epochs in tested.items()} == dict.fromkeys(TEST, [1, 2])
-    assert shown.keys() == TRAIN | PAGES | GATES | START
-    assert all(list(shown[tag]) == [1, 2] for tag in TRAIN | PAGES | GATES)
+def test_every_tag_is_written_in_each_epoch(trained):
+    train = read(trained)
+    test = read(trained / "test")
+    assert train.keys() == TRAIN | START
+    assert test.keys() == TEST
+    assert all(list((train | test)[tag]) == [1, 2] for tag in TRAIN | TEST)
 
 
 def test_scalars_match_the_rows_of_logs_txt(shown, trained):
-    values = shown | read(trained / "test")
     names = "loss/train", "accuracy/train", "loss/test", "accuracy/test"
     for epoch, row in enumerate((trained / "logs.txt").read_text().splitlines(), 1):
         numbers = re.findall(r"\d+\.\d+", row)
-        assert [f"{values[name][epoch].simple_value:.4f}" for name in names] == numbers
+        assert [f"{shown[name][epoch].simple_value:.4f}" for name in names] == numbers
         progress = [shown[f"progress/{name}"][epoch].simple_value for name in ("loss", "accuracy")]
         assert [f"{value:.4f}" for value in progress] == numbers[:2]
 
 
 def test_scalars_of_a_script_keep_their_names():
-    values = scalar_summary({"mine/norm": 1.0, "top5": 2.0}).value
-    assert [(v.tag, v.simple_value) for v in values] == [("mine/norm", 1), ("scalars/top5", 2)]
+    values = events.scalar_summary({"my/norm": 1, "norm": 2, "test_top5": 3}).value
+    tags = {value.tag: value.simple_value for value in values}
+    assert tags == {"my/norm": 1, "scalars/norm": 2, "top5/test": 3}
 
 
 def test_charts_show_each_scalar_exactly_once(shown):
     (value,) = shown["custom_scalars__config__"].values()
     layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
     tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
-    assert sorted(tags) == sorted(f"^{tag}$" for tag in TRAIN | TEST)
+    assert sorted(tags) == sorted(f"^{tag}$" for tag in CURVES | TEST_CURVES)
 
 
 def test_hyperparameters_are_shown_as_a_table_and_compared_without_those_of_the_machine(
@@ -84,8 +86,8 @@ def test_hyperparameters_are_shown_as_a_table_and_compared_without_those_of_the_
     assert text.startswith("| hyperparameter | value |\n|---|---|\n| network | SE_ResNeXt |\n")
     assert f"\n| run_dir | {trained} |\n" in text
     (value,) = shown["_hparams_/session_start_info"].values()
-    content = value.metadata.plugin_data.content
-    fields = metadata.parse_session_start_info_plugin_data(content).hparams
+    data = value.metadata.plugin_data
+    fields = metadata.parse_session_start_info_plugin_data(data.content).hparams
     assert fields["network"].string_value == "SE_ResNeXt"
     assert fields["depth"].number_value == 2
     assert fields["flip"].bool_value
@@ -162,9 +164,9 @@ def test_at_most_64_augmented_images_and_only_finite_gates_are_shown():
     gates = {"layer": np.array([[-1.0, 0.5, 1.5], [4.0, 0.5, np.inf]])}
     evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), gates, 1.0)
     images = np.zeros([100, 32, 32, 3], np.uint8)
-    histogram, augmented, *_ = epoch_summary({}, images, evaluation, data).value
-    assert augmented.image.height == 8 * (6 + 96)
-    left, right, count = tf.make_ndarray(histogram.tensor).T
+    assert events.epoch_summary({}, images).value[0].image.height == 8 * (6 + 96)
+    histogram = events.test_summary({}, evaluation, data).value[0].tensor
+    left, right, count = tf.make_ndarray(histogram).T
     assert (left[0], right[-1], count.sum()) == (-1, 4, 5)
 
 
@@ -173,8 +175,7 @@ def test_the_first_misclassified_image_is_from_the_test_set(shown, trained):
     page = decode_image(shown["samples/misclassified"][2])
     # Rows of four images, enlarged three times, six pixels apart, above captions of 32 pixels
     assert page.shape == (6 * (6 + 96 + 32), 4 * (6 + 96), 3)
-    seen = page[6:102:3, 6:102:3]
-    assert any((seen == image).all() for image in images)
+    assert any((page[6:102:3, 6:102:3] == image).all() for image in images)
     assert (page[102:134, 6:102] != 255).any()  # the caption
 
 

@@ -28,13 +28,9 @@ from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 MISTAKES_SHOWN = 24  # the most confident ones
 AUGMENTED_SHOWN = 64
 
-# {scalar: its tag}. Another scalar is its own tag if it contains a slash, or gets scalars/NAME.
+# {scalar: its tag}; see also `tag_of`
 TAGS = {
-    "train_loss": "loss/train",
-    "test_loss": "loss/test",
     "l2_loss": "loss/l2",
-    "train_accuracy": "accuracy/train",
-    "test_accuracy": "accuracy/test",
     "learning_rate": "optimizer/learning_rate",
     "gradient_norm": "optimizer/gradient_norm",
     "loss": "progress/loss",  # means over the epoch so far, as in the progress bar
@@ -120,44 +116,47 @@ def graph_for_tensorboard(output):
     return graph.SerializeToString()
 
 
+def tag_of(name):
+    """Return the tag of a scalar: that of TAGS, or METRIC/train for train_METRIC and likewise for
+    test, or a name with a slash itself, or scalars/NAME."""
+    split, _, metric = name.partition("_")
+    group = f"{metric}/{split}" if split in ("train", "test") else f"scalars/{name}"
+    return TAGS.get(name, name if "/" in name else group)
+
+
 def scalar_summary(scalars):
     """Return the tf.Summary of `scalars`, {name: number}."""
     summary = tf.Summary()
     for name, value in scalars.items():
-        tag = TAGS.get(name, name if "/" in name else f"scalars/{name}")
-        summary.value.add(tag=tag, simple_value=value)
+        summary.value.add(tag=tag_of(name), simple_value=value)
     return summary
 
 
-def epoch_summary(scalars, images, evaluation, data):
-    """Return the tf.Summary of an epoch: its `scalars`, {name: number}; some augmented training
-    images, uint8 [N, side, side, 3]; and the gates, confusion matrix and misclassified images of
-    `evaluation`, the Evaluation of the test set of `data`."""
+def epoch_summary(scalars, images):
+    """Return the tf.Summary of an epoch: its `scalars`, {name: number}, and some augmented training
+    images, uint8 [N, side, side, 3]."""
+    summary = scalar_summary(scalars)
+    _add_page(summary, "augmented", contact_sheet(images[:AUGMENTED_SHOWN]))
+    return summary
+
+
+def test_summary(scalars, evaluation, data):
+    """Return the tf.Summary of a test: its `scalars`, {name: number}, and the gates, confusion
+    matrix and misclassified images of `evaluation`, the Evaluation of the test set of `data`."""
+    gates = [
+        histogram_pb(f"{GATES}/{layer}", gates[np.isfinite(gates)])
+        for layer, gates in evaluation.gates.items()
+    ]
+    summary = _merged(scalar_summary(scalars), *gates)
     names = data.label_names
     matrix = evaluation.confusion_matrix(len(names))
+    _add_page(summary, "confusion_matrix", confusion_page(matrix, names))
     wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
     order = np.argsort(-evaluation.probability[wrong], kind="stable")
-    most_confident = wrong[order[:MISTAKES_SHOWN]]
-    pages = {
-        "augmented": contact_sheet(images[:AUGMENTED_SHOWN]),
-        "confusion_matrix": confusion_page(matrix, names),
-        "misclassified": mistakes_page(
-            data.test.images[most_confident],
-            evaluation.labels[most_confident],
-            evaluation.predicted[most_confident],
-            evaluation.probability[most_confident],
-            names,
-        ),
-    }
-    summary = _merged(
-        scalar_summary(scalars),
-        *(
-            histogram_pb(f"{GATES}/{layer}", gates[np.isfinite(gates)])
-            for layer, gates in evaluation.gates.items()
-        ),
-    )
-    for name, page in pages.items():
-        summary.value.add(tag=f"samples/{name}", image=_png(page))
+    shown = wrong[order[:MISTAKES_SHOWN]]
+    columns = evaluation.labels, evaluation.predicted, evaluation.probability
+    mistakes = data.test.images[shown], *(column[shown] for column in columns)
+    _add_page(summary, "misclassified", mistakes_page(*mistakes, names))
     return summary
 
 
@@ -167,11 +166,11 @@ def _merged(*parts):
     return tf.Summary.FromString(b"".join(part.SerializeToString() for part in parts))
 
 
-def _png(image):
-    """Return an image, uint8 [height, width, 3], as a tf.Summary.Image in PNG format."""
+def _add_page(summary, name, page):
+    """Add an image, uint8 [height, width, 3], in PNG format."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    height, width, _ = image.shape
-    return tf.Summary.Image(
-        height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
-    )
+    Image.fromarray(page).save(file, "PNG", compress_level=1)
+    height, width, _ = page.shape
+    image = tf.Summary.Image(height=height, width=width, colorspace=3)
+    image.encoded_image_string = file.getvalue()
+    summary.value.add(tag=f"samples/{name}", image=image)

@@ -26,6 +26,7 @@ from senet.run.events import (
     graph_for_tensorboard,
     scalar_summary,
     start_summary,
+    test_summary,
 )
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
@@ -260,9 +261,9 @@ class Run:
         row = self.folder.add_row(epoch, values | tested)
         scalars = self._last_step_scalars() | values
         step = epoch * self.epoch_steps
-        summary = epoch_summary(scalars, images, evaluation, self.data)
-        self.events.write(step=step, summary=summary)
-        self.test_events.write(step=step, summary=scalar_summary(tested))
+        self.events.write(step=step, summary=epoch_summary(scalars, images))
+        summary = test_summary(tested, evaluation, self.data)
+        self.test_events.write(step=step, summary=summary)
         self._save()
         say(row + self._epoch_notes(scalars))
 
