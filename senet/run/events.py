@@ -156,7 +156,7 @@ def test_summary(scalars, evaluation, data):
     shown = wrong[order[:MISTAKES_SHOWN]]
     columns = evaluation.labels, evaluation.predicted, evaluation.probability
     mistakes = data.test.images[shown], *(column[shown] for column in columns)
-    _add_page(summary, "misclassified", mistakes_page(*mistakes, names))
+    _add_page(summary, "misclassified", mistakes_page(*mistakes, label_names=names))
     return summary
 
 
