@@ -187,7 +187,7 @@ class TestRows:
 
     def test_a_run_without_rows_resumes_at_its_checkpoint(self, runs, two, assert_resumes):
         (two / "logs.txt").unlink()
-        shutil.rmtree(two / "logs")
+        shutil.rmtree(two / "test")
         assert_resumes(2 * STEPS)
         last_two = (runs / "three" / "logs.txt").read_text().splitlines()[1:]
         assert (two / "logs.txt").read_text().splitlines() == last_two
@@ -328,7 +328,7 @@ class TestProcesses:
     def test_a_full_disk_while_writing_tensorboard_events_ends_the_run(self, tmp_path):
         """The graph, the first large event, is over 100 kB."""
         errors = self.train_on_a_full_disk(20_000, tmp_path / "run")
-        assert_one_line(errors, f"error: cannot write {tmp_path}/run/logs/events.out.tfevents.")
+        assert_one_line(errors, f"error: cannot write {tmp_path}/run/events.out.tfevents.")
 
     def train_on_a_full_disk(self, size, run_dir, *options):
         """Train in a process that cannot write files of more than `size` bytes. Return the

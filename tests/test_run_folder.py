@@ -261,7 +261,7 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
         saved.append((run_dir / "logs.txt").read_text().startswith("epoch: 1/2"))
         (run_dir / "logs.txt").unlink()
         (run_dir / "lock").unlink()
-        shutil.rmtree(run_dir / "logs")
+        shutil.rmtree(run_dir / "test")
         shutil.rmtree(run_dir / "model")
 
     terminal.on_first_row = on_first_row
@@ -273,6 +273,6 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
     assert all(row in terminal.getvalue() for row in rows)
     assert (run_dir / "lock").exists()
     assert list(checkpoint_files(run_dir / "model")) == [2 * STEPS]
-    (events,) = (run_dir / "logs").iterdir()
+    (events,) = (run_dir / "test").iterdir()
     tags = {v.tag for e in tf.train.summary_iterator(str(events)) for v in e.summary.value}
-    assert "test_acc" in tags
+    assert "accuracy/test" in tags

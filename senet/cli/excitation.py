@@ -2,19 +2,17 @@
 network in the section on the role of excitation."""
 
 import math
-import warnings
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from PIL import Image
+
+from senet.run.pages import drawn, new_figure
 
 
 def save_excitation(path, gates, label_names):
     """Write the figure of `draw_excitation` to the PNG file `path`."""
-    with warnings.catch_warnings():
-        # The font draws a box for a missing character, such as a Chinese one.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
-        draw_excitation(gates, label_names).savefig(path, dpi=110, format="png")
+    Image.fromarray(drawn(draw_excitation(gates, label_names))).save(path, "PNG")
 
 
 def draw_excitation(gates, label_names):
@@ -22,7 +20,7 @@ def draw_excitation(gates, label_names):
     panel for each block with a line for each class; the channels are sorted by their mean gate."""
     columns = min(len(gates), 3)
     rows = math.ceil(len(gates) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.6), layout="constrained")
+    figure = new_figure(4.2 * columns, 2.6 * rows + 0.6, layout="constrained")
     finite = np.concatenate([values[np.isfinite(values)] for values in gates.values()])
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     colours = colormaps["tab10" if len(label_names) <= 10 else "viridis"]

@@ -74,9 +74,14 @@ sys.excepthook = lambda kind, *error: kind is KeyboardInterrupt or sys.__excepth
 _change_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
 # Matplotlib warns when it builds its font cache or has no folder for it.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
+# The import takes seconds; on a terminal, the output that follows replaces this line.
+if sys.stderr.isatty():
+    print("loading TensorFlow ...", end="\r", file=sys.stderr, flush=True)
 with without_chatter():
     import tensorflow.compat.v1 as tf
 _change_ctrl_c(signal.SIG_DFL, signal.default_int_handler)
+if sys.stderr.isatty():
+    print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 # TF1-style scripts use deprecated names on purpose.
 tf.get_logger().addFilter(lambda record: "Instructions for updating" not in record.getMessage())

@@ -1,5 +1,6 @@
 """The console output of a run."""
 
+import pathlib
 import shlex
 import sys
 
@@ -24,6 +25,8 @@ def say(text):
 def start_lines(network, data, strategy, hyperparameters, state):
     """Return the startup lines, one str. `state` says whether the run is new or resumes."""
     parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
+    # TensorBoard names a run by its path below --logdir.
+    runs = pathlib.Path(hyperparameters.run_dir).parent
     return (
         f"network: {network.__name__}, {parameters:,} trainable parameters\n"
         f"data: {data.name}, {len(data.train.labels):,} training and "
@@ -31,7 +34,7 @@ def start_lines(network, data, strategy, hyperparameters, state):
         f"device: {describe_devices(strategy)}, "
         f"{describe_precision(hyperparameters.mixed_precision)}\n"
         f"run: {hyperparameters.run_dir} ({state})\n"
-        f"monitor: tensorboard --logdir {shlex.quote(hyperparameters.run_dir)}"
+        f"monitor: tensorboard --logdir {shlex.quote(str(runs))}"
     )
 
 

@@ -1,4 +1,7 @@
-"""Event files for TensorBoard, and their contents."""
+"""Event files for TensorBoard, and their contents.
+
+The step of every event is the number of training steps, as in the names of checkpoints. A resumed
+run can thus discard the events of all steps that it repeats, whatever their tags."""
 
 # Protocol buffers define their names at run time.
 # pyright: reportAttributeAccessIssue=false
@@ -13,20 +16,38 @@ import numpy as np
 from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
 
 from senet.engine.compat import tf
 from senet.run.folder import writing
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
 
-MISTAKES_SHOWN = 30  # the most confident ones
+MISTAKES_SHOWN = 24  # the most confident ones
 AUGMENTED_SHOWN = 64
+
+# {scalar: its tag}; see also `tag_of`
+TAGS = {
+    "l2_loss": "loss/l2",
+    "learning_rate": "optimizer/learning_rate",
+    "gradient_norm": "optimizer/gradient_norm",
+    "loss": "progress/loss",  # means over the epoch so far, as in the progress bar
+    "acc": "progress/accuracy",
+    "images_per_second": "speed/images_per_second",
+}
+GATES = "squeeze_excitation"  # TensorBoard sorts groups by name: after all scalars
 
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
-    "loss": {"cross-entropy": ["train_loss", "test_loss"], "L2": ["l2_loss"]},
-    "accuracy": {"accuracy": ["train_acc", "test_acc"]},
-    "optimizer": {"learning rate": ["learning_rate"], "gradient norm": ["gradient_norm"]},
-    "speed": {"images per second": ["images_per_second"]},
+    "accuracy": {"accuracy": ["accuracy/train", "accuracy/test"]},
+    "loss": {"cross-entropy": ["loss/train", "loss/test"], "L2": ["loss/l2"]},
+    "within an epoch": {"accuracy": ["progress/accuracy"], "cross-entropy": ["progress/loss"]},
+    "optimizer": {
+        "learning rate": ["optimizer/learning_rate"],
+        "gradient norm": ["optimizer/gradient_norm"],
+    },
+    "speed": {"images per second": ["speed/images_per_second"]},
 }
 
 
@@ -63,87 +84,93 @@ class EventFile:
             self.writer.close()
 
 
-def chart_layout():
-    """Return the tf.Summary that lays out TensorBoard's page "Custom Scalars" as CHARTS says."""
-    categories = [
-        layout_pb2.Category(
-            title=group,
-            chart=[
-                layout_pb2.Chart(
-                    title=chart,
-                    multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]),
-                )
-                for chart, tags in charts.items()
-            ],
-        )
-        for group, charts in CHARTS.items()
-    ]
-    return custom_scalar.pb(layout_pb2.Layout(category=categories))
+def start_summary(network, hyperparameters):
+    """Return the tf.Summary of a run's start: the charts of the tab "Custom Scalars", the fields
+    that the tab "HParams" compares, and a table of all fields for the tab "Text"."""
+    layout = layout_pb2.Layout()
+    for group, charts in CHARTS.items():
+        category = layout.category.add(title=group)
+        for chart, tags in charts.items():
+            category.chart.add(title=chart).multiline.tag.extend(f"^{tag}$" for tag in tags)
+    script = {"network": network.__name__, "dataset": hyperparameters.dataset}
+    fields = script | dataclasses.asdict(hyperparameters)
+    # Without the settings of the machine, which may change when a run is resumed
+    compared = script | hyperparameters.compared()
+    rows = "".join(f"\n| {name} | {value} |" for name, value in fields.items())
+    return _merged(
+        custom_scalar.pb(layout),
+        hparams_pb(compared, trial_id=hyperparameters.run_dir),
+        text_pb("hyperparameters", f"| hyperparameter | value |\n|---|---|{rows}"),
+    )
 
 
-def hyperparameter_page(network, hyperparameters):
-    """Return the tf.Summary for the tab "Text": a table of the hyperparameters, in Markdown."""
-    fields = dataclasses.asdict(hyperparameters).items()
-    rows = "".join(f"\n| {name} | {value} |" for name, value in fields)
-    markdown = f"**{network.__name__}**\n\n| hyperparameter | value |\n|---|---|{rows}"
-    summary, metadata = tf.Summary(), tf.SummaryMetadata()
-    metadata.plugin_data.plugin_name = "text"
-    tensor = tf.make_tensor_proto(markdown, tf.string)
-    summary.value.add(tag="hyperparameters", metadata=metadata, tensor=tensor)
+def graph_for_tensorboard(output):
+    """Return the serialized GraphDef of what computes `output`, a tensor of the network in the name
+    scope "test". Without this scope, the operations are in the boxes of their variables."""
+    graph = output.graph.as_graph_def(add_shapes=True)
+    graph = tf.graph_util.extract_sub_graph(graph, [output.op.name])
+    for node in graph.node:
+        node.name = node.name.removeprefix("test/")
+        node.input[:] = [name.replace("^test/", "^").removeprefix("test/") for name in node.input]
+    return graph.SerializeToString()
+
+
+def tag_of(name):
+    """Return the tag of a scalar: that of TAGS, or METRIC/train for train_METRIC and likewise for
+    test, or a name with a slash itself, or scalars/NAME."""
+    split, _, metric = name.partition("_")
+    metric = {"acc": "accuracy"}.get(metric, metric)
+    group = f"{metric}/{split}" if split in ("train", "test") else f"scalars/{name}"
+    return TAGS.get(name, name if "/" in name else group)
+
+
+def scalar_summary(scalars):
+    """Return the tf.Summary of `scalars`, {name: number}."""
+    summary = tf.Summary()
+    for name, value in scalars.items():
+        summary.value.add(tag=tag_of(name), simple_value=value)
     return summary
 
 
-def epoch_summary(scalars, images, evaluation, data):
-    """Return the tf.Summary of an epoch: its `scalars`, {tag: number}; some augmented training
-    images, uint8 [N, side, side, 3]; and the gates, confusion matrix and misclassified images of
-    `evaluation`, the Evaluation of the test set of `data`."""
-    summary, names = tf.Summary(), data.label_names
-    for tag, value in scalars.items():
-        summary.value.add(tag=tag, simple_value=value)
-    for layer, gates in evaluation.gates.items():
-        summary.value.add(tag=f"gates/{layer}", histo=_histogram(gates))
+def epoch_summary(scalars, images):
+    """Return the tf.Summary of an epoch: its `scalars`, {name: number}, and some augmented training
+    images, uint8 [N, side, side, 3]."""
+    summary = scalar_summary(scalars)
+    _add_page(summary, "augmented", contact_sheet(images[:AUGMENTED_SHOWN]))
+    return summary
+
+
+def test_summary(scalars, evaluation, data):
+    """Return the tf.Summary of a test: its `scalars`, {name: number}, and the gates, confusion
+    matrix and misclassified images of `evaluation`, the Evaluation of the test set of `data`."""
+    gates = [
+        histogram_pb(f"{GATES}/{layer}", gates[np.isfinite(gates)])
+        for layer, gates in evaluation.gates.items()
+    ]
+    summary = _merged(scalar_summary(scalars), *gates)
+    names = data.label_names
     matrix = evaluation.confusion_matrix(len(names))
+    _add_page(summary, "confusion_matrix", confusion_page(matrix, names))
     wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
     order = np.argsort(-evaluation.probability[wrong], kind="stable")
-    most_confident = wrong[order[:MISTAKES_SHOWN]]
-    pages = {
-        "training_images/augmented": contact_sheet(images[:AUGMENTED_SHOWN]),
-        "test_images/confusion_matrix": confusion_page(matrix, names),
-        "test_images/misclassified": mistakes_page(
-            data.test.images[most_confident],
-            evaluation.labels[most_confident],
-            evaluation.predicted[most_confident],
-            evaluation.probability[most_confident],
-            names,
-        ),
-    }
-    for tag, page in pages.items():
-        summary.value.add(tag=tag, image=_png(page))
+    shown = wrong[order[:MISTAKES_SHOWN]]
+    columns = evaluation.labels, evaluation.predicted, evaluation.probability
+    mistakes = data.test.images[shown], *(column[shown] for column in columns)
+    _add_page(summary, "misclassified", mistakes_page(*mistakes, label_names=names))
     return summary
 
 
-def _png(image):
-    """Return an image, uint8 [height, width, 3], as a tf.Summary.Image in PNG format."""
+def _merged(*parts):
+    """Return one tf.Summary with the values of `parts`, some of which are TensorBoard's own copies
+    of the class."""
+    return tf.Summary.FromString(b"".join(part.SerializeToString() for part in parts))
+
+
+def _add_page(summary, name, page):
+    """Add an image, uint8 [height, width, 3], in PNG format."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    height, width, _ = image.shape
-    return tf.Summary.Image(
-        height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
-    )
-
-
-def _histogram(values):
-    """Return the tf.HistogramProto of an array of numbers, with 50 bins from 0 to 1, or further if
-    there are values outside."""
-    finite = values[np.isfinite(values)]
-    limits = finite.min(initial=0), finite.max(initial=1)
-    counts, edges = np.histogram(values, bins=50, range=limits)
-    return tf.HistogramProto(
-        min=values.min(),
-        max=values.max(),
-        num=values.size,
-        sum=values.sum(),
-        sum_squares=np.square(values).sum(),
-        bucket_limit=edges[1:],
-        bucket=counts,
-    )
+    Image.fromarray(page).save(file, "PNG", compress_level=1)
+    height, width, _ = page.shape
+    image = tf.Summary.Image(height=height, width=width, colorspace=3)
+    image.encoded_image_string = file.getvalue()
+    summary.value.add(tag=f"samples/{name}", image=image)

@@ -3,7 +3,7 @@
 run_dir/hyperparameters.json     the hyperparameters with which it was last started
 run_dir/model/                   checkpoints
 run_dir/logs.txt                 one row per epoch
-run_dir/logs/                    event files for TensorBoard
+run_dir/events.out.tfevents.*    event files for TensorBoard, also in run_dir/test/
 run_dir/lock                     lock file, held by the training process
 """
 
@@ -34,7 +34,7 @@ class RunFolder:
     def __init__(self, hyperparameters):
         self.hyperparameters = hyperparameters
         self.path = pathlib.Path(hyperparameters.run_dir)
-        self.model, self.logs = self.path / "model", self.path / "logs"
+        self.model = self.path / "model"
         self.row_file, self.lock_file = self.path / "logs.txt", self.path / "lock"
         self.settings = self.path / "hyperparameters.json"
         self.rows = {}  # {epoch: {name: number}}

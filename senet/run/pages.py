@@ -1,110 +1,104 @@
-"""Pages of images and the confusion matrix for TensorBoard and `evaluate`, drawn with Pillow as
-uint8 arrays [height, width, 3]."""
+"""Pages of images and the confusion matrix, for TensorBoard and `evaluate`, as arrays uint8
+[height, width, 3]."""
 
 import math
+import warnings
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (110, 110, 110)
-BLUE, RED = np.array([31, 90, 160]), np.array([190, 40, 40])
+DPI, GAP = 100, 6  # pixels per inch, and between images
+WHITE, BLUE, RED = np.array([[255, 255, 255], [31, 90, 160], [190, 40, 40]]) / 255
 
 
 def contact_sheet(images):
     """Return a page of `images`, uint8 [N, side, side, 3], in rows of eight. Small images are
     enlarged by a whole factor, and large ones are reduced, to at most 96 pixels a side."""
     own = images.shape[1]
-    return _sheet(images, 8, own * (96 // own) or 96, caption_height=0)[0]
+    return _sheet(images, 8, own * (96 // own) or 96)
 
 
 def mistakes_page(images, true, predicted, probability, label_names):
-    """Return a page of `images`, uint8 [N, side, side, 3], in rows of six. Each caption gives the
-    true class, the predicted class and the probability of the latter: the items of `true`,
-    `predicted` and `probability`, [N]."""
+    """Return a page of `images`, uint8 [N, side, side, 3], in rows of four, enlarged or reduced to
+    96 pixels a side. Each caption gives the true class, the predicted class and the probability of
+    the latter: the items of `true`, `predicted` and `probability`, [N]."""
     if not len(images):
-        return _note("no test image is misclassified")
-    # Enlarge small images by a whole factor to at least 120 pixels, the width of a caption.
-    own = images.shape[1]
-    width = own * math.ceil(120 / own) if own < 120 else 120
-    sheet, places = _sheet(images, 6, width, caption_height=36)
-    page = Image.fromarray(sheet)
-    draw = ImageDraw.Draw(page)
-    for (x, y), label, guess, share in zip(places, true, predicted, probability, strict=True):
-        lines = (label_names[label], INK), (f"{label_names[guess]} {share:.0%}", tuple(RED))
-        for number, (text, colour) in enumerate(lines):
-            text = _shortened(text, _font(12), width)
-            draw.text((x, y + 3 + 15 * number), text, colour, _font(12))
-    return np.array(page)
+        figure = new_figure(4, 0.5)
+        figure.text(0.5, 0.5, "no test image is misclassified", ha="center", va="center")
+        return drawn(figure)
+    columns, side, caption = 4, 96, 32
+    sheet = _sheet(images, columns, side, caption)
+    height, width, _ = sheet.shape
+    figure = new_figure(width / DPI, height / DPI)
+    figure.figimage(sheet)
+    style = {"va": "top", "fontsize": 8, "parse_math": False}
+    for number, (label, guess, share) in enumerate(zip(true, predicted, probability, strict=True)):
+        row, column = divmod(number, columns)
+        x = (GAP + (side + GAP) * column) / width
+        y = (GAP + side) * (row + 1) + caption * row
+        text = f"{_short(label_names[guess], 10)} {share:.0%}"
+        figure.text(x, 1 - (y + 2) / height, _short(label_names[label], 15), **style)
+        figure.text(x, 1 - (y + 15) / height, text, color=RED, **style)
+    return drawn(figure)
 
 
 def confusion_page(matrix, label_names):
     """Return a drawing of a confusion matrix, int [classes, classes], whose rows are the true
-    classes. The larger a cell's fraction of its row, the darker the cell: blue on the diagonal, red
-    elsewhere. With more than 60 classes, their names are omitted; with more than 250, a note
-    replaces the drawing."""
+    classes. The larger a cell's share of its row, the darker the cell: blue on the diagonal, red
+    elsewhere. With up to 12 classes, cells show their share; with more than 40, classes have
+    numbers instead of names."""
     classes = len(matrix)
-    if classes > 250:
-        return _note(f"a confusion matrix of {classes} classes is too large to draw")
-    cell = 44 if classes <= 12 else max(3, min(30, 720 // classes))
-    font = _font(min(13, max(6, cell - 2)))
-    names = [_shortened(name, font, 140) if classes <= 60 else "" for name in label_names]
-    length = 8 + math.ceil(max(font.getlength(name) for name in names))
-    margin = 36 + length
-    side = margin + classes * cell + 12
-    page = Image.new("RGB", (side, side), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((8, 8), "rows: true class", GREY, _font(11))
-    draw.text((8, 22), "columns: predicted", GREY, _font(11))
-    for number, name in enumerate(names):
-        middle = margin + cell * number + cell // 2
-        draw.text((margin - 6, middle), name, INK, font, anchor="rm")
-        upright = Image.new("RGB", (length, cell), PAPER)
-        ImageDraw.Draw(upright).text((4, cell // 2), name, INK, font, anchor="lm")
-        page.paste(upright.rotate(90, expand=True), (middle - cell // 2, 34))
-    for row, counts in enumerate(matrix):
-        for column, count in enumerate(counts):
-            x, y = margin + cell * column, margin + cell * row
-            # The square root makes even a few mistakes visible.
-            weight = math.sqrt(count / max(1, counts.sum()))
-            colour = 255 + weight * ((BLUE if row == column else RED) - 255)
-            size = max(1, cell - 2)
-            draw.rectangle((x, y, x + size, y + size), tuple(colour.astype(int)))
-            if count and cell >= 30:
-                middle = x + cell // 2 - 1, y + cell // 2 - 1
-                draw.text(middle, str(count), PAPER if weight > 0.6 else INK, font, anchor="mm")
-    return np.array(page)
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    # The square root makes even a few mistakes visible.
+    weights = np.sqrt(shares)[..., None]
+    full = np.where(np.eye(classes, dtype=bool)[..., None], BLUE, RED)
+    side = max(4, 2 + 0.12 * min(classes, 40), classes / DPI + 0.5)
+    figure = new_figure(side, side, layout="constrained")
+    panel = figure.add_subplot(xlabel="predicted class", ylabel="true class")
+    panel.imshow(WHITE + weights * (full - WHITE), interpolation="nearest")
+    if classes <= 40:
+        names = [_short(name, 12) for name in label_names]
+        style = {"parse_math": False, "fontsize": 9 if classes <= 12 else 7}
+        panel.set_xticks(range(classes), names, rotation=90, **style)
+        panel.set_yticks(range(classes), names, **style)
+    if classes <= 12:
+        panel.set_xlabel("predicted class (% of the true class)")
+        for row, column in np.argwhere(shares >= 0.005):
+            text = f"{100 * shares[row, column]:.0f}"
+            colour = "white" if weights[row, column] > 0.6 else "black"
+            panel.text(column, row, text, color=colour, ha="center", va="center", fontsize=9)
+    return drawn(figure)
 
 
-def _note(text):
-    page = Image.new("RGB", (460, 40), PAPER)
-    ImageDraw.Draw(page).text((10, 12), text, INK, _font(13))
-    return np.array(page)
+def new_figure(width, height, **options):
+    """Return an empty Matplotlib figure of `width` x `height` inches."""
+    from matplotlib.figure import Figure  # takes a second, which not every command needs
+
+    return Figure(figsize=(width, height), dpi=DPI, **options)
 
 
-def _sheet(images, columns, side, caption_height):
-    """Return the page, on which each image has `side` pixels a side, and the positions of the
-    captions."""
-    gap, enlarge = 6, side > images.shape[1]
-    resampling = Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX
-    rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
-    step = np.array([side + gap, side + gap + caption_height])
-    page = np.full([gap + rows * step[1], gap + columns * step[0], 3], 255, np.uint8)
-    places = []
-    for number, image in enumerate(images):
-        x, y = gap + step * (number % columns, number // columns)
-        shown = Image.fromarray(image).resize((side, side), resampling)
-        page[y : y + side, x : x + side] = np.asarray(shown)
-        places.append((x, y + side))
-    return page, places
+def drawn(figure):
+    """Return a Matplotlib figure as an array."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # The font draws a box for a missing character, such as a Chinese one.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
-def _font(size):
-    return ImageFont.load_default(size)
+def _sheet(images, columns, side, caption=0):
+    """Return a page of images with `side` pixels a side, and space for a caption below each."""
+    resampling = Image.Resampling.BOX if side < images.shape[1] else Image.Resampling.NEAREST
+    rows = math.ceil(len(images) / columns)
+    cells = np.full([rows * columns, GAP + side + caption, GAP + side, 3], 255, np.uint8)
+    for cell, image in zip(cells, images, strict=False):
+        cell[GAP : GAP + side, GAP:] = Image.fromarray(image).resize((side, side), resampling)
+    page = cells.reshape([rows, columns, *cells.shape[1:]]).swapaxes(1, 2)
+    return page.reshape([rows * cells.shape[1], columns * cells.shape[2], 3])
 
 
-def _shortened(text, font, width):
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def _short(text, length):
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -21,9 +21,18 @@ from senet.evaluation import evaluate
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
 from senet.run.console import ProgressBar, say, start_lines
-from senet.run.events import EventFile, chart_layout, epoch_summary, hyperparameter_page
+from senet.run.events import (
+    EventFile,
+    epoch_summary,
+    graph_for_tensorboard,
+    scalar_summary,
+    start_summary,
+    test_summary,
+)
 from senet.run.folder import RunFolder
 from senet.run.weights import load_weights
+
+POINT_STEPS = 50  # training steps between points of TensorBoard's curves within an epoch
 
 
 class Run:
@@ -67,9 +76,6 @@ class Run:
         Graph of the training loop."""
         hp = self.hyperparameters
         self.graph = graph
-        # Copy the graph before the operations that save and restore are added: they connect to
-        # every variable and would dominate TensorBoard's graph page.
-        graph_def = tf.get_default_graph().as_graph_def(add_shapes=True)
         self.checkpoints = Checkpoints(self.folder.model, graph.test_outputs, hp.network())
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
@@ -90,7 +96,7 @@ class Run:
         weights = self._load_weights() if hp.initial_checkpoint and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
-            self._open_logs(graph_def, resumed)
+            self._open_logs(step)
             self._print_start(resumed, step, weights)
         return self.session
 
@@ -119,20 +125,22 @@ class Run:
                 f"restore them to resume, or use another --run_dir to start from scratch"
             )
 
-    def _open_logs(self, graph_def, resumed):
+    def _open_logs(self, step):
         self.folder.write_hyperparameters()
         self.folder.keep_rows(self.epochs_done)
-        self.events = self._open.enter_context(EventFile(self.folder.logs))
-        # Make TensorBoard discard the earlier events of this and later epochs.
-        self.events.write(
-            step=self.epochs_done + 1, session_log=tf.SessionLog(status=tf.SessionLog.START)
-        )
-        if not resumed:
-            self.events.write(graph_def=graph_def.SerializeToString())
-            self.events.write(summary=chart_layout())
-        # A resumed run may change some.
-        page = hyperparameter_page(self.network, self.hyperparameters)
-        self.events.write(step=self.epochs_done, summary=page)
+        self.events = self._open.enter_context(EventFile(self.folder.path))
+        self.test_events = self._open.enter_context(EventFile(self.folder.path / "test"))
+        # Make TensorBoard discard the earlier events of all steps and tests that follow.
+        untested = step == (self.epochs_done + 1) * self.epoch_steps
+        start = tf.SessionLog(status=tf.SessionLog.START)
+        for events in self.events, self.test_events:
+            events.write(step=step + 1 - untested, session_log=start)
+        if not step:
+            graph = graph_for_tensorboard(self.graph.test_outputs["probabilities"])
+            self.events.write(graph_def=graph)
+        # A resumed run may change some hyperparameters.
+        summary = start_summary(self.network, self.hyperparameters)
+        self.events.write(step=step, summary=summary)
 
     def _load_weights(self):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
@@ -176,7 +184,8 @@ class Run:
         hp = self.hyperparameters
         data = self.data.train
         # A resumed epoch starts after the steps that are done.
-        first = self._step() - (epoch - 1) * self.epoch_steps
+        steps_done = self._step()
+        first = steps_done - (epoch - 1) * self.epoch_steps
         remaining = batches(data, hp.batch_size, epoch_order(data, hp.seed, epoch), first)
         done = len(data.labels) * first // self.epoch_steps
         text = f"epoch {epoch}/{hp.total_epochs}"
@@ -186,7 +195,8 @@ class Run:
         started = None
         seen = 0
         later = (hp.total_epochs - epoch) * len(data.labels)
-        for batch in self._watched(remaining, len(data.labels), text, done, later):
+        watched = self._watched(remaining, len(data.labels), text, done, later)
+        for step, batch in enumerate(watched, steps_done + 1):
             if self.images_per_second:
                 step_seconds = len(batch.labels) / self.images_per_second
                 self.signals.step_end = time.monotonic() + step_seconds
@@ -196,6 +206,10 @@ class Run:
             else:
                 seen += len(batch.labels)
                 self.images_per_second = seen / (time.perf_counter() - started)
+            # The epoch's last step is written by end_epoch.
+            if self.cluster.chief and step % POINT_STEPS == 0 and step % self.epoch_steps:
+                self.folder.keep_lock()
+                self.events.write(step=step, summary=scalar_summary(self._last_step_scalars()))
 
     def _test(self):
         """Return the Evaluation of the test set. Between batches, save a checkpoint if one is due,
@@ -263,7 +277,12 @@ class Run:
             row |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         line = self.folder.add_row(epoch, row)
         scalars = self._last_step_scalars() | row | values
-        self.events.write(step=epoch, summary=epoch_summary(scalars, images, evaluation, self.data))
+        step = epoch * self.epoch_steps
+        tested = {name: scalars.pop(name) for name in row if name.startswith("test_")}
+        self.events.write(step=step, summary=epoch_summary(scalars, images))
+        if evaluation:
+            summary = test_summary(tested, evaluation, self.data)
+            self.test_events.write(step=step, summary=summary)
         self._save()
         say(line + self._epoch_notes(scalars))
 
@@ -290,10 +309,9 @@ class Run:
 
     def _last_step_scalars(self):
         """Return the scalars of the epoch's last step, {} if a resumed epoch had no steps left."""
-        scalars = {name: v for name, v in self.result.items() if name not in ("loss", "acc")}
-        if self.images_per_second is not None:
-            scalars["images_per_second"] = self.images_per_second
-        return scalars
+        if self.images_per_second is None:
+            return self.result
+        return self.result | {"images_per_second": self.images_per_second}
 
     def _save(self):
         self.saved_at = time.monotonic()
