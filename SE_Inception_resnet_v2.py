@@ -218,7 +218,7 @@ def build_graph(data, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     hp = hyperparameters
-    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
+    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
     with Run(hp, SE_Inception_resnet_v2, data) as run:
         graph = build_graph(data, hp)
         session = run.start(graph)

@@ -67,6 +67,7 @@ class RunHyperparameters(ScheduleFields):
     flip: bool = True  # flip half of the training images left to right
     batch_size: Count = 128  # images per step
     total_epochs: MayGrow[Count] = 100  # raise to extend a run
+    validation: Fraction = 0.0  # fraction of the training images held out, to test on after epochs
     test_every: MayChange[Count] = 1  # epochs between tests; the last epoch is always tested
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 

@@ -19,6 +19,7 @@ os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Return the number of worker processes: four for the whole suite, because many tests mostly
     wait for other processes; none if tests are named on the command line, so that they start

@@ -223,3 +223,16 @@ def test_a_loader_that_returns_other_arrays_is_rejected(
     with pytest.raises(Failure, match=re.escape(message)) as failure:
         load_dataset("mine", "data", image_size=8)
     assert str(failure.value).startswith("mine: ")
+
+
+def test_a_fraction_of_the_training_images_can_be_held_out():
+    whole = load_dataset("shapes", "", 32)
+    data = load_dataset("shapes", "", 32, validation=0.1)
+    assert (len(data.train.labels), len(data.validation.labels)) == (1800, 200)
+    assert data.tested is data.validation
+    np.testing.assert_array_equal(data.test.images, whole.test.images)
+    # Every image is in one of the two sets. The order within each is that of the whole.
+    parts = [*data.train.images, *data.validation.images]
+    assert sorted(map(bytes, parts)) == sorted(map(bytes, whole.train.images))
+    # Of 200 images, 20 of each of the ten classes are expected, with a standard deviation of 4.
+    assert np.bincount(data.validation.labels).min() > 6

@@ -169,7 +169,7 @@ class TestCheckpointsKept:
         row = "epoch: {}/5, train_loss: 1.0, train_acc: 0.5, test_loss: 1.0, test_acc: {}\n"
         (two / "logs.txt").write_text(row.format(1, "0.9000") + row.format(2, "0.2000"))
         output = assert_resumes(2 * STEPS, "--total_epochs=5", total=5 * STEPS)
-        assert "best by test accuracy: model.ckpt-10 (epoch 1)" in output
+        assert "best by test_acc: model.ckpt-10 (epoch 1)" in output
         names = {path.name for path in (two / "model").glob("*.index")}
         assert names == {f"model.ckpt-{step}.index" for step in (10, 30, 40, 50)}
 

@@ -161,7 +161,7 @@ def test_at_most_64_augmented_images_and_only_finite_gates_are_shown():
     split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.array([0, 1], np.int32))
     data = Dataset("black", split, split, ["a", "b"])
     gates = {"layer": np.array([[-1.0, 0.5, 1.5], [4.0, 0.5, np.inf]])}
-    evaluation = Evaluation(0.0, 1.0, split.labels, split.labels, np.ones(2), gates, 1.0)
+    evaluation = Evaluation({}, split.labels, split.labels, np.ones(2), gates, 1.0)
     images = np.zeros([100, 32, 32, 3], np.uint8)
     assert events.epoch_summary({}, images).value[0].image.height == 8 * (6 + 96)
     histogram = events.test_summary({}, evaluation, data).value[0].tensor

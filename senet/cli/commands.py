@@ -30,7 +30,7 @@ def evaluate_trained(trained):
     """Evaluate a TrainedNetwork on the test set; return the Evaluation and the Dataset. Raises
     Failure if the classes of the data set are not those that the network was trained on."""
     hp = trained.hyperparameters
-    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size)
+    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
     if data.label_names != trained.label_names:
         raise Failure(
             f"{trained.checkpoint} was trained on the classes {shortened(trained.label_names)}, "

@@ -50,6 +50,26 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     label_names: list  # of str, in the order of the labels
+    validation: Split | None = None  # training images that are held out
+
+    @property
+    def tested(self):
+        """The images that test the network after each epoch, a Split."""
+        return self.validation or self.test
+
+    def holding_out(self, fraction):
+        """Return the Dataset with a random `fraction` of the training images, always the same, in
+        `validation`. This copies the others."""
+        count = len(self.train.labels)
+        order = np.random.default_rng(0).permutation(count)
+        number = round(fraction * count)
+        held, kept = np.sort(order[:number]), np.sort(order[number:])
+        if not number:
+            return self
+        train, validation = (
+            Split(self.train.images[i], self.train.labels[i]) for i in (kept, held)
+        )
+        return self._replace(train=train, validation=validation)
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of the training images, each float32 [3]."""
@@ -61,9 +81,10 @@ class Dataset(NamedTuple):
         return [(split.image_sums().checksum, zlib.crc32(split.labels.data)) for split in splits]
 
 
-def load_dataset(name, data_dir, image_size=32):
+def load_dataset(name, data_dir, image_size=32, validation=0.0):
     """Return the Dataset `name`: one of LOADERS, with its files in `data_dir`, or a folder of
-    images, which are resized to `image_size` and cached in `data_dir`.
+    images, which are resized to `image_size` and cached in `data_dir`. The fraction `validation` of
+    the training images is held out.
 
     Raises Failure if the images cannot be loaded or are not as LOADERS requires, and
     HyperparameterError if there is no such data set or if it does not allow `image_size`."""
@@ -76,7 +97,8 @@ def load_dataset(name, data_dir, image_size=32):
             )
         with signals_as_exceptions():
             train, test, label_names = load_folder(folder, data_dir, image_size)
-        return Dataset(name, Split(*train), Split(*test), label_names)
+        data = Dataset(name, Split(*train), Split(*test), label_names)
+        return data.holding_out(validation)
     if has_images(folder):
         raise HyperparameterError(
             f"--dataset={name} is a built-in data set, but there is a folder of images with that "
@@ -92,7 +114,7 @@ def load_dataset(name, data_dir, image_size=32):
                 f"--image_size must be {side} for --dataset={name}, got {image_size}; only images "
                 f"in a folder are resized, so use --padding to enlarge the network's input"
             )
-    return Dataset(name, train, test, [*map(str, label_names)])
+    return Dataset(name, train, test, [*map(str, label_names)]).holding_out(validation)
 
 
 def _checked_split(name, images, labels, label_names):

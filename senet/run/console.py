@@ -30,7 +30,8 @@ def start_lines(network, data, strategy, hyperparameters, state):
     return (
         f"network: {network.__name__}, {parameters:,} trainable parameters\n"
         f"data: {data.name}, {len(data.train.labels):,} training and "
-        f"{len(data.test.labels):,} test images in {len(data.label_names)} classes\n"
+        f"{len(data.tested.labels):,} {'validation' if data.validation else 'test'} images in "
+        f"{len(data.label_names)} classes\n"
         f"device: {describe_devices(strategy)}, "
         f"{describe_precision(hyperparameters.mixed_precision)}\n"
         f"run: {hyperparameters.run_dir} ({state})\n"

@@ -117,10 +117,10 @@ def graph_for_tensorboard(output):
 
 def tag_of(name):
     """Return the tag of a scalar: that of TAGS, or METRIC/train for train_METRIC and likewise for
-    test, or a name with a slash itself, or scalars/NAME."""
+    val and test, or a name with a slash itself, or scalars/NAME."""
     split, _, metric = name.partition("_")
     metric = {"acc": "accuracy"}.get(metric, metric)
-    group = f"{metric}/{split}" if split in ("train", "test") else f"scalars/{name}"
+    group = f"{metric}/{split}" if split in ("train", "val", "test") else f"scalars/{name}"
     return TAGS.get(name, name if "/" in name else group)
 
 
@@ -155,7 +155,7 @@ def test_summary(scalars, evaluation, data):
     order = np.argsort(-evaluation.probability[wrong], kind="stable")
     shown = wrong[order[:MISTAKES_SHOWN]]
     columns = evaluation.labels, evaluation.predicted, evaluation.probability
-    mistakes = data.test.images[shown], *(column[shown] for column in columns)
+    mistakes = data.tested.images[shown], *(column[shown] for column in columns)
     _add_page(summary, "misclassified", mistakes_page(*mistakes, label_names=names))
     return summary
 

@@ -57,7 +57,8 @@ def read_rows(path):
 
 
 def best_epoch(rows):
-    """Return the first epoch with the largest finite `test_acc` in {epoch: row}, or None."""
-    accuracies = {epoch: row.get("test_acc", math.nan) for epoch, row in rows.items()}
+    """Return the first epoch with the largest finite accuracy in {epoch: row}, or None. It is the
+    `val_acc` of the held-out images, if there are any, else the `test_acc`."""
+    accuracies = {n: row.get("val_acc", row.get("test_acc", math.nan)) for n, row in rows.items()}
     finite = {epoch: acc for epoch, acc in accuracies.items() if math.isfinite(acc)}
     return max(finite, key=lambda epoch: (finite[epoch], -epoch), default=None)

@@ -48,6 +48,7 @@ class Run:
         self.network = network
         self.data = data
         self.epoch_steps = steps_per_epoch(data.train, hyperparameters.batch_size)
+        self.split = "val" if data.validation else "test"  # what tests the network after an epoch
         self.epochs_done = 0
         self.result = {}  # of the last step
         self.images_per_second = None  # in this epoch
@@ -215,7 +216,7 @@ class Run:
         """Return the Evaluation of the test set. Between batches, save a checkpoint if one is due,
         and stop on a signal."""
         hp = self.hyperparameters
-        data = self.data.test
+        data = self.data.tested
         all_batches = batches(data, hp.micro_batch_size or hp.batch_size)
         watched = self._watched(all_batches, len(data.labels), "testing")
         return evaluate(self.session, self.graph.test_outputs, self.graph.inputs, watched)
@@ -274,11 +275,11 @@ class Run:
         images = values.pop("images")
         row = {name: values.pop(name) for name in ("train_loss", "train_acc")}
         if evaluation:
-            row |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
+            row |= {f"{self.split}_{name}": v for name, v in evaluation.metrics.items()}
         line = self.folder.add_row(epoch, row)
         scalars = self._last_step_scalars() | row | values
         step = epoch * self.epoch_steps
-        tested = {name: scalars.pop(name) for name in row if name.startswith("test_")}
+        tested = {name: scalars.pop(name) for name in row if name.startswith(self.split)}
         self.events.write(step=step, summary=epoch_summary(scalars, images))
         if evaluation:
             summary = test_summary(tested, evaluation, self.data)
@@ -328,7 +329,7 @@ class Run:
         say(f"done: checkpoints in {self.folder.model}")
         if best := self.folder.best_epoch():
             step = best * self.epoch_steps
-            say(f"best by test accuracy: model.ckpt-{step} (epoch {best})")
+            say(f"best by {self.split}_acc: model.ckpt-{step} (epoch {best})")
         run_dir = shlex.quote(str(self.folder.path))
         say(f"next: python {self._script()} evaluate --run_dir={run_dir}")
 

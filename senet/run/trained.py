@@ -135,5 +135,5 @@ def _best(run):
     steps an epoch has."""
     run.rows = read_rows(run.row_file)
     hp = run.hyperparameters
-    train = load_dataset(hp.dataset, hp.data_dir, hp.image_size).train
+    train = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation).train
     return f"model.ckpt-{(run.best_epoch() or 0) * steps_per_epoch(train, hp.batch_size)}"
