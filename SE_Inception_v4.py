@@ -6,7 +6,6 @@ import sys
 
 from senet.augmentation import flip, shift
 from senet.cli.command_line import run_command
-from senet.data.datasets import load_dataset
 from senet.data.inputs import image_inputs
 from senet.engine.compat import tf
 from senet.evaluation import evaluation_outputs
@@ -218,10 +217,8 @@ def build_graph(data, hyperparameters):
 
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
-    hp = hyperparameters
-    data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
-    with Run(hp, SE_Inception_v4, data) as run:
-        graph = build_graph(data, hp)
+    with Run(hyperparameters, SE_Inception_v4) as run:
+        graph = build_graph(run.data, hyperparameters)
         session = run.start(graph)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):

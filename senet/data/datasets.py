@@ -61,15 +61,15 @@ class Dataset(NamedTuple):
         """Return the Dataset with a random `fraction` of the training images, always the same, in
         `validation`. This copies the others."""
         count = len(self.train.labels)
-        order = np.random.default_rng(0).permutation(count)
         number = round(fraction * count)
-        held, kept = np.sort(order[:number]), np.sort(order[number:])
         if not number:
             return self
-        train, validation = (
-            Split(self.train.images[i], self.train.labels[i]) for i in (kept, held)
+        order = np.random.default_rng(0).permutation(count)
+        held, kept = (
+            Split(self.train.images[part], self.train.labels[part])
+            for part in (np.sort(order[:number]), np.sort(order[number:]))
         )
-        return self._replace(train=train, validation=validation)
+        return self._replace(train=kept, validation=held)
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of the training images, each float32 [3]."""

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from senet.data.datasets import batches, epoch_order, steps_per_epoch
+from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.data.inputs import decode_json, statistics_of
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
@@ -37,18 +37,16 @@ POINT_STEPS = 50  # training steps between points of TensorBoard's curves within
 
 class Run:
     """A new or resumed run in `run_dir`; use it in a `with` statement, and build the graph inside.
-    `network` is the class that a script trains, `data` is the Dataset. With several hosts, only the
-    chief writes files.
+    `network` is the class that a script trains. The Dataset is in the attribute `data`. With several
+    hosts, only the chief writes files.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
-    the run, or if its checkpoints were made with incompatible hyperparameters."""
+    the run, if its checkpoints were made with incompatible hyperparameters, or if the data cannot
+    be loaded."""
 
-    def __init__(self, hyperparameters, network, data):
-        self.hyperparameters = hyperparameters
+    def __init__(self, hyperparameters, network):
+        self.hyperparameters = hp = hyperparameters
         self.network = network
-        self.data = data
-        self.epoch_steps = steps_per_epoch(data.train, hyperparameters.batch_size)
-        self.split = "val" if data.validation else "test"  # what tests the network after an epoch
         self.epochs_done = 0
         self.result = {}  # of the last step
         self.images_per_second = None  # in this epoch
@@ -57,6 +55,10 @@ class Run:
         self.folder.check_training_state()
         self.signals = StopSignals()
         self.cluster = Cluster(hyperparameters, self.signals)
+        self.data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
+        self.epoch_steps = steps_per_epoch(self.data.train, hp.batch_size)
+        # What tests the network after an epoch:
+        self.split = "val" if self.data.validation else "test"
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
