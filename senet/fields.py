@@ -5,6 +5,7 @@ A field is declared as `depth: Network[Count] = 64  # channels of a path`. Add b
 """
 
 import enum
+import os
 import re
 from typing import Annotated, TypeVar
 
@@ -49,7 +50,14 @@ def check_devices(text):
     return text
 
 
-def check_not_pattern(path):
+def local_path(path):
+    """Return `path` with ~ replaced by the home folder. Raises ValueError for a URL."""
+    if re.match(r"\w+://", path):
+        raise ValueError("be a local path, not a URL; mount or copy the folder")
+    return os.path.expanduser(path)  # noqa: PTH111 (pathlib would change the text)
+
+
+def not_pattern(path):
     """Return `path`. Raises ValueError if TensorFlow would read it as a pattern, and with it the
     checkpoints of all matching folders."""
     if re.search(r"[*?\[\\]", path):
@@ -64,5 +72,9 @@ NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 NotEmpty = Annotated[str, MinLen(1)]
 Devices = Annotated[str, pydantic.AfterValidator(check_devices)]
-Path = Annotated[str, pydantic.AfterValidator(check_not_pattern)]
-Folder = Annotated[NotEmpty, pydantic.AfterValidator(check_not_pattern)]
+Folder = Annotated[NotEmpty, pydantic.AfterValidator(local_path)]
+# The folder of a run or a checkpoint:
+CheckpointPath = Annotated[
+    str, pydantic.AfterValidator(local_path), pydantic.AfterValidator(not_pattern)
+]
+RunPath = Annotated[CheckpointPath, MinLen(1)]

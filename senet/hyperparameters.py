@@ -22,6 +22,7 @@ from senet.engine.files import read_regular
 from senet.engine.text import first_line, shown
 from senet.evaluation import Variants
 from senet.fields import (
+    CheckpointPath,
     Count,
     Devices,
     Folder,
@@ -30,12 +31,11 @@ from senet.fields import (
     MayChange,
     MayGrow,
     Network,
-    NotEmpty,
     NotNegative,
-    Path,
     Positive,
+    RunPath,
     Whole,
-    check_not_pattern,
+    not_pattern,
     only_for,
 )
 from senet.schedules import ScheduleFields
@@ -72,8 +72,8 @@ class RunHyperparameters(ScheduleFields):
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: MayChange[NotEmpty] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
-    data_dir: MayChange[NotEmpty] = "data"  # CIFAR files, image cache
+    dataset: MayChange[Folder] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    data_dir: MayChange[Folder] = "data"  # CIFAR files, image cache
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
     test_time_augmentation: Variants = "none"  # average over variants
     micro_batch_size: MayChange[Whole] = 0  # images processed at once; 0: whole batch
@@ -83,8 +83,8 @@ class RunHyperparameters(ScheduleFields):
     xla: MayChange[bool] = False  # compile for GPUs with XLA; slow to start
 
     # run
-    run_dir: MayChange[Folder] = "runs/run"  # checkpoints, logs
-    initial_checkpoint: Path = ""  # run or checkpoint to load weights from
+    run_dir: MayChange[RunPath] = "runs/run"  # checkpoints, logs
+    initial_checkpoint: CheckpointPath = ""  # run or checkpoint to load weights from
     save_minutes: MayChange[Positive] = 10.0  # minutes between checkpoints
 
     # limits of the network
@@ -109,7 +109,8 @@ class RunHyperparameters(ScheduleFields):
         dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self):
-        self.validated(dataclasses.asdict(self))
+        for name, value in self.validated(dataclasses.asdict(self)).items():
+            object.__setattr__(self, name, value)
         side = self.image_size + 2 * self.padding
         if side < self.MIN_SIDE:
             least = -(-(self.MIN_SIDE - self.image_size) // 2)
@@ -209,7 +210,7 @@ def check_path(name, path):
     """Raise HyperparameterError if TensorFlow would read `path`, the argument `name`, as a
     pattern."""
     try:
-        check_not_pattern(path)
+        not_pattern(path)
     except ValueError as error:
         raise HyperparameterError(f"{name} must {error}, got {shown(path)}") from None
 

@@ -1,11 +1,13 @@
-"""Check that paths are rejected if TensorFlow would read them as patterns."""
+"""Check that paths are rejected if TensorFlow would read them as patterns or if they are URLs, and
+that ~ is the home folder."""
 
 import pytest
 import tiny_run
 
 import SE_ResNeXt
 from senet.engine.compat import tf
-from senet.hyperparameters import check_not_pattern
+from senet.engine.errors import HyperparameterError
+from senet.fields import not_pattern
 
 
 @pytest.mark.parametrize(
@@ -36,5 +38,18 @@ def test_tensorflow_reads_back_a_checkpoint_with_any_allowed_name(tmp_path, grap
             path = str(tmp_path / f"a{name}b")
             variable.load(ord(name), session)
             saver.save(session, path, write_state=False, write_meta_graph=False)
-            assert check_not_pattern(path) == path
+            assert not_pattern(path) == path
             assert tf.train.NewCheckpointReader(path).get_tensor("v") == ord(name)
+
+
+def test_a_tilde_is_the_home_folder_and_a_url_is_rejected(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    hp = SE_ResNeXt.Hyperparameters(run_dir="~/runs/a", dataset="~/photos", data_dir="~")
+    assert (hp.run_dir, hp.dataset, hp.data_dir) == (
+        "/home/ada/runs/a",
+        "/home/ada/photos",
+        "/home/ada",
+    )
+    for name in "run_dir", "initial_checkpoint", "dataset":
+        with pytest.raises(HyperparameterError, match=f"--{name} must be a local path, not a URL"):
+            SE_ResNeXt.Hyperparameters(**{name: "gs://bucket/run"})

@@ -236,7 +236,7 @@ def test_a_renamed_script_prints_a_command_that_a_shell_accepts(tmp_path, capfd)
     specification.loader.exec_module(my_net)
     assert my_net.main(arguments(tmp_path, "a run", "--total_epochs=1")) == 0
     last = capfd.readouterr().out.splitlines()[-1]
-    assert last == f"next: python my_net.py evaluate --run_dir='{tmp_path}/a run'"
+    assert last == f"next: python {tmp_path}/my_net.py evaluate --run_dir='{tmp_path}/a run'"
 
 
 class Terminal(io.StringIO):

@@ -22,7 +22,7 @@ from senet.cli.publish import publish
 from senet.engine.compat import discard_output, tf
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped
-from senet.engine.text import first_line, printable, shown
+from senet.engine.text import first_line, from_here, printable, shown
 from senet.run.checkpoints import network_fields, newest
 
 # Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
@@ -206,8 +206,7 @@ def _shipped(Hyperparameters):
     folder = script.parent / "models" / script.stem
     if not folder.exists():
         return None
-    here = pathlib.Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return from_here(folder)
 
 
 def _script(Hyperparameters):

@@ -12,7 +12,7 @@ from senet.cli.export import new_folder, temporary_folder
 from senet.data.datasets import steps_per_epoch
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
-from senet.engine.text import printable, shortened
+from senet.engine.text import from_here, printable, shortened
 from senet.hyperparameters import portable_path
 from senet.run.checkpoints import Checkpoints
 from senet.run.folder import RunFolder
@@ -103,7 +103,8 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     print(result_line(evaluation))
     print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
     run_dir = shlex.quote(str(target))
-    print(f"next: python {_script(network)} predict IMAGE... --run_dir={run_dir}")
+    script = shlex.quote(str(from_here(inspect.getfile(network))))
+    print(f"next: python {script} predict IMAGE... --run_dir={run_dir}")
 
 
 def _rows(run, trained, epoch_steps):

@@ -16,7 +16,7 @@ from senet.data.inputs import decode_json, statistics_of
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.signals import Stopped, StopSignals
-from senet.engine.text import duration
+from senet.engine.text import duration, from_here
 from senet.evaluation import evaluate
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
@@ -37,8 +37,8 @@ POINT_STEPS = 50  # training steps between points of TensorBoard's curves within
 
 class Run:
     """A new or resumed run in `run_dir`; use it in a `with` statement, and build the graph inside.
-    `network` is the class that a script trains. The Dataset is in the attribute `data`. With several
-    hosts, only the chief writes files.
+    `network` is the class that a script trains. The Dataset is in the attribute `data`. With
+    several hosts, only the chief writes files.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
     the run, if its checkpoints were made with incompatible hyperparameters, or if the data cannot
@@ -169,10 +169,6 @@ class Run:
             say(weights)
         if self.epochs_done == hp.total_epochs:
             say("already finished; use a larger --total_epochs to continue")
-
-    def _script(self):
-        """Return the file name of the script that runs."""
-        return pathlib.Path(inspect.getfile(self.network)).name
 
     def _step(self):
         return int(self.session.run(tf.train.get_global_step()))
@@ -333,7 +329,8 @@ class Run:
             step = best * self.epoch_steps
             say(f"best by {self.split}_acc: model.ckpt-{step} (epoch {best})")
         run_dir = shlex.quote(str(self.folder.path))
-        say(f"next: python {self._script()} evaluate --run_dir={run_dir}")
+        script = shlex.quote(str(from_here(inspect.getfile(self.network))))
+        say(f"next: python {script} evaluate --run_dir={run_dir}")
 
 
 def _check_scalars(values):
