@@ -217,7 +217,7 @@ def build_graph(data, hyperparameters):
 def train(hyperparameters):
     """Train to the last epoch, from the newest checkpoint in `run_dir` or from scratch."""
     with Run(hyperparameters, SE_Inception_resnet_v2) as run:
-        graph = build_graph(run.data, hyperparameters)
+        graph = build_graph(run.data, run.hyperparameters)
         session = run.start(graph)
         for epoch in run.epochs():
             for batch in run.train_batches(epoch):

@@ -87,6 +87,11 @@ class RunHyperparameters(ScheduleFields):
     initial_checkpoint: CheckpointPath = ""  # run or checkpoint to load weights from
     save_minutes: MayChange[Positive] = 10.0  # minutes between checkpoints
 
+    # values that replace the defaults when `initial_checkpoint` is set
+    FINE_TUNING: ClassVar[dict[str, float]] = {"init_learning_rate": 0.02}
+    # names that were set on the command line, even if to the default
+    given: ClassVar[frozenset[str]] = frozenset()
+
     # limits of the network
     MIN_SIDE: ClassVar[int] = 1  # pixels of a padded image
     MIN_MICRO_BATCH: ClassVar[int] = 1  # images
@@ -172,6 +177,23 @@ class RunHyperparameters(ScheduleFields):
     def network(self):
         """Return {name: value} of the fields that make the network."""
         return {name: getattr(self, name) for name in sorted(self.marked(Mark.NETWORK))}
+
+    def for_fine_tuning(self, images):
+        """Return the hyperparameters with which to start from trained weights on that many training
+        `images`: batches small enough for 20 steps per epoch, epochs enough for 200 steps, and the
+        values in FINE_TUNING. What was set otherwise stays."""
+        batch_size = min(self.batch_size, max(16, images // 320 * 16))
+        steps = -(-images // batch_size)
+        chosen = {"batch_size": batch_size, "total_epochs": max(8, -(-200 // steps))}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return dataclasses.replace(
+            self,
+            **{
+                name: value
+                for name, value in (chosen | self.FINE_TUNING).items()
+                if name not in self.given and getattr(self, name) == defaults[name]
+            },
+        )
 
     def compared(self):
         """Return {name: value} of all fields that must not change when a run is resumed."""

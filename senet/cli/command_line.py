@@ -125,7 +125,9 @@ def _run(train, network, Hyperparameters, argv):
     except SystemExit:  # raised by argparse after --help
         return 0
     if not (function := COMMANDS[command].function):
-        train(Hyperparameters(**_network_of_initial_checkpoint(fields, Hyperparameters), **fields))
+        hp = Hyperparameters(**_network_of_initial_checkpoint(fields, Hyperparameters), **fields)
+        object.__setattr__(hp, "given", frozenset(fields))
+        train(hp)
         return 0
     run_dir = fields.get("run_dir", Hyperparameters.run_dir)
     trained = _fields_of_run(run_dir, Hyperparameters)

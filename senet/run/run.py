@@ -56,9 +56,27 @@ class Run:
         self.signals = StopSignals()
         self.cluster = Cluster(hyperparameters, self.signals)
         self.data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
-        self.epoch_steps = steps_per_epoch(self.data.train, hp.batch_size)
+        self.notes = []  # to print at the start
+        if hp.initial_checkpoint:
+            self._set_up_fine_tuning()
+        self.epoch_steps = steps_per_epoch(self.data.train, self.hyperparameters.batch_size)
         # What tests the network after an epoch:
         self.split = "val" if self.data.validation else "test"
+
+    def _set_up_fine_tuning(self):
+        hp = self.hyperparameters
+        images = len(self.data.train.labels)
+        tuned = hp.for_fine_tuning(images)
+        self.hyperparameters = self.folder.hyperparameters = tuned
+        changed = [f"{n} {v}" for n, v in vars(tuned).items() if v != getattr(hp, n)]
+        if changed:
+            self.notes.append(f"fine-tuning: {', '.join(changed)} (options override them)")
+        steps = tuned.total_epochs * steps_per_epoch(self.data.train, tuned.batch_size)
+        if steps < 100:
+            self.notes.append(
+                f"note: only {steps} training steps; a smaller --batch_size or more --total_epochs "
+                f"may give a better network"
+            )
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -165,6 +183,8 @@ class Run:
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
         say(start_lines(self.network, self.data, self.cluster.strategy, hp, state))
+        for note in self.notes:
+            say(note)
         if weights:
             say(weights)
         if self.epochs_done == hp.total_epochs:
