@@ -8,6 +8,7 @@ import threading
 import time
 
 from senet.engine.compat import print_error
+from senet.engine.errors import Failure
 from senet.engine.text import duration
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -63,6 +64,8 @@ class StopSignals(contextlib.ExitStack):
     step_end = 0.0  # when the current step will probably end, in seconds of time.monotonic()
 
     def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            raise Failure("train in the main thread, which alone gets signals, or in a process")
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self.callback(writer.close)
