@@ -64,6 +64,7 @@ class Checkpoints:
         with unreadable_as_failure(path):
             reader = tf.train.NewCheckpointReader(str(path))
             shapes = reader.get_variable_to_shape_map()
+            fields = network_fields(reader)
         for entry in NETWORK, FIELDS:  # absent from checkpoints of earlier versions
             shapes.pop(entry, None)
         difference = describe_difference(shapes, self.shapes)
@@ -74,7 +75,7 @@ class Checkpoints:
                 f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or use another --run_dir to start from scratch"
             )
-        check_fields(path, network_fields(reader), self.fields)
+        check_fields(path, fields, self.fields)
         with unreadable_as_failure(path), without_chatter():
             self.reader.restore(session, str(path))
         self.current = step_of(path)
