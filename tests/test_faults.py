@@ -141,7 +141,7 @@ class TestCheckpointsKept:
         with tf.Graph().as_default(), tf.Session() as session:
             variable = tf.get_variable("v", initializer=[1.0, 2.0])
             (tmp_path / "model").mkdir()
-            checkpoints = Checkpoints(tmp_path / "model", variable + 1)
+            checkpoints = Checkpoints(tmp_path / "model", variable + 1, {})
             session.run(tf.global_variables_initializer())
             yield checkpoints, variable, session
 
