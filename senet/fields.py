@@ -72,9 +72,8 @@ NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 NotEmpty = Annotated[str, MinLen(1)]
 Devices = Annotated[str, pydantic.AfterValidator(check_devices)]
-Folder = Annotated[NotEmpty, pydantic.AfterValidator(local_path)]
-# The folder of a run or a checkpoint:
-CheckpointPath = Annotated[
-    str, pydantic.AfterValidator(local_path), pydantic.AfterValidator(not_pattern)
-]
-RunPath = Annotated[CheckpointPath, MinLen(1)]
+LOCAL = pydantic.AfterValidator(local_path)
+NO_PATTERN = pydantic.AfterValidator(not_pattern)
+Folder = Annotated[NotEmpty, LOCAL]
+RunPath = Annotated[NotEmpty, LOCAL, NO_PATTERN]
+CheckpointPath = Annotated[str, LOCAL, NO_PATTERN]  # may be empty
