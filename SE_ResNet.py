@@ -54,6 +54,8 @@ class Hyperparameters(RunHyperparameters):
     batch_size = 500
     total_epochs = 8
 
+    FINE_TUNING = {"init_learning_rate": 0.1, "filter_learning_rate": 0.03}
+
 
 # ------------------------------------------------------------------------------------ network
 
