@@ -81,17 +81,6 @@ class TestParse:
         assert given[:2] == (command, fields)
         assert {"json": False, **given[2]} == {"json": False, **arguments}
 
-    def test_a_new_hyperparameter_needs_only_one_line(self, call):
-        class WithDropout(Settings):
-            dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2  # share of zeros
-
-        _, output, _ = call("--help", Hyperparameters=WithDropout)
-        assert "share of zeros (default: 0.2)" in output
-        _, output, _ = call("--dropout=0.3", Hyperparameters=WithDropout)
-        assert "dropout=0.3" in output
-        result = call("--dropout=1", Hyperparameters=WithDropout)
-        assert_one_line_error(result, 2, "--dropout must be less than 1, got 1")
-
     @pytest.mark.parametrize("name", ["help", "checkpoint", "json"])
     def test_a_hyperparameter_with_the_name_of_an_option_is_reported(self, call, name):
         fields = {"__annotations__": {name: str}, name: "", "__module__": __name__}

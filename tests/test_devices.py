@@ -121,12 +121,8 @@ def logits(script, images, mixed_precision):
         return output, session.run(output)
 
 
-@pytest.mark.parametrize(
-    "script",
-    # One Inception is enough: both use the same layers.
-    [SCRIPTS[1], pytest.param(SCRIPTS[3], marks=pytest.mark.slow)],
-    ids=lambda script: script.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [SCRIPTS[1], SCRIPTS[3]], ids=lambda script: script.name)
 def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)
