@@ -1,7 +1,9 @@
+import contextlib
 import errno
 import fcntl
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -30,7 +32,7 @@ def pytest_xdist_auto_num_workers(config):
 # The files that take longest; starting with them keeps all worker processes busy until the end.
 LONGEST = [
     "test_cluster.py",
-    "test_faults.py",
+    "test_run_files.py",
     "test_scripts.py",
     "test_hosts.py",
     "test_gpu.py",
@@ -63,6 +65,17 @@ def graph():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Simulate a full disk: in this process, no file can grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -119,6 +132,26 @@ def run_python(*arguments, cwd=ROOT, **environment):
     process = start_python(*arguments, cwd=cwd, **environment)
     output, errors = process.communicate()
     return process.returncode, output, errors
+
+
+@pytest.fixture
+def call(capsys):
+    """Return a function that runs a command line of SE_ResNeXt.py in this process and returns (exit
+    status, standard output, standard error)."""
+    from SE_ResNeXt import main
+
+    def call(*argv):
+        status = main([str(argument) for argument in argv])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def assert_one_line_error(result, status, start):
+    """Check what `call` returned: the exit status, no output, and an error of one line."""
+    assert result[:2] == (status, "")
+    assert result[2].startswith(f"error: {start}")
+    assert result[2].count("\n") == 1
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,10 @@
 import importlib
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+
+from senet.data.datasets import Dataset, Split
 
 
 class Script(NamedTuple):
@@ -63,6 +66,13 @@ SCRIPTS = [
     ),
 ]
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+
+
+def noise(count):
+    """Return a Dataset of `count` black images; their values do not matter."""
+    split = Split(np.zeros([count, 32, 32, 3], np.uint8), np.zeros(count, np.int32))
+    return Dataset("noise", split, split, ["a", "b"])
+
 
 # The smallest SE_ResNeXt, in float32 and without micro-batches.
 TINY = {**SCRIPTS[1].tiny, "micro_batch_size": 0, "mixed_precision": False}

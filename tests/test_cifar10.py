@@ -3,7 +3,6 @@ import hashlib
 import http.server
 import os
 import pickle
-import random
 import tarfile
 import threading
 
@@ -19,7 +18,7 @@ from fake_cifar10 import (
     write_folder,
 )
 
-from cifar10 import CIFAR10, CIFAR100, load_cifar, read_batch
+from cifar10 import CIFAR10, CIFAR100, load_cifar
 from senet.engine.errors import Failure
 
 by_record = pytest.mark.parametrize("record", [CIFAR10, CIFAR100], ids=lambda record: record.title)
@@ -137,18 +136,21 @@ def test_a_missing_data_set_is_downloaded_verified_and_unpacked(tmp_path, serve,
         (b"<html>Welcome to the hotel's network</html>", {}),
         (make_archive(make_files(count=21)), {}),
         (b"not found", {"status": 404}),
+        (None, {}),
     ],
-    ids=["truncated", "html", "different content", "not found"],
+    ids=["truncated", "html", "different content", "not found", "nobody answers"],
 )
 def test_a_failed_download_leaves_no_files(tmp_path, serve, content, settings):
+    served = serve(CIFAR10, ARCHIVE, content, **settings)
+    if content is None:
+        served = dataclasses.replace(CIFAR10, url="http://localhost:9/")
     with pytest.raises(Failure) as failure:
-        load_cifar(serve(CIFAR10, ARCHIVE, content, **settings), tmp_path)
+        load_cifar(served, tmp_path)
     assert str(failure.value).startswith("cannot download CIFAR-10: ")
     assert str(failure.value).endswith(
         f"; put cifar-10-python.tar.gz into {tmp_path}, or use another --data_dir or "
         f"--dataset=shapes"
     )
-    assert "\n" not in str(failure.value)
     assert file_names(tmp_path) == []
 
 
@@ -192,10 +194,6 @@ def test_a_damaged_archive_is_reported_and_leaves_no_files(tmp_path, content):
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
     assert str(failure.value).startswith(f"cannot unpack {archive}: ")
-    assert str(failure.value).endswith(
-        "; fix the cause, or remove the archive and rerun the command to download it again"
-    )
-    assert "\n" not in str(failure.value)
     assert file_names(tmp_path) == [CIFAR10.archive]
 
 
@@ -213,9 +211,6 @@ def test_pickles_written_by_python_3_are_read(tmp_path, protocol, order):
 def test_a_pickle_that_runs_code_is_rejected_without_running_it(tmp_path):
     created = tmp_path / "created"
     evil = pickle.dumps({b"data": Exploit(created)}, protocol=2)
-    pickle.loads(evil)
-    assert created.exists()  # a standard unpickler runs the code
-    created.rmdir()
     folder = write_folder(tmp_path, {**make_files(), "data_batch_3": evil})
     with pytest.raises(Failure) as failure:
         load_cifar(CIFAR10, tmp_path)
@@ -254,46 +249,11 @@ def test_a_missing_or_invalid_batch_file_is_reported(tmp_path, content):
     (folder / "data_batch_2").unlink()
     if content is not None:
         (folder / "data_batch_2").write_bytes(content)
-    with pytest.raises(Failure, match=f"^{folder}/data_batch_2: missing, damaged ") as failure:
+    with pytest.raises(Failure, match=f"^{folder}/data_batch_2: missing, damaged "):
         load_cifar(CIFAR10, tmp_path)
-    assert "\n" not in str(failure.value)
 
 
 def test_label_names_become_single_lines_of_valid_text(tmp_path):
     meta = python2_pickle({b"label_names": [b"a\nb", b"caf\xc3\xa9", b"\xff", *(7 * [b"c"])]})
     write_folder(tmp_path, {**make_files(), "batches.meta": meta})
     assert load_cifar(CIFAR10, tmp_path)[4][:3] == [r"a\nb", "caf\u00e9", "\ufffd"]
-
-
-# Pickle opcodes that look up a name, call a function, build an object, or read a length.
-DANGEROUS = b"cRbioB\x81\x82\x83\x85\x8a\x8c\x8d\x8e\x92\x93\x94\x95\x96IJKMGTUXrjpqh.0(2"
-
-
-def mutate(content, rng):
-    """Return `content` with a few bytes changed, mostly in the first ones, which have structure."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, 4)):
-        place = min(rng.randrange(400), rng.randrange(len(data)))
-        new = [bytes([rng.choice(DANGEROUS)]), rng.randbytes(1), b"\xff\xff\xff\x7f", bytes(4)]
-        data[place : place + rng.randrange(5)] = rng.choice(new)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", ["python 2", "python 3", "malicious"])
-def test_mutated_batch_files_are_read_or_rejected(tmp_path, kind):
-    rng = random.Random(kind)
-    batch = make_batch(3, seed=0)
-    exploit = {b"labels": [1, 2, 3], b"x": Exploit(tmp_path / "created"), **batch}
-    seeds = {"python 2": python2_pickle(batch), "python 3": pickle.dumps(batch, protocol=4)}
-    path = tmp_path / "data_batch_1"
-    outcomes = set()
-    for _ in range(300):
-        path.write_bytes(mutate(seeds.get(kind, python2_pickle(exploit)), rng))
-        try:
-            images, labels = read_batch(CIFAR10, path)
-            assert (images.dtype, images.shape) == (np.uint8, (len(labels), 32, 32, 3))
-            outcomes.add("read")
-        except Failure:
-            outcomes.add("rejected")
-        assert file_names(tmp_path) == ["data_batch_1"]
-    assert outcomes == ({"rejected"} if kind == "malicious" else {"read", "rejected"})

@@ -12,6 +12,7 @@ from forked import run_script
 from tiny_run import signal_after_epoch
 from workers import (
     EPOCHS,
+    assert_rejected,
     command,
     finish,
     free_addresses,
@@ -134,15 +135,6 @@ def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts
         np.testing.assert_array_equal(value, uninterrupted[key], err_msg=key)
     rows = (folder / name / "logs.txt").read_text()
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
-
-
-def assert_rejected(processes, addresses, difference):
-    for status, _, errors in finish(processes):
-        assert status == 1
-        assert errors.endswith(
-            f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
-            f"use the same {difference} on all workers\n"
-        )
 
 
 @pytest.mark.slow

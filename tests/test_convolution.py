@@ -1,13 +1,11 @@
 """Compare the output and the gradients of convolutions with NumPy."""
 
-import math
-
 import numpy as np
 import numpy_layers as nl
 import pytest
 
 from senet.engine.compat import tf
-from senet.engine.convolution import SMALL_MAP, convolution
+from senet.engine.convolution import convolution
 
 # Map size, kernel, stride, padding and groups: cases on both sides of each limit at which
 # `convolution` changes its implementation.
@@ -31,6 +29,16 @@ CASES = {
 
 @pytest.mark.parametrize("size, kernel, stride, padding, groups", CASES.values(), ids=CASES)
 def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, padding, groups):
+    compare_with_numpy(rng, size, kernel, stride, padding, groups)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("in groups")])
+def test_groups_match_numpy_on_devices_without_grouped_convolution(graph, rng, monkeypatch, name):
+    monkeypatch.setattr("senet.engine.convolution.has_grouped_convolution", lambda: False)
+    compare_with_numpy(rng, *CASES[name])
+
+
+def compare_with_numpy(rng, size, kernel, stride, padding, groups):
     x = rng.normal(size=(3, size, size, 4))
     weights = rng.normal(size=(*kernel, 4 // groups, 6))
     expected = nl.convolution(x, weights, stride, padding)
@@ -52,15 +60,3 @@ def test_every_implementation_matches_numpy(graph, rng, size, kernel, stride, pa
             np.testing.assert_allclose(
                 np.vdot(gradient, direction), np.vdot(upstream, change), rtol=1e-4, atol=1e-3
             )
-
-
-@pytest.mark.parametrize(
-    "size, kind",
-    [(math.isqrt(SMALL_MAP), "MatMul"), (math.isqrt(SMALL_MAP) + 1, "Conv2DBackpropFilter")],
-)
-def test_the_filter_gradient_is_a_matrix_product_on_small_maps(graph, size, kind):
-    x = tf.placeholder(tf.float32, [None, size, size, 4])
-    weights = tf.zeros([3, 3, 4, 6])
-    tf.gradients(convolution(x, weights), weights)
-    kinds = {op.type for op in graph.get_operations()}
-    assert kinds & {"Conv2DBackpropFilter", "MatMul"} == {kind}

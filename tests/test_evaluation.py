@@ -1,4 +1,4 @@
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +8,7 @@ from senet.data.datasets import Split, batches
 from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
-from senet.evaluation import (
-    Evaluation,
-    averaged_logits,
-    evaluate,
-    evaluation_outputs,
-)
+from senet.evaluation import Evaluation, averaged_logits, evaluate, evaluation_outputs
 from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     GATES,
@@ -23,21 +18,13 @@ from senet.layers import (
     Squeeze_excitation_layer,
 )
 
-# One of the two images of class 0 and all three of class 1 are classified correctly; the only image
-# of class 2 is not.
-EVALUATION = Evaluation(
-    metrics={"loss": 0.0, "acc": 4 / 6},
-    labels=np.array([0, 1, 0, 2, 1, 1]),
-    predicted=np.array([0, 1, 1, 0, 1, 1]),
-    probability=np.zeros(6),
-    gates={},
-    plain_accuracy=4 / 6,
-)
-
 
 def test_confusion_matrix_matches_one_worked_out_by_hand():
-    expected = [[1, 1, 0], [0, 3, 0], [1, 0, 0]]
-    np.testing.assert_array_equal(EVALUATION.confusion_matrix(3), expected)
+    """One of the two images of class 0 and all three of class 1 are classified correctly; the only
+    image of class 2 is not."""
+    labels, predicted = np.array([0, 1, 0, 2, 1, 1]), np.array([0, 1, 1, 0, 1, 1])
+    evaluation = Evaluation({}, labels, predicted, np.zeros(6), {}, 4 / 6)
+    assert evaluation.confusion_matrix(3).tolist() == [[1, 1, 0], [0, 3, 0], [1, 0, 0]]
 
 
 def sigmoid(x):
@@ -55,7 +42,8 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     def network(x, training):
         with tf.variable_scope("block"):
             x = Squeeze_excitation_layer(x, 3, 1, "SE")
-        return Model(Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier"))
+        logits = Fully_connected(Global_Average_Pooling(x), 3, layer_name="classifier")
+        return SimpleNamespace(model=logits)
 
     outputs = evaluation_outputs(network, inputs, RunHyperparameters())
     weights = {v.op.name: v for v in tf.trainable_variables()}
@@ -92,7 +80,7 @@ def test_data_sets_of_20_classes_have_the_top_5_accuracy(graph):
     sixth of the third."""
     inputs = inputs_of([f"class {number}" for number in range(20)])
     logits = tf.constant(np.tile(np.arange(20, 0, -1, np.float32), (3, 1)))
-    outputs = evaluation_outputs(lambda x, training: Model(logits), inputs, RunHyperparameters())
+    outputs = evaluation_outputs(always(logits), inputs, RunHyperparameters())
     split = Split(np.zeros([3, 8, 8, 3], np.uint8), np.array([0, 4, 5], np.int32))
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
@@ -101,10 +89,9 @@ def test_data_sets_of_20_classes_have_the_top_5_accuracy(graph):
     assert metrics["top5"] == pytest.approx(2 / 3)
 
 
-class Model(NamedTuple):
-    """A network that only has logits."""
-
-    model: Any
+def always(logits):
+    """Return a network that returns `logits` for any images."""
+    return lambda x, training: SimpleNamespace(model=logits)
 
 
 def inputs_of(label_names):
@@ -124,7 +111,7 @@ def test_logits_of_a_wrong_shape_or_type_are_reported(inputs, dtype, classes):
     logits = tf.placeholder(dtype, [None, classes])
     message = r"must return logits of shape \[batch, 3\] in float32, got "
     with pytest.raises(Failure, match=f"{message}{dtype.name} "):
-        evaluation_outputs(lambda x, training: Model(logits), inputs, RunHyperparameters())
+        evaluation_outputs(always(logits), inputs, RunHyperparameters())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +121,7 @@ def test_gates_of_a_wrong_shape_or_type_are_reported(inputs, dtype, shape):
     def network(x, training):
         gates = tf.placeholder(dtype, shape, name="gates")
         tf.add_to_collection(GATES, Gate("stage1/SE", gates.op.name, gates))
-        return Model(tf.placeholder(tf.float32, [None, 3]))
+        return SimpleNamespace(model=tf.placeholder(tf.float32, [None, 3]))
 
     with pytest.raises(
         Failure, match=r"^stage1/SE: a Gate must be float32 \[batch, channels\], got"
@@ -186,7 +173,7 @@ def test_gates_and_plain_accuracy_are_those_of_the_images_alone(inputs):
     def network(x, training):
         gates = tf.constant([[0.2], [0.4], [1.0], [1.0]])
         tf.add_to_collection(GATES, Gate("SE", gates.op.name, gates))
-        return Model(tf.constant([[0.0, 1.0, 0.0]] * 2 + [[3.0, 0.0, 0.0]] * 2))
+        return SimpleNamespace(model=tf.constant([[0.0, 1.0, 0.0]] * 2 + [[3.0, 0.0, 0.0]] * 2))
 
     hp = RunHyperparameters(test_time_augmentation="flip")
     outputs = evaluation_outputs(network, inputs, hp)

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 
-import filelock
 import pytest
 
 from senet.engine import files
@@ -62,22 +61,6 @@ def test_a_file_system_that_cannot_flush_gives_one_warning(tmp_path, monkeypatch
     assert (tmp_path / "file").read_text() == "second"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "power failure" in line
-
-
-def test_an_error_of_the_disk_is_raised(tmp_path, monkeypatch):
-    replace_twice(tmp_path / "file")
-    monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
-    with pytest.raises(OSError), files.replacing(tmp_path / "file") as temporary:
-        temporary.write_text("third")
-    assert (tmp_path / "file").read_text() == "second"
-
-
-def test_a_file_can_be_locked_once(tmp_path):
-    held = files.lock(tmp_path / "lock")
-    with pytest.raises(filelock.Timeout):
-        files.lock(tmp_path / "lock")
-    held.release()
-    files.lock(tmp_path / "lock").release()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -4,12 +4,10 @@ import dataclasses
 import functools
 import math
 
-import numpy as np
 import pytest
-from scripts import SCRIPTS
+from scripts import SCRIPTS, noise
 from tensorflow.python.framework import kernels
 
-from senet.data.datasets import Dataset, Split
 from senet.engine import convolution, devices
 from senet.engine.compat import tf
 
@@ -21,12 +19,6 @@ def pretend_gpu(monkeypatch):
     for module in devices, convolution:
         monkeypatch.setattr(module, "chosen_gpus", lambda: ("GPU:0",))
         monkeypatch.setattr(module, "has_grouped_convolution", lambda: True)
-
-
-def noise():
-    """Return a Dataset with images of the usual shape; their values do not matter."""
-    split = Split(np.zeros([2, 32, 32, 3], np.uint8), np.zeros(2, np.int32))
-    return Dataset("noise", split, split, ["a", "b"])
 
 
 def ancestors(fetches):
@@ -80,7 +72,7 @@ def test_a_step_in_micro_batches_has_gpu_kernels(graph, mixed_precision, pretend
     script = SCRIPTS[0]
     sizes = script.tiny | {"micro_batch_size": 4}
     hp = script.hyperparameters(**sizes, mixed_precision=mixed_precision)
-    check_kernels(script.module.build_graph(noise(), hp), mixed_precision)
+    check_kernels(script.module.build_graph(noise(2), hp), mixed_precision)
 
 
 # Operations whose output shares the memory of their input.
@@ -132,7 +124,7 @@ def test_the_default_command_needs_less_than_8_gigabytes_and_has_gpu_kernels(
     images = default.micro_batch_size or default.batch_size
     # One micro-batch, without the loop.
     whole = dataclasses.replace(default, micro_batch_size=0, mixed_precision=mixed_precision)
-    graph_parts = script.module.build_graph(noise(), whole)
+    graph_parts = script.module.build_graph(noise(2), whole)
     _, train_step, _, _ = graph_parts
     peak = live_tensor_peak(ancestors(train_step.values()), images)
     variables = tf.global_variables() + tf.trainable_variables()  # and their gradients' sums

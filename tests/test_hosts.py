@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, start_python
 from fake_cifar10 import make_files, write_folder
 from forked import start_script
-from workers import command, finish, free_addresses, start_worker, start_workers
+from workers import assert_rejected, command, finish, free_addresses, start_worker, start_workers
 
 import SE_ResNeXt
 from senet.engine import devices
@@ -47,11 +47,7 @@ def test_tf_config_lists_the_chief_first_and_may_list_one_host(config, expected,
         ('{"worker": ["a:1"]}', '{"type": "evaluator", "index": 0}', "the job evaluator is not "),
         ('{"worker": "a:1"}', WORKER, "The tasks for job 'worker' must be a list"),
         ('{"worker": ["a:1", "a:1"]}', WORKER, "two workers have the same address; it must be as "),
-        (
-            '{"worker": ["a:1", "b:1"]}',
-            '{"type": "worker", "index": 2}',
-            "No task with index 2 in ",
-        ),
+        ('{"worker": ["a:1"]}', '{"type": "worker", "index": 2}', "No task with index 2 in "),
         ('{"worker": ["a:1", "b:1"]}', "{}", "No such job in cluster: None"),
         ("worker", "{}", "Expecting value: line 1 column 13"),
     ],
@@ -97,12 +93,7 @@ def test_a_worker_that_differs_from_the_chief_is_rejected(tmp_path, difference):
         other[0] = tmp_path / "my_net.py"
         other[0].write_text((ROOT / "SE_ResNeXt.py").read_text() + "# changed\n")
     processes, addresses = start_workers(command(tmp_path, "other"), other, start=start)
-    for status, _, errors in finish(processes):
-        assert status == 1
-        assert errors == (
-            f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
-            f"use the same {difference} on all workers\n"
-        )
+    assert_rejected(processes, addresses, difference)
 
 
 def set_cpu_flags(file):

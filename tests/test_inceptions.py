@@ -94,62 +94,34 @@ def test_stem_matches_figure_3(script):
     m.check(concatenate(m.branch(x, "3x3 192/2V"), nl.max_pooling(x, 3, 2)))
 
 
-def test_inception_a_matches_figure_4():
-    m = Module(v4, "Inception_A", (2, 5, 6, 7))
-    m.check(
-        m.gated(
-            concatenate(
-                m.branch(nl.average_pooling(m.x, 3), "1x1 96"),
-                m.branch(m.x, "1x1 96"),
-                m.branch(m.x, "1x1 64, 3x3 96"),
-                m.branch(m.x, "1x1 64, 3x3 96, 3x3 96"),
-            )
-        )
-    )
+# Script, module, height of the input, which is a pixel wider, and the branches of figures 4, 7, 7,
+# 5 (with 7x1 for the second 1x7), 8 and 18. "average" and "max" are 3x3 pooling.
+CONCATENATED = [
+    (v4, "Inception_A", 5, "average, 1x1 96; 1x1 96; 1x1 64, 3x3 96; 1x1 64, 3x3 96, 3x3 96"),
+    (v4, "Reduction_A", 9, "max; 3x3 384/2V; 1x1 192, 3x3 224, 3x3 256/2V"),
+    (resnet_v2, "Reduction_A", 9, "max; 3x3 384/2V; 1x1 256, 3x3 256, 3x3 384/2V"),
+    (
+        *(v4, "Inception_B", 5),
+        "average, 1x1 128; 1x1 384; 1x1 192, 1x7 224, 7x1 256; "
+        "1x1 192, 1x7 192, 7x1 224, 1x7 224, 7x1 256",
+    ),
+    (v4, "Reduction_B", 4, "max; 1x1 192, 3x3 192/2V; 1x1 256, 1x7 256, 7x1 320, 3x3 320/2V"),
+    (
+        *(resnet_v2, "Reduction_B", 4),
+        "max; 1x1 256, 3x3 384/2V; 1x1 256, 3x3 288/2V; 1x1 256, 3x3 288, 3x3 320/2V",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    "script, k, l, m, n", [(v4, 192, 224, 256, 384), (resnet_v2, 256, 256, 384, 384)]
-)
-def test_reduction_a_matches_figure_7(script, k, l, m, n):  # noqa: E741 (the paper's letters)
-    module = Module(script, "Reduction_A", (2, 9, 9, 7), ratio=7)
-    x = module.x
-    module.check(
-        module.gated(
-            concatenate(
-                nl.max_pooling(x, 3, 2),
-                module.branch(x, f"3x3 {n}/2V"),
-                module.branch(x, f"1x1 {k}, 3x3 {l}, 3x3 {m}/2V"),
-            )
-        )
-    )
-
-
-def test_inception_b_matches_figure_5_with_7x1_for_the_second_1x7():
-    m = Module(v4, "Inception_B", (2, 5, 6, 7))
-    m.check(
-        m.gated(
-            concatenate(
-                m.branch(nl.average_pooling(m.x, 3), "1x1 128"),
-                m.branch(m.x, "1x1 384"),
-                m.branch(m.x, "1x1 192, 1x7 224, 7x1 256"),
-                m.branch(m.x, "1x1 192, 1x7 192, 7x1 224, 1x7 224, 7x1 256"),
-            )
-        )
-    )
-
-
-def test_reduction_b_matches_figure_8():
-    m = Module(v4, "Reduction_B", (2, 4, 4, 7), ratio=7)
-    m.check(
-        m.gated(
-            concatenate(
-                nl.max_pooling(m.x, 3, 2),
-                m.branch(m.x, "1x1 192, 3x3 192/2V"),
-                m.branch(m.x, "1x1 256, 1x7 256, 7x1 320, 3x3 320/2V"),
-            )
-        )
-    )
+@pytest.mark.parametrize("script, method, height, figure", CONCATENATED)
+def test_concatenated_branches_match_the_figures(script, method, height, figure):
+    m = Module(script, method, (2, height, height + 1, 7), ratio=7)
+    branches = []
+    for text in figure.split("; "):
+        x = nl.average_pooling(m.x, 3) if text.startswith("average, ") else m.x
+        convolutions = text.removeprefix("average, ")
+        branches.append(nl.max_pooling(m.x, 3, 2) if text == "max" else m.branch(x, convolutions))
+    m.check(m.gated(concatenate(*branches)))
 
 
 def test_inception_c_matches_figure_6():
@@ -186,17 +158,3 @@ def test_residual_modules_match_figures_16_17_and_19(method, figure, ratio):
         "linear", "bias"
     )
     m.check(nl.relu(m.x + (m.gated(0.1 * linear) if ratio else 0.1 * linear)))
-
-
-def test_reduction_b_of_the_residual_network_matches_figure_18():
-    m = Module(resnet_v2, "Reduction_B", (2, 4, 4, 7), ratio=7)
-    m.check(
-        m.gated(
-            concatenate(
-                nl.max_pooling(m.x, 3, 2),
-                m.branch(m.x, "1x1 256, 3x3 384/2V"),
-                m.branch(m.x, "1x1 256, 3x3 288/2V"),
-                m.branch(m.x, "1x1 256, 3x3 288, 3x3 320/2V"),
-            )
-        )
-    )

@@ -1,6 +1,3 @@
-import json
-import platform
-
 import numpy as np
 import numpy_layers as nl
 import pytest
@@ -66,40 +63,10 @@ def test_images_are_padded_and_converted(graph, rng):
     np.testing.assert_array_equal(run(output), expected)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_grouped_convolution_is_one_convolution_per_group(graph, rng, stride):
-    x = rng.normal(size=(2, 6, 6, 8)).astype(np.float32)
-    filters = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
-    expected = np.concatenate(
-        [
-            nl.convolution(x[..., 2 * g : 2 * g + 2], filters[..., 3 * g : 3 * g + 3], stride)
-            for g in range(4)
-        ],
-        axis=-1,
-    )
-    output = conv_layer(tf.constant(x), 12, 3, stride, groups=4)
-    np.testing.assert_allclose(
-        run(output, values={"conv/weights": filters}), expected, rtol=1e-4, atol=1e-5
-    )
-
-
 @pytest.mark.parametrize("groups, filters", [(3, 12), (4, 10)])
 def test_groups_that_do_not_divide_the_channels_are_rejected(graph, groups, filters):
     with pytest.raises(ValueError, match=f"paths: groups must divide .*, got {groups}"):
         conv_layer(tf.ones([1, 4, 4, 8]), filters, 3, groups=groups, layer_name="paths")
-
-
-@pytest.mark.parametrize("size", [6, 7])
-def test_strided_1x1_convolution_matches_numpy(graph, rng, size):
-    x = rng.normal(size=(2, size, size, 4)).astype(np.float32)
-    filters = rng.normal(size=(1, 1, 4, 3)).astype(np.float32)
-    output = conv_layer(tf.constant(x), 3, 1, stride=2)
-    np.testing.assert_allclose(
-        run(output, values={"conv/weights": filters}),
-        nl.convolution(x, filters, stride=2),
-        rtol=1e-4,
-        atol=1e-5,
-    )
 
 
 STRIDED_GRADIENT = """
@@ -122,41 +89,6 @@ def test_gradient_of_a_strided_1x1_convolution_does_not_corrupt_memory():
     check = {"MALLOC_CHECK_": "3", "LD_PRELOAD": "libc_malloc_debug.so.0"}
     status, _, errors = run_python("-c", STRIDED_GRADIENT, **check)
     assert status == 0, errors
-
-
-GROUPED_STEP = """
-import json
-from SE_ResNeXt import SE_ResNeXt, Hyperparameters
-from senet.engine.compat import tf
-from senet.engine.devices import has_grouped_convolution
-with tf.Graph().as_default():
-    tf.set_random_seed(1)
-    sizes = {'cardinality': 4, 'depth': 4, 'blocks': 1, 'reduction_ratio': 4, 'padding': 0}
-    hp = Hyperparameters(**sizes, mixed_precision=False)
-    x = tf.random.stateless_normal([8, 16, 16, 3], [2, 3])
-    logits = SE_ResNeXt(x, True, hp).model
-    gradients = tf.gradients(tf.reduce_mean(tf.square(logits)), tf.trainable_variables())
-    gradients = tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        logits, gradients = session.run([logits, gradients])
-    print(json.dumps([has_grouped_convolution(), logits.tolist(), gradients.tolist()]))
-"""
-
-
-@pytest.mark.slow
-def test_training_without_grouped_convolution_gives_the_same_result():
-    status, with_groups, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="1")
-    assert (status, errors) == (0, "")
-    status, without, errors = run_python("-c", GROUPED_STEP, TF_ENABLE_ONEDNN_OPTS="0")
-    assert (status, errors) == (0, "")
-    had_groups, logits, gradients = json.loads(with_groups)
-    assert had_groups or platform.machine() != "x86_64"
-    has_groups, other_logits, other_gradients = json.loads(without)
-    assert not has_groups
-    np.testing.assert_allclose(other_logits, logits, rtol=1e-5, atol=1e-5)
-    scale = np.abs(gradients).max()
-    np.testing.assert_allclose(other_gradients / scale, gradients / scale, rtol=0, atol=1e-5)
 
 
 def test_convolution_starts_with_he_weights(graph):
@@ -210,21 +142,6 @@ class TestBatchNormalization:
         np.testing.assert_allclose(moving["bn/moving_mean"], mean, rtol=1e-5)
         np.testing.assert_allclose(moving["bn/moving_variance"], variance, rtol=1e-5)
 
-    def test_evaluation_uses_the_moving_averages(self, graph, rng):
-        x = rng.normal(size=(4, 3, 3, 2)).astype(np.float32)
-        mean, variance = np.float32([1, -2]), np.float32([4, 9])
-        output = Batch_Normalization(tf.constant(x), training=False, scope="bn")
-        values = {"bn/moving_mean": mean, "bn/moving_variance": variance}
-        np.testing.assert_allclose(
-            run(output, values=values), (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-5, atol=1e-6
-        )
-
-    def test_training_does_not_use_the_moving_averages(self, graph, rng):
-        x = rng.normal(size=(4, 3, 3, 2)).astype(np.float32)
-        output = Batch_Normalization(tf.constant(x), training=True, scope="bn")
-        values = {"bn/moving_mean": np.float32([50, 60]), "bn/moving_variance": [7, 8]}
-        np.testing.assert_array_equal(run(output), run(output, values=values))
-
 
 class TestDropout:
     def test_the_given_share_becomes_zero_and_the_rest_is_scaled(self, graph):
@@ -233,9 +150,6 @@ class TestDropout:
         np.testing.assert_allclose(np.unique(output), [0, 2 / 0.8], rtol=1e-6)
         # 20,000 of 100,000 values, with a standard deviation of 126.
         assert abs((output == 0).sum() - 20_000) < 5 * 126
-
-    def test_evaluation_drops_nothing(self, graph):
-        x = tf.ones([4, 10])
         assert Dropout(x, rate=0.2, training=False) is x
 
     def test_a_layer_used_twice_drops_other_values(self, graph):

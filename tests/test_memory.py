@@ -4,11 +4,11 @@ and how the available memory is determined."""
 import os
 import re
 
-import numpy as np
 import pytest
+from conftest import assert_one_line_error
+from scripts import TINY, noise
 
 import SE_ResNeXt
-from senet.data.datasets import Dataset, Split
 from senet.engine import memory
 from senet.engine.compat import tf
 from senet.engine.errors import HyperparameterError
@@ -31,20 +31,11 @@ def test_a_network_that_needs_terabytes_is_rejected(tmp_path, capsys, fields):
     assert not (tmp_path / "run" / "logs.txt").exists()
 
 
-def noise():
-    """Return a Dataset of 50 images; their values do not matter."""
-    split = Split(np.zeros([50, 32, 32, 3], np.uint8), np.zeros(50, np.int32))
-    return Dataset("noise", split, split, ["a", "b"])
-
-
-TINY = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 0, "padding": 0}
-
-
 @pytest.mark.slow
 def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypatch):
-    hp = SE_ResNeXt.Hyperparameters(**TINY, mixed_precision=False, micro_batch_size=4)
+    hp = SE_ResNeXt.Hyperparameters(**TINY | {"reduction_ratio": 0, "micro_batch_size": 4})
     monkeypatch.setattr(memory, "available_memory", lambda: 10**12)
-    SE_ResNeXt.build_graph(noise(), hp)
+    SE_ResNeXt.build_graph(noise(50), hp)
     values = sum(v.shape.num_elements() for v in tf.trainable_variables())
     # The maps of each image: the stem's 32x32x64, then those of reduce, paths, merge and the
     # shortcut, with 4, 4, 8 and 8 channels in the first stage, doubled in each later one.
@@ -55,10 +46,10 @@ def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypat
         monkeypatch.setattr(memory, "available_memory", lambda size=available: size)
         with tf.Graph().as_default():
             if fits:
-                SE_ResNeXt.build_graph(noise(), hp)
+                SE_ResNeXt.build_graph(noise(50), hp)
             else:
                 with pytest.raises(HyperparameterError, match="the feature maps of 4 images"):
-                    SE_ResNeXt.build_graph(noise(), hp)
+                    SE_ResNeXt.build_graph(noise(50), hp)
 
 
 @pytest.mark.slow
@@ -66,19 +57,18 @@ def test_the_estimate_is_close_to_the_memory_worked_out_by_hand(graph, monkeypat
 def test_the_estimate_counts_the_images_of_the_largest_micro_batch(
     graph, monkeypatch, batch_size, micro_batch_size, images
 ):
-    hp = SE_ResNeXt.Hyperparameters(
-        **TINY, batch_size=batch_size, micro_batch_size=micro_batch_size
-    )
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    hp = SE_ResNeXt.Hyperparameters(**TINY | sizes)
     monkeypatch.setattr(memory, "available_memory", lambda: 0)
     with pytest.raises(HyperparameterError, match=f"the feature maps of {images} images"):
-        SE_ResNeXt.build_graph(noise(), hp)
+        SE_ResNeXt.build_graph(noise(50), hp)
 
 
-def test_a_trained_network_that_does_not_fit_is_rejected(trained, capsys, monkeypatch):
+def test_a_trained_network_that_does_not_fit_is_rejected(trained, call, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    assert SE_ResNeXt.main(["evaluate", f"--run_dir={trained}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the network needs at least") and "1e-06 GB is available" in line
+    result = call("evaluate", f"--run_dir={trained}")
+    assert_one_line_error(result, 2, "the network needs at least")
+    assert "1e-06 GB is available" in result[2]
 
 
 @pytest.mark.parametrize(

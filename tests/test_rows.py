@@ -16,9 +16,9 @@ def test_a_row_is_written_as_documented_and_read_back():
     assert parse_row(LINE) == TESTED
 
 
-def test_unknown_names_are_kept_and_names_may_be_missing(tmp_path):
-    lines = [format_row(ROW | {"epoch": 1}), f"{LINE}, test_top5: 0.9012, mine: nan"]
-    (tmp_path / "logs.txt").write_text("".join(f"{line}\n" for line in lines))
+def test_unknown_names_are_kept_names_may_be_missing_and_damaged_lines_are_skipped(tmp_path):
+    lines = [format_row(ROW | {"epoch": 1}), f"{LINE}, test_top5: 0.9012, mine: nan", "epoch: \xff"]
+    (tmp_path / "logs.txt").write_text("".join(f"{line}\n" for line in lines), "latin-1")
     rows = read_rows(tmp_path / "logs.txt")
     assert rows[3].pop("test_top5") == 0.9012
     assert math.isnan(rows[3].pop("mine"))

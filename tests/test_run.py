@@ -1,6 +1,7 @@
-import contextlib
+"""What a whole run prints and writes, and how it ends: after its last epoch, on a signal, on a
+wrong number, beside a second process."""
+
 import fcntl
-import io
 import os
 import re
 import select
@@ -8,76 +9,32 @@ import signal
 import struct
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
-from conftest import run_python
-from forked import run_script
-from tiny_run import arguments, command, signal_after_epoch
+from conftest import assert_one_line_error, run_python, start_python
+from forked import start_script
+from kill_and_resume import kill_and_resume
+from tiny_run import arguments, command
 
 import SE_ResNeXt
-from SE_ResNeXt import Hyperparameters, main
+from SE_ResNeXt import main
 from senet.engine.compat import tf
-from senet.engine.devices import session_config
 from senet.run.console import ProgressBar, duration
 
-OPTIONS = ["--total_epochs=3", "--micro_batch_size=8"]
 
-
-def train(folder, name, *options):
-    """Train in this process; return the printed lines."""
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert main(arguments(folder, name, *options)) == 0
-    return output.getvalue().splitlines()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the folder that contains the run `whole` of three epochs, and the lines it printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    return folder, train(folder, "whole", *OPTIONS)
-
-
-def scalars(run_dir):
-    """Return the scalars that TensorBoard shows, {tag: {step: value}}. At each START
-    event, discard the earlier values for the event's step and for all steps after it, as
-    TensorBoard does."""
-    shown = {}
-    for file in sorted(run_dir.rglob("events.out.tfevents.*")):
-        for event in tf.train.summary_iterator(str(file)):
-            if event.session_log.status == tf.SessionLog.START:
-                for values in shown.values():
-                    for step in [step for step in values if step >= event.step]:
-                        del values[step]
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    shown.setdefault(value.tag, {})[event.step] = value.simple_value
-    return shown
-
-
-@pytest.mark.slow
-def test_a_killed_and_resumed_run_leaves_the_same_rows_and_scalars(whole):
-    folder, _ = whole
-    killed = command(folder, "resumed", *OPTIONS)
-    assert run_script(*killed, prepare=(signal_after_epoch, 2))[0] == -signal.SIGKILL
-    assert "resuming at step 20 of 30" in "\n".join(train(folder, "resumed", *OPTIONS))
-
-    assert (folder / "resumed" / "logs.txt").read_text() == (folder / "whole/logs.txt").read_text()
-    of_whole, of_resumed = scalars(folder / "whole"), scalars(folder / "resumed")
-    speed = "speed/images_per_second"
-    assert of_whole.pop(speed).keys() == of_resumed.pop(speed).keys()
-    assert of_whole == of_resumed
-
-
-def test_a_run_has_the_expected_output_and_files(whole):
-    folder, (network, data, device, run, watch, *rows, done, best, after) = whole
+def test_a_run_has_the_expected_output_and_files(tmp_path, capsys):
+    folder = tmp_path / "whole"
+    assert main(arguments(tmp_path, "whole", "--total_epochs=3", "--micro_batch_size=8")) == 0
+    output = capsys.readouterr().out.splitlines()
+    network, data, device, run, watch, *rows, done, best, after = output
     # Worked out by hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
     assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
     assert data == "data: cifar10, 200 training and 40 test images in 10 classes"
     assert device.startswith("device: ")
-    folder = folder / "whole"
     assert run == f"run: {folder} (new)"
-    assert watch == f"monitor: tensorboard --logdir {folder.parent}"
+    assert watch == f"monitor: tensorboard --logdir {tmp_path}"
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/3", "epoch: 2/3", "epoch: 3/3"]
     notes = r" \((\d+ s|\d+ min), [\d.,]+ images/s, rate [\d.e-]+\)"
     rows = [re.fullmatch(f"(epoch: .*){notes}", row)[1] for row in rows]
@@ -119,70 +76,56 @@ def test_without_a_terminal_progress_is_one_line_a_minute(monkeypatch, capsys):
             now[0] += 31
             bar.update(100)
     lines = capsys.readouterr().err.splitlines()
-    assert [re.search(r"\d+ %", line)[0] for line in lines] == [
-        "20 %",
-        "40 %",
-        "60 %",
-        "80 %",
-        "100 %",
-    ]
+    shares = [re.search(r"\d+ %", line)[0] for line in lines]
+    assert shares == ["20 %", "40 %", "60 %", "80 %", "100 %"]
     # 100 images in 31 s: the other 800 of the epoch take 248 s, and 2,800 take 868 s.
-    assert re.fullmatch(
-        r"epoch 1/3: 20 %,  3.23 images/s, epoch 04:0[78], run 14 min left", lines[0]
-    )
+    first = r"epoch 1/3: 20 %,  3.23 images/s, epoch 04:0[78], run 14 min left"
+    assert re.fullmatch(first, lines[0])
 
 
-@pytest.mark.parametrize(
-    "seconds, text",
-    [
-        *[(0.4, "0 s"), (29, "29 s"), (100, "2 min"), (3600, "1 h 0 min"), (7290, "2 h 2 min")],
-        (309_600, "3 d 14 h"),
-    ],
-)
-def test_a_duration_is_shown_in_its_two_largest_units(seconds, text):
-    assert duration(seconds) == text
+def test_a_duration_is_shown_in_its_two_largest_units():
+    texts = {0.4: "0 s", 29: "29 s", 100: "2 min", 3600: "1 h 0 min", 7290: "2 h 2 min"}
+    for seconds, text in {**texts, 309_600: "3 d 14 h"}.items():
+        assert duration(seconds) == text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "outputs, message",
+    "part, outputs, message, saved",
     [
-        (lambda: {"logits": tf.zeros([3])}, "logits in train_step or epoch_end must be a scalar, "),
-        (lambda: {"learning_rate": tf.constant(-0.1)}, "the learning rate of step 1 is -0.1; fix "),
+        ("train_step", lambda: {"logits": tf.zeros([3])}, "logits in .* must be a scalar", []),
+        ("train_step", lambda: {"learning_rate": tf.constant(-0.1)}, "the learning rate of st", []),
+        ("epoch_end", lambda: {"norms": tf.zeros([3])}, "norms in ", ["model.ckpt-10.index"]),
     ],
 )
-def test_a_wrong_output_of_a_step_ends_the_run_at_the_first_step(
-    tmp_path, monkeypatch, capsys, outputs, message
+def test_a_wrong_output_of_a_script_ends_the_run_at_the_first_step_or_after_the_epoch_is_saved(
+    tmp_path, monkeypatch, capsys, part, outputs, message, saved
 ):
     def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
         graph = build_graph(data, hyperparameters)
-        graph.train_step.update(outputs())
+        getattr(graph, part).update(outputs())
         return graph
 
     monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
     assert main(arguments(tmp_path, "run")) == 1
-    assert capsys.readouterr().err.startswith(f"error: {message}")
-    assert not list((tmp_path / "run" / "model").iterdir())
+    assert re.match(f"error: {message}", capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "run" / "model").glob("*.index")] == saved
 
 
 @pytest.mark.slow
-def test_an_array_in_epoch_end_ends_the_run_after_the_epoch_is_saved(tmp_path, monkeypatch, capsys):
-    def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
-        graph = build_graph(data, hyperparameters)
-        graph.epoch_end["norms"] = tf.zeros([3])
-        return graph
-
-    monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
-    assert main(arguments(tmp_path, "run")) == 1
-    assert capsys.readouterr().err.startswith("error: norms in train_step or epoch_end must be a ")
-    assert (tmp_path / "run" / "model" / "model.ckpt-10.index").exists()
+def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, call):
+    status, output, errors = call(*arguments(tmp_path, "run", "--init_learning_rate=1e30"))
+    assert (status, errors.count("\n"), "epoch: " in output) == (1, 1, False)
+    assert errors.startswith("error: the loss is not finite at step ")
+    assert "(learning rate " in errors and "lower --init_learning_rate" in errors
+    assert list((tmp_path / "run" / "model").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_xla_gives_the_same_result(tmp_path):
     # At the default rate, ten steps would amplify rounding errors.
     options = ["--total_epochs=1", "--mixed_precision=False", "--init_learning_rate=0.01"]
-    train(tmp_path, "without", *options)
+    assert main(arguments(tmp_path, "without", *options)) == 0
     compiled = tmp_path / "compiled"
     flags = {
         # By default, TensorFlow uses XLA on GPUs only; this flag enables it on the CPU.
@@ -201,9 +144,84 @@ def test_xla_gives_the_same_result(tmp_path):
     np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.001)
 
 
-def test_xla_is_used_only_if_requested():
-    levels = [
-        session_config(Hyperparameters(xla=xla)).graph_options.optimizer_options.global_jit_level
-        for xla in (False, True)
-    ]
-    assert levels == [tf.OptimizerOptions.DEFAULT, tf.OptimizerOptions.ON_1]
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_like_an_uninterrupted_one(tmp_path):
+    stopped, while_saving = kill_and_resume(tmp_path, kills=6)
+    assert stopped.total() == 6
+    assert len(stopped) == 3  # one entry per signal
+    assert while_saving >= 1
+
+
+LONG = ("--total_epochs=1000", "--save_minutes=1e-9")
+
+
+def start_long_run(folder):
+    """Start a long run in `folder` that saves after each step; wait for its first save."""
+    process = start_script(*command(folder, "run", *LONG))
+    while not list((folder / "run" / "model").glob("model.ckpt-*.index")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_run_after_the_current_step_is_saved(tmp_path, number):
+    process = start_long_run(tmp_path)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    *notes, last = errors.splitlines(keepends=True)
+    finishing = "finishing this step, then saving; press Ctrl-C again to quit without saving\n"
+    assert notes == ([finishing] if number == signal.SIGINT else [])
+    assert last.startswith(f"stopped by {number.name} and saved after step ")
+    assert "run the same command to resume" in last
+    step = int(errors.split("after step ")[1].split(";")[0])
+    assert (tmp_path / "run" / "model" / f"model.ckpt-{step}.index").exists()
+
+
+WAIT_FOR_SIGNALS = """
+import signal, time
+from senet.engine.signals import StopSignals
+with StopSignals() as stop:
+    stop.step_end = time.monotonic() + 120
+    print('ready', flush=True)
+    while not stop.received: time.sleep(0.001)
+    print('first', flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "numbers, status, note",
+    [
+        ([signal.SIGINT, signal.SIGTERM], 143, "finishing this step (2 min left), then saving"),
+        # A shell and the kernel both send SIGHUP when a terminal closes: the second is ignored.
+        ([signal.SIGHUP, signal.SIGHUP, signal.SIGINT], 130, ""),
+    ],
+)
+def test_a_second_signal_ends_the_process_at_once(numbers, status, note):
+    process = start_python("-c", WAIT_FOR_SIGNALS)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(numbers[0])
+    assert process.stdout.readline() == "first\n"
+    for number in numbers[1:]:
+        process.send_signal(number)
+    assert process.wait(timeout=60) == status
+    _, errors = process.communicate()
+    assert errors.startswith(note) and bool(errors) == bool(note)
+
+
+@pytest.mark.slow
+def test_only_one_process_trains_a_run_and_a_killed_one_leaves_no_lock(tmp_path, call):
+    first = start_long_run(tmp_path)
+    result = call(*arguments(tmp_path, "run", *LONG))
+    assert_one_line_error(result, 1, f"another process is training in {tmp_path}/run; ")
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    third = start_script(*command(tmp_path, "run", *LONG))
+    assert "network: " in third.stdout.readline()
+    third.kill()
+    third.communicate()

@@ -1,25 +1,27 @@
 """Check the event files of the tiny run `trained`, and the images in them."""
 
 import io
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
+from forked import run_script
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
-from tiny_run import STEPS, arguments
+from tiny_run import STEPS, command
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
 from senet.data.datasets import Dataset, Split
 from senet.engine.compat import tf
 from senet.evaluation import Evaluation
-from senet.run import events
+from senet.run import events, run
 from senet.run.pages import confusion_page, contact_sheet, mistakes_page
-from senet.run.run import Run
 
 EPOCH = {"accuracy/train", "loss/train", "loss/l2", "optimizer/gradient_norm"}
 WITHIN = {"progress/accuracy", "progress/loss", "optimizer/learning_rate"}
@@ -94,34 +96,37 @@ def test_hyperparameters_are_shown_as_a_table_and_compared_without_those_of_the_
     assert not fields.keys() & {"data_dir", "run_dir", "devices", "micro_batch_size", "xla"}
 
 
+def kill_in_step_18():
+    """Write a point every three steps, and kill this process after step 18."""
+    run.POINT_STEPS = 3
+    end_step = run.Run.end_step
+
+    def end_step_or_kill(self, result):
+        end_step(self, result)
+        if self.session.run(tf.train.get_global_step()) == 18:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run.Run.end_step = end_step_or_kill
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_within_an_epoch_shows_each_point_once(tmp_path, monkeypatch):
-    """Kill a run in step 18, and resume it after step 10. Write a point every three steps."""
-
-    def kill_in_step_18(run, result):
-        end_step(run, result)
-        if run.session.run(tf.train.get_global_step()) == 18:
-            raise SystemExit
-
-    monkeypatch.setattr("senet.run.run.POINT_STEPS", 3)
-    end_step = Run.end_step
-    assert SE_ResNeXt.main(arguments(tmp_path, "whole", "--total_epochs=2")) == 0
-    with monkeypatch.context() as killing, pytest.raises(SystemExit):
-        killing.setattr(Run, "end_step", kill_in_step_18)
-        SE_ResNeXt.main(arguments(tmp_path, "killed", "--total_epochs=2"))
-    assert SE_ResNeXt.main(arguments(tmp_path, "killed", "--total_epochs=2")) == 0
-    readers = [EventAccumulator(str(tmp_path / name)).Reload() for name in ("whole", "killed")]
-    for tag in EPOCH | WITHIN:
-        whole, killed = ([(e.step, e.tensor_proto) for e in r.Tensors(tag)] for r in readers)
-        assert whole == killed
-        steps = [3, 6, 9, 10, 12, 15, 18, 20] if tag in WITHIN else [10, 20]
-        assert [step for step, _ in whole] == steps
-
-
-def test_the_graph_shows_the_network_without_helpers(shown):
-    boxes = {node.name.partition("/")[0] for node in shown["graph"].node}
-    assert boxes > {"input", "stage1", "stage2", "stage3", "outputs"}
-    assert not boxes & {"epoch_end", "epoch_sums", "global_step", "save", "test", "to_uint8"}
+    """Kill a run in step 18, and resume it after step 10."""
+    monkeypatch.setattr(run, "POINT_STEPS", 3)
+    whole, killed = (command(tmp_path, name, "--total_epochs=2") for name in ("whole", "killed"))
+    assert run_script(*killed, prepare=(kill_in_step_18,))[0] == -signal.SIGKILL
+    for line in whole, killed:
+        assert SE_ResNeXt.main(line[1:]) == 0
+    for part, tags in ("", EPOCH | WITHIN), ("test", TEST_CURVES):
+        folders = [tmp_path / name / part for name in ("whole", "killed")]
+        readers = [EventAccumulator(str(folder)).Reload() for folder in folders]
+        for tag in tags:
+            events_of_whole, events_of_killed = (
+                [(e.step, e.tensor_proto) for e in reader.Tensors(tag)] for reader in readers
+            )
+            assert events_of_whole == events_of_killed
+            steps = [3, 6, 9, 10, 12, 15, 18, 20] if tag in WITHIN else [10, 20]
+            assert [step for step, _ in events_of_whole] == steps
 
 
 def test_gate_histograms_count_every_class_and_channel(shown):

@@ -158,15 +158,6 @@ def initial_values(data):
         return [session.run(v).ravel() for v in tf.trainable_variables()]
 
 
-def test_a_step_works_with_adam(data, monkeypatch):
-    monkeypatch.setattr(script, "optimizer", lambda rate, hp: tf.train.AdamOptimizer(rate))
-    with built(data, batch_size=20) as (graph, session):
-        (bias,) = variables("classifier/bias")
-        # The first step of Adam has the size of the rate, whatever the gradient.
-        rate = session.run(graph.train_step, graph.feed(data.train))["learning_rate"]
-        np.testing.assert_allclose(np.abs(session.run(bias)), rate, rtol=0.01)
-
-
 @pytest.mark.slow
 def test_weight_decay_can_be_limited_to_some_variables(data, monkeypatch):
     def weights():
@@ -223,57 +214,61 @@ def test_a_loss_may_replace_what_is_reported(data, monkeypatch):
         assert session.run(graph.train_step, graph.feed(data.train))["acc"] == 0.5
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [
-        lambda logits: tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(logits), logits),
-        lambda logits: tf.reduce_mean(logits),
-        lambda logits: tf.reduce_mean(logits, axis=0),
-    ],
-    ids=["per image and class", "per batch", "per class"],
-)
-def test_a_loss_that_is_not_per_image_is_reported(data, monkeypatch, losses):
-    replaced_loss(monkeypatch, lambda _, logits: (losses(logits), logits))
-    with (
-        pytest.raises(Failure, match=r"^loss\(\) must return one loss per image, \[batch\], got"),
-        built(data),
-    ):
-        pass
-
-
-def variable_in_loss(losses, logits):
+def with_variable(losses, logits):
     with tf.variable_scope("temperature", reuse=tf.AUTO_REUSE):
         return losses * tf.get_variable("t", [], initializer=tf.ones_initializer()), logits
 
 
-def update_op_in_loss(losses, logits):
+def with_update_op(losses, logits):
     tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.no_op())
     return losses, logits
 
 
-def stateful_dropout(losses, logits):
-    return tf.nn.dropout(losses, rate=0.5), logits
+def loss_of_the_network_for_evaluation(batch, network, hyperparameters):
+    logits = network(batch["images"], training=False).model
+    return cross_entropy(logits, batch["labels"]), logits
 
 
-@pytest.mark.parametrize(
-    "result, message",
-    [
-        (variable_in_loss, r"^loss\(\) created temperature/t, which would not be trained"),
-        (update_op_in_loss, "^UPDATE_OPS are not run; remove them"),
-        (stateful_dropout, "draws random numbers that differ when a run is resumed; use"),
-    ],
-)
-def test_what_would_not_be_trained_updated_or_resumed_is_reported(
-    data, monkeypatch, result, message
-):
+SHAPE = r"^loss\(\) must return one loss per image, \[batch\], got"
+RANDOM = "draws random numbers that differ when a run is resumed; use"
+MISTAKES_IN_LOSS = {
+    "a loss per class and image": (lambda _, logits: (tf.nn.relu(logits), logits), SHAPE),
+    "a loss per batch": (lambda _, logits: (tf.reduce_mean(logits), logits), SHAPE),
+    "a loss per class": (lambda _, logits: (tf.reduce_mean(logits, axis=0), logits), SHAPE),
+    "a variable": (with_variable, r"^loss\(\) created temperature/t, which would not be trained"),
+    "an update operation": (with_update_op, "^UPDATE_OPS are not run; remove them"),
+    "dropout": (lambda losses, logits: (tf.nn.dropout(losses, rate=0.5), logits), RANDOM),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_LOSS)
+def test_a_loss_that_would_train_something_else_is_reported(data, monkeypatch, mistake):
+    result, message = MISTAKES_IN_LOSS[mistake]
     replaced_loss(monkeypatch, result)
     with pytest.raises(Failure, match=message), built(data):
         pass
 
 
-def test_a_stateful_augmentation_is_reported(data, monkeypatch):
-    monkeypatch.setattr(script, "flip", lambda x, *_: tf.image.random_flip_left_right(x))
-    with pytest.raises(Failure, match="random_flip.*draws random numbers that differ"), built(data):
+@pytest.mark.parametrize(
+    "function, replacement, message",
+    [
+        ("flip", lambda x, *_: tf.image.random_flip_left_right(x), f"random_flip.*{RANDOM}"),
+        (
+            *("decayed_variables", tf.moving_average_variables),
+            "only trainable variables can decay, got stage1/block1/merge/batch_norm/moving_mean",
+        ),
+        (
+            *("loss", loss_of_the_network_for_evaluation),
+            "does not update .*moving_mean.*training=True",
+        ),
+    ],
+    ids=["stateful augmentation", "decay of a moving average", "network for evaluation"],
+)
+def test_a_function_of_a_script_that_would_train_something_else_is_reported(
+    data, monkeypatch, function, replacement, message
+):
+    monkeypatch.setattr(script, function, replacement)
+    with pytest.raises(Failure, match=message), built(data):
         pass
 
 
@@ -291,27 +286,10 @@ def test_a_regularizer_of_a_variable_is_reported(data, monkeypatch):
             pass
 
 
-def test_a_decayed_variable_that_is_not_trainable_is_reported(data, monkeypatch):
-    monkeypatch.setattr(script, "decayed_variables", tf.moving_average_variables)
-    message = "only trainable variables can decay, got stage1/block1/merge/batch_norm/moving_mean"
-    with pytest.raises(Failure, match=message), built(data):
-        pass
-
-
 def test_a_variable_that_the_loss_does_not_use_is_reported(graph, data):
     tf.get_variable("forgotten", [3])
     with pytest.raises(Failure, match="the loss does not depend on forgotten; use"):
         build_graph(data, Hyperparameters(**TINY))
-
-
-def test_a_loss_that_builds_the_network_for_evaluation_is_an_error(data, monkeypatch):
-    def loss(batch, network, hyperparameters):
-        logits = network(batch["images"], training=False).model
-        return cross_entropy(logits, batch["labels"]), logits
-
-    monkeypatch.setattr(script, "loss", loss)
-    with pytest.raises(Failure, match="does not update .*moving_mean.*training=True"), built(data):
-        pass
 
 
 def two_steps(data, replicas, **fields):

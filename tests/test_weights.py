@@ -155,17 +155,15 @@ def test_a_checkpoint_of_another_program_is_rejected(tmp_path, graph):
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_path, capsys):
+def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_path, call):
     start = tmp_path / "start"
-    assert SE_ResNeXt.main(["publish", str(start), f"--run_dir={trained}"]) == 0
+    assert call("publish", start, f"--run_dir={trained}")[0] == 0
     # At this rate, the weights do not change, but the moving averages do.
     options = [f"--initial_checkpoint={start}", "--init_learning_rate=1e-12"]
 
     def train(*options):
-        status = SE_ResNeXt.main(arguments(tmp_path, "run", *options))
-        return status, *capsys.readouterr()
+        return call(*arguments(tmp_path, "run", *options))
 
-    capsys.readouterr()
     status, output, errors = train(*options, "--total_epochs=1")
     assert (status, errors) == (0, "")
     assert output.splitlines()[5] == f"weights: 79 of 79 variables from {start}/model/model.ckpt-20"
@@ -183,9 +181,8 @@ def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_
     assert (status, errors) == (0, "")
     assert "(resuming at step 10 of 20)" in output
     assert "weights: " not in output
-    status, output, errors = train(options[1], "--total_epochs=2")
-    assert (status, output) == (1, "")
-    assert f"(initial_checkpoint was '{start}', now ''); use the earlier values" in errors
+    status, _, errors = train(options[1], "--total_epochs=2")
+    assert (status, f"(initial_checkpoint was '{start}', now '')" in errors) == (1, True)
 
 
 @pytest.mark.slow

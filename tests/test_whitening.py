@@ -57,7 +57,7 @@ def test_training_does_not_change_the_filters(graph, images):
     assert stem not in tf.trainable_variables()
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        session.run(built.train_step, built.feed(data.train.evenly_spaced(10)))
+        session.run(built.train_step, built.feed(data.train.sample(10)))
         filters = whitening_filters(data.train.images, *data.channel_statistics(), 24, 2)
         np.testing.assert_array_equal(session.run(stem), filters)
 

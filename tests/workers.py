@@ -82,3 +82,13 @@ def wait_for_step(folder, name, step, processes):
     while not model.exists() or max(checkpoint_files(model), default=0) < step:
         time.sleep(0.02)
         assert all(process.poll() is None for process in processes)
+
+
+def assert_rejected(processes, addresses, difference):
+    """Wait for the processes; check that worker 1 was rejected because it differs from worker 0."""
+    for status, _, errors in finish(processes):
+        assert status == 1
+        assert errors.endswith(
+            f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
+            f"use the same {difference} on all workers\n"
+        )

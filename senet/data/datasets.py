@@ -35,11 +35,10 @@ class Split(NamedTuple):
         """Return the ImageSums of the images."""
         return self.sums or sum_images(self.images)
 
-    def evenly_spaced(self, count):
-        """Return at most `count` images, at equal distances, in an order that mixes the classes.
-        (The first ones of a folder would all be of one class.)"""
-        count = min(count, len(self.labels))
-        chosen = np.random.default_rng(0).permutation(np.arange(count) * len(self.labels) // count)
+    def sample(self, count):
+        """Return at most `count` random images, always the same. (The first ones of a folder would
+        all be of one class, and equal distances can be in step with the order of the classes.)"""
+        chosen = np.random.default_rng(0).permutation(len(self.labels))[:count]
         return Split(self.images[chosen], self.labels[chosen])
 
 

@@ -308,7 +308,7 @@ class Run:
     def _epoch_end(self):
         """Return the scalars at the end of an epoch, {name: number}, and the "images" to show,
         uint8 [N, side, side, 3]."""
-        batch = self.data.train.evenly_spaced(self.hyperparameters.batch_size)
+        batch = self.data.train.sample(self.hyperparameters.batch_size)
         values = self.session.run(self.graph.epoch_end, self.graph.feed(batch))
         try:
             _check_scalars({name: value for name, value in values.items() if name != "images"})
