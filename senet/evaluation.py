@@ -1,5 +1,6 @@
 """Evaluate a network on a whole split, batch by batch."""
 
+import re
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,11 +13,20 @@ from senet.losses import correct, metrics
 
 
 def batch_sums(values):
-    """Return float64 [len(values) + 1] for a batch: the sum of each of `values`, a list of tensors
-    [batch], and the number of images."""
+    """Return float64 [len(values) + 1] for a batch: the sum of each of `values`, {name: tensor
+    [batch]}, and the number of images. Raises Failure for a tensor of another shape, or a name that
+    a row cannot have."""
+    for name, value in values.items():
+        if value.shape.rank != 1:
+            raise Failure(f"{name} must have one value per image, [batch], got {value.shape}")
+        if not NAME.fullmatch(name):
+            raise Failure(f"the name of a metric must match {NAME.pattern}, got {name!r}")
     with tf.name_scope("batch_sums"):
-        parts = *values, tf.ones_like(values[0], tf.float64)
+        parts = *values.values(), tf.ones_like(next(iter(values.values())), tf.float64)
         return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
+
+
+NAME = re.compile(r"[\w/@.-]+")  # of a metric, as in a row of logs.txt
 
 
 class Evaluation(NamedTuple):
@@ -70,8 +80,8 @@ def evaluation_outputs(network, inputs, hyperparameters):
                 )
         with tf.name_scope("outputs"):
             return {
-                "sums": batch_sums([m(logits, labels) for m in metrics(classes).values()]),
-                "plain_sums": batch_sums([correct(plain_logits, labels)]),
+                "sums": batch_sums({n: m(logits, labels) for n, m in metrics(classes).items()}),
+                "plain_sums": batch_sums({"acc": correct(plain_logits, labels)}),
                 "predicted": tf.argmax(logits, axis=-1, output_type=labels.dtype),
                 "probabilities": tf.nn.softmax(logits),
                 "gates": {

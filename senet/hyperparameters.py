@@ -87,7 +87,7 @@ class RunHyperparameters(ScheduleFields):
     initial_checkpoint: CheckpointPath = ""  # run or checkpoint to load weights from
     save_minutes: MayChange[Positive] = 10.0  # minutes between checkpoints
 
-    # values that replace the defaults when `initial_checkpoint` is set
+    # rates that replace higher defaults when `initial_checkpoint` is set
     FINE_TUNING: ClassVar[dict[str, float]] = {"init_learning_rate": 0.02}
     # names that were set on the command line, even if to the default
     given: ClassVar[frozenset[str]] = frozenset()
@@ -123,6 +123,11 @@ class RunHyperparameters(ScheduleFields):
                 f"--padding must be at least {least}, got {self.padding}: the network needs at "
                 f"least {self.MIN_SIDE}x{self.MIN_SIDE} pixels, but the padded images are "
                 f"{side}x{side}"
+            )
+        if self.test_time_augmentation != "none" and not self.flip:
+            raise HyperparameterError(
+                f"--test_time_augmentation={self.test_time_augmentation} averages over mirror "
+                f"images, but with --flip=False they may belong to other classes; remove one"
             )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -181,16 +186,17 @@ class RunHyperparameters(ScheduleFields):
     def for_fine_tuning(self, images):
         """Return the hyperparameters with which to start from trained weights on that many training
         `images`: batches small enough for 20 steps per epoch, epochs enough for 200 steps, and the
-        values in FINE_TUNING. What was set otherwise stays."""
+        rates in FINE_TUNING. What was set otherwise stays."""
         batch_size = min(self.batch_size, max(16, images // 320 * 16))
         steps = -(-images // batch_size)
         chosen = {"batch_size": batch_size, "total_epochs": max(8, -(-200 // steps))}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
+        lower = {name: min(rate, defaults[name]) for name, rate in self.FINE_TUNING.items()}
         return dataclasses.replace(
             self,
             **{
                 name: value
-                for name, value in (chosen | self.FINE_TUNING).items()
+                for name, value in (chosen | lower).items()
                 if name not in self.given and getattr(self, name) == defaults[name]
             },
         )

@@ -60,9 +60,18 @@ def training_step(batch, network, loss, adjusted, optimizer, data, hyperparamete
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
     check_micro_batches(len(data.train.labels), epoch_steps, hp)
     check_training_memory(len(data.train.labels), hp)
+    for name, part in batch.items():
+        if part.shape.rank == 0 or (part.shape.rank and part.shape[0].value is not None):
+            raise Failure(f"batch[{name!r}] must have one row per image, got {part.shape}")
     step = current_step()
     rate = learning_rate(step, epoch_steps, hp)
     update = optimizer(rate, hp)
+    for method in "compute_gradients", "apply_gradients":
+        if getattr(type(update), method) is not getattr(tf.train.Optimizer, method):
+            raise Failure(
+                f"{type(update).__name__} overrides {method}, which here would have no effect, or "
+                f"one per device; change gradients in adjusted()"
+            )
     trainable = tf.trainable_variables()
     averages = tf.moving_average_variables()
     sums_so_far = tf.get_variable(
@@ -78,12 +87,14 @@ def training_step(batch, network, loss, adjusted, optimizer, data, hyperparamete
         labels = part["labels"]
         reported = {"loss": cross_entropy(logits, labels), "acc": correct(logits, labels)}
         reported |= dict(*other)
+        if unknown := reported.keys() - {"loss", "acc"}:
+            raise Failure(f"loss() may replace only loss and acc, got {unknown.pop()}")
         _check_loss(losses, existing)
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)
         check_gradients(gradients, trainable)
         new_averages = [share * value for value in moving_averages()]
-        return gradients, new_averages, batch_sums([reported["loss"], reported["acc"]])
+        return gradients, new_averages, batch_sums(reported)
 
     def sum_over_devices(strategy, gradients):
         pairs = list(zip(gradients, trainable, strict=True))
@@ -203,9 +214,9 @@ def _check_loss(losses, existing):
         )
     if stateful := [op.name for op in _needed_by(losses) if _is_random(op)]:
         raise Failure(
-            f"{stateful[0]} draws random numbers that differ when a run is resumed; use "
-            f"tf.random.stateless_uniform and the like with random_key() of "
-            f"senet/augmentation.py, or Dropout() of senet/layers.py"
+            f"{stateful[0]} draws random numbers that differ when a run is resumed; use Dropout() "
+            f"of senet/layers.py in the network, and tf.random.stateless_uniform with random_key() "
+            f"of senet/augmentation.py for images"
         )
 
 

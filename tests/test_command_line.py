@@ -95,7 +95,7 @@ class TestInvalidCommandLines:
         "line, message",
         [
             ("--widht=0", "unknown option '--widht': did you mean --width?"),
-            ("--zzz 0", "unknown option '--zzz': the options are "),
+            ("--zzz 0", "unknown option '--zzz': see --help"),
             ("--wid=3", "unknown option '--wid': did you mean --width?"),
             ("--width=1.5", "--width must be a valid integer, got 1.5"),
             ("--width=", "--width must be a valid integer, got ''"),

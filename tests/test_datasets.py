@@ -120,7 +120,7 @@ def test_the_message_for_an_unknown_name_lists_the_data_sets():
     with pytest.raises(HyperparameterError) as caught:
         load_dataset("x" * 99, "no/data")
     assert str(caught.value) == (
-        f"--dataset must be cifar10, cifar100, shapes or a folder of images, got {'x' * 60}...; "
+        f"--dataset must be {', '.join(LOADERS)} or a folder of images, got {'x' * 60}...; "
         f"there is no such folder"
     )
 

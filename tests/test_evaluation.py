@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import load_values
 
+from senet import evaluation as evaluation_module
 from senet.data.datasets import Split, batches
 from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.engine.compat import tf
@@ -72,7 +73,8 @@ def test_evaluation_of_a_network_with_one_se_block_matches_numpy(graph, rng):
     np.testing.assert_allclose(evaluation.probability, probabilities.max(axis=1), rtol=1e-5)
     loss = -np.log(probabilities[np.arange(11), labels]).mean()
     accuracy = (logits.argmax(axis=1) == labels).mean()
-    assert evaluation.metrics == pytest.approx({"loss": loss, "acc": accuracy}, rel=1e-5)
+    assert evaluation.metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert evaluation.metrics["acc"] == pytest.approx(accuracy, rel=1e-5)
 
 
 def test_data_sets_of_20_classes_have_the_top_5_accuracy(graph):
@@ -104,6 +106,22 @@ def inputs_of(label_names):
 @pytest.fixture
 def inputs(graph):
     return inputs_of(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    "name, metric, message",
+    [
+        ("mean", lambda logits, _: tf.reduce_mean(logits), "^mean must have one value per image"),
+        ("top 3", lambda logits, _: logits[:, 0], r"name of a metric must match .*, got 'top 3'"),
+    ],
+)
+def test_a_metric_that_a_row_would_not_show_rightly_is_reported(
+    inputs, monkeypatch, name, metric, message
+):
+    monkeypatch.setattr(evaluation_module, "metrics", lambda classes: {name: metric})
+    logits = tf.placeholder(tf.float32, [None, 3])
+    with pytest.raises(Failure, match=message):
+        evaluation_outputs(always(logits), inputs, RunHyperparameters())
 
 
 @pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 3)])
@@ -181,7 +199,7 @@ def test_gates_and_plain_accuracy_are_those_of_the_images_alone(inputs):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         result = session.run(outputs, {inputs.images: images, inputs.labels: [0, 0]})
-    assert result["sums"][1:].tolist() == [2, 2]
+    assert result["sums"][[1, -1]].tolist() == [2, 2]
     assert result["plain_sums"].tolist() == [0, 2]
     np.testing.assert_allclose(result["gates"]["SE"], [[0.6], [0], [0]], rtol=1e-6)
     np.testing.assert_array_equal(result["predicted"], [0, 0])

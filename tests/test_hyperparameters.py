@@ -187,6 +187,8 @@ def test_a_tilde_is_the_home_folder_and_a_url_is_rejected(monkeypatch):
     for name in "run_dir", "initial_checkpoint", "dataset":
         with pytest.raises(HyperparameterError, match=f"--{name} must be a local path, not a URL"):
             Settings(**{name: "gs://bucket/run"})
+    with pytest.raises(HyperparameterError, match="averages over mirror images, but with --flip="):
+        Settings(test_time_augmentation="flip", flip=False)
 
 
 class TestFineTuning:

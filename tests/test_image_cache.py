@@ -1,10 +1,8 @@
 import concurrent.futures
-import errno
 import os
 import shutil
 import types
 
-import filelock
 import numpy as np
 import pytest
 from conftest import full_disk
@@ -151,12 +149,6 @@ def test_a_data_dir_that_cannot_be_written_gives_a_one_line_error(folder, tmp_pa
         load_dataset(str(folder), tmp_path / "file" / "data")
 
 
-def test_a_file_system_without_locks_gives_a_warning(load, capsys, without_locks):
-    check_images(load())
-    reason = f" cannot be locked ({os.strerror(errno.ENOSYS)}); until it is written, start no other"
-    assert reason in capsys.readouterr().out
-
-
 def test_a_full_disk_gives_a_one_line_error_and_leaves_no_cache(load, data_dir):
     with full_disk(20_000), pytest.raises(Failure, match="^cannot write .*: File too large; fix"):
         load()
@@ -169,15 +161,6 @@ def test_two_loads_at_the_same_time_decode_the_images_once(load, decoded):
         for data in threads.map(lambda _: load(), range(2)):
             check_images(data)
     assert len(decoded) == 10
-
-
-def test_a_load_with_a_complete_cache_does_not_wait_for_the_lock(load, data_dir):
-    load()
-    (lock,) = (data_dir / "cache").glob("*/lock")
-    with filelock.FileLock(lock):
-        data = load()
-    shutil.rmtree(data_dir)  # mapped images stay readable
-    check_images(data)
 
 
 def test_leftovers_of_a_killed_process_are_removed(load, data_dir):

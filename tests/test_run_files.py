@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import os
-import pathlib
 import resource
 import shutil
 import signal
@@ -121,17 +120,6 @@ class TestCheckpoints:
         moved = checkpoints.folder.rename(tmp_path / "moved")
         assert tf.train.latest_checkpoint(str(moved)) == str(moved / "model.ckpt-8")
 
-    def test_checkpoints_are_saved_in_a_folder_whose_path_is_not_utf8(
-        self, saving, tmp_path, monkeypatch
-    ):
-        checkpoints, _, session = saving
-        place = os.fsencode(tmp_path) + b"/caf\xe9"
-        os.mkdir(place)  # noqa: PTH102 (pathlib has no paths in bytes)
-        monkeypatch.chdir(place)
-        checkpoints.folder = pathlib.Path("model")
-        checkpoints.save(session, 3)
-        assert tf.train.latest_checkpoint("model") == "model/model.ckpt-3"
-
     def test_a_value_that_is_not_finite_is_not_saved(self, saving):
         checkpoints, variable, session = saving
         variable.load([1.0, np.inf], session)
@@ -238,14 +226,6 @@ class TestDamagedCheckpoints:
 
 @pytest.mark.slow
 class TestRows:
-    def test_the_best_is_the_first_row_with_the_highest_test_accuracy(self, two, assert_resumes):
-        row = "epoch: {}/5, train_loss: 1.0, train_acc: 0.5, test_loss: 1.0, test_acc: {}\n"
-        (two / "logs.txt").write_text(row.format(1, "0.9000") + row.format(2, "0.2000"))
-        output = assert_resumes(2 * STEPS, "--total_epochs=5", total=5 * STEPS)
-        assert "best by test_acc: model.ckpt-10 (epoch 1)" in output
-        names = {path.name for path in (two / "model").glob("*.index")}
-        assert names == {f"model.ckpt-{step}.index" for step in (10, 30, 40, 50)}
-
     def test_an_epoch_with_an_incomplete_row_is_evaluated_on_resume(
         self, runs, two, assert_resumes
     ):

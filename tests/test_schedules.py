@@ -57,7 +57,7 @@ def test_a_schedule_may_return_a_number(graph, monkeypatch):
     assert rates(10, [0, 99], total_epochs=10) == pytest.approx({0: 0.1, 99: 0.1})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "linear"])
 def test_the_warm_up_and_the_last_rate_can_be_set(graph, schedule):
     """Check 10 epochs of 40 steps: a rise of 2 epochs, and the rate of the last step."""
     fields = {"schedule": schedule, "warmup_epochs": 2.0, "final_rate": 0.001}

@@ -1,6 +1,7 @@
 """The arithmetic of a training step, compared with NumPy."""
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -229,6 +230,11 @@ def loss_of_the_network_for_evaluation(batch, network, hyperparameters):
     return cross_entropy(logits, batch["labels"]), logits
 
 
+class Scaled(tf.train.GradientDescentOptimizer):
+    def apply_gradients(self, pairs, *arguments, **fields):
+        return super().apply_gradients([(g + v, v) for g, v in pairs], *arguments, **fields)
+
+
 SHAPE = r"^loss\(\) must return one loss per image, \[batch\], got"
 RANDOM = "draws random numbers that differ when a run is resumed; use"
 MISTAKES_IN_LOSS = {
@@ -237,6 +243,14 @@ MISTAKES_IN_LOSS = {
     "a loss per class": (lambda _, logits: (tf.reduce_mean(logits, axis=0), logits), SHAPE),
     "a variable": (with_variable, r"^loss\(\) created temperature/t, which would not be trained"),
     "an update operation": (with_update_op, "^UPDATE_OPS are not run; remove them"),
+    "a mean": (
+        lambda losses, logits: (losses, logits, {"acc": tf.reduce_mean(losses)}),
+        r"^acc must have one value per image, \[batch\], got \(\)",
+    ),
+    "another name": (
+        lambda losses, logits: (losses, logits, {"top3": losses}),
+        "may replace only loss and acc, got top3",
+    ),
     "dropout": (lambda losses, logits: (tf.nn.dropout(losses, rate=0.5), logits), RANDOM),
 }
 
@@ -261,8 +275,16 @@ def test_a_loss_that_would_train_something_else_is_reported(data, monkeypatch, m
             *("loss", loss_of_the_network_for_evaluation),
             "does not update .*moving_mean.*training=True",
         ),
+        (
+            *("mixup", lambda batch, *_: {**batch, "class_weights": tf.ones([3])}),
+            r"^batch\['class_weights'\] must have one row per image, got \(3,\)",
+        ),
+        ("optimizer", lambda rate, hp: Scaled(rate), "^Scaled overrides apply_gradients, which "),
     ],
-    ids=["stateful augmentation", "decay of a moving average", "network for evaluation"],
+    ids=[
+        *("stateful augmentation", "decay of a moving average", "network for evaluation"),
+        *("row per class", "gradients changed on each device"),
+    ],
 )
 def test_a_function_of_a_script_that_would_train_something_else_is_reported(
     data, monkeypatch, function, replacement, message
@@ -311,9 +333,15 @@ def two_steps(data, replicas, **fields):
 class AdamW(tf.train.AdamOptimizer):
     """The recipe of docs/contributing.md."""
 
+    def __init__(self, learning_rate, decay, decayed):
+        super().__init__(learning_rate)
+        self.decay = decay
+        self.names = {variable.op.name for variable in decayed}
+
     def _resource_apply_dense(self, grad, var):
-        decay = var.assign_sub(0.05 * self._lr_t * var)
-        with tf.control_dependencies([decay]):
+        name = var.op.name.partition("/replica_")[0]  # on another device
+        decay = self.decay * self._lr_t * var if name in self.names else 0.0 * var
+        with tf.control_dependencies([var.assign_sub(decay)]):
             return super()._resource_apply_dense(grad, var)
 
 
@@ -323,7 +351,11 @@ def test_two_devices_compute_what_one_does(data, monkeypatch, adam):
     """With clipping, averaged weights and mixup; with AdamW, whose decay is not in the gradient."""
     fields = {"clip_norm": 0.5, "ema": 0.5, "mixup": 0.4}
     if adam:
-        monkeypatch.setattr(script, "optimizer", lambda rate, hp: AdamW(0.01 * rate))
+        adamw = functools.partial(AdamW, decay=20.0)
+        decayed = script.decayed_variables
+        monkeypatch.setattr(
+            script, "optimizer", lambda rate, hp: adamw(rate / 100, decayed=decayed())
+        )
         fields["weight_decay"] = 0.0
     one, norm = two_steps(data, 1, **fields)
     two, norm_of_two = two_steps(data, 2, **fields)
@@ -335,7 +367,7 @@ def test_two_devices_compute_what_one_does(data, monkeypatch, adam):
 
 def test_adamw_decays_the_weights_apart_from_the_gradient(graph):
     value = tf.get_variable("v", initializer=[2.0, -4.0])
-    update = AdamW(0.1).apply_gradients([(tf.constant([1.0, 0.0]), value)])
+    update = AdamW(0.1, 0.05, [value]).apply_gradients([(tf.constant([1.0, 0.0]), value)])
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         session.run(update)

@@ -278,7 +278,7 @@ def _check_names(words, known):
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
+            hint = f"did you mean {close[0]}?" if close else "see --help"
             raise HyperparameterError(f"unknown option {shown(name)}: {hint}")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from senet.cli.export import export
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, read_image
+from senet.data.inputs import statistics_of
 from senet.engine.errors import Failure
 from senet.engine.files import replacing
 from senet.engine.text import first_line, printable, shortened
@@ -35,6 +36,12 @@ def evaluate_trained(trained):
         raise Failure(
             f"{trained.checkpoint} was trained on the classes {shortened(trained.label_names)}, "
             f"but {hp.dataset} has {shortened(data.label_names)}; use the training run's --dataset"
+        )
+    if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
+        print(
+            f"warning: the training images of {data.name} differ from those that the network was "
+            f"trained on",
+            file=sys.stderr,
         )
     # Use the same batches as the evaluation after each epoch, so that the results are identical,
     # bit for bit, on the same CPU with the same number of cores.

@@ -20,7 +20,7 @@ from senet.engine.errors import Failure
 from senet.engine.files import lock, replacing
 from senet.engine.text import first_line
 from senet.run.checkpoints import is_published
-from senet.run.rows import best_epoch, format_row, parse_row, read_lines, read_rows
+from senet.run.rows import best_epoch, format_row, parse_row, parse_rows, read_lines, read_rows
 
 
 class RunFolder:
@@ -125,9 +125,11 @@ class RunFolder:
         process has locked the run."""
         self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
-        self.rows[epoch] = {"epoch": epoch, "total_epochs": total_epochs, **values}
+        line = format_row({"epoch": epoch, "total_epochs": total_epochs, **values})
+        # With the digits that a resumed run reads.
+        self.rows |= parse_rows([line])
         self._write_rows()
-        return format_row(self.rows[epoch])
+        return line
 
     def _write_rows(self):
         # Write all rows, in case the file was deleted in the meantime.

@@ -38,6 +38,12 @@ def parse_row(line):
     return row
 
 
+def parse_rows(lines):
+    """Return the rows in `lines`, {epoch: row}."""
+    rows = filter(None, map(parse_row, lines))
+    return {row["epoch"]: row for row in rows}
+
+
 def read_lines(path):
     """Return the lines of the logs.txt at `path`, [] if it does not exist; the last one is not
     complete. Raises Failure if it cannot be read."""
@@ -52,8 +58,7 @@ def read_lines(path):
 
 def read_rows(path):
     """Return the complete rows of the logs.txt at `path`, {epoch: row}."""
-    rows = filter(None, map(parse_row, read_lines(path)[:-1]))
-    return {row["epoch"]: row for row in rows}
+    return parse_rows(read_lines(path)[:-1])
 
 
 def best_epoch(rows):
