@@ -183,10 +183,8 @@ class Run:
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
         say(start_lines(self.network, self.data, self.cluster.strategy, hp, state))
-        for note in self.notes:
-            say(note)
-        if weights:
-            say(weights)
+        for line in [weights, *self.notes] if weights else self.notes:
+            say(line)
         if self.epochs_done == hp.total_epochs:
             say("already finished; use a larger --total_epochs to continue")
 

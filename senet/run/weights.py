@@ -4,7 +4,7 @@ import pathlib
 
 from senet.averaging import SUFFIX, names_in
 from senet.data.inputs import STATISTICS, decode_json, read_statistics
-from senet.engine.compat import tf, without_chatter
+from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.text import shortened
 from senet.layers import CLASSIFIER
@@ -56,14 +56,18 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         )
     loaded = wanted.keys() if same_classes else body.keys()
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    # Averaged weights, if there are any, are the network; they start here both as weights and as
-    # averages.
-    sources = names_in(reader, loaded)
-    for suffix in "", SUFFIX:
-        targets = {sources[n]: variables[n + suffix] for n in loaded if n + suffix in variables}
-        if targets:
-            with unreadable_as_failure(path, remedy), without_chatter():
-                tf.train.Saver(targets).restore(session, str(path))
+    local = tf.distribute.get_strategy().experimental_local_results
+    assigns = []
+    feed = {}
+    for name, source in names_in(reader, loaded).items():
+        with unreadable_as_failure(path, remedy):
+            value = reader.get_tensor(source)
+        # An average starts with the value of its variable.
+        for target in {name, name + SUFFIX} & variables.keys():
+            placeholder = tf.placeholder(value.dtype, value.shape)
+            assigns += local(variables[target].assign(placeholder))
+            feed[placeholder] = value
+    session.run(assigns, feed)
     line = f"weights: {len(loaded):,} of {len(wanted):,} variables from {path}"
     if not same_classes:
         line += f"; not loaded (classes differ): {shortened(sorted(classifier))}"
