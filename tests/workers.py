@@ -88,7 +88,8 @@ def assert_rejected(processes, addresses, difference):
     """Wait for the processes; check that worker 1 was rejected because it differs from worker 0."""
     for status, _, errors in finish(processes):
         assert status == 1
-        assert errors.endswith(
+        message = (
             f"error: worker 1 at {addresses[1]} differs from the chief in its {difference}; "
             f"use the same {difference} on all workers\n"
         )
+        assert errors.endswith(message), errors
