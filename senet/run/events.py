@@ -40,8 +40,8 @@ GATES = "squeeze_excitation"  # TensorBoard sorts groups by name: after all scal
 
 # The page "Custom Scalars": {group: {chart: tags}}
 CHARTS = {
-    "accuracy": {"accuracy": ["accuracy/train", "accuracy/test"]},
-    "loss": {"cross-entropy": ["loss/train", "loss/test"], "L2": ["loss/l2"]},
+    "accuracy": {"accuracy": ["accuracy/train", "accuracy/val", "accuracy/test"]},
+    "loss": {"cross-entropy": ["loss/train", "loss/val", "loss/test"], "L2": ["loss/l2"]},
     "within an epoch": {"accuracy": ["progress/accuracy"], "cross-entropy": ["progress/loss"]},
     "optimizer": {
         "learning rate": ["optimizer/learning_rate"],
