@@ -76,7 +76,8 @@ def test_charts_show_each_scalar_exactly_once(shown):
     (value,) = shown["custom_scalars__config__"].values()
     layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
     tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
-    assert sorted(tags) == sorted(f"^{tag}$" for tag in CURVES | TEST_CURVES)
+    expected = CURVES | TEST_CURVES | {"accuracy/val", "loss/val"}  # of runs with --validation
+    assert sorted(tags) == sorted(f"^{tag}$" for tag in expected)
 
 
 def test_hyperparameters_are_shown_as_a_table_and_compared_without_those_of_the_machine(
@@ -147,9 +148,8 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
     # A batch of 20 images in rows of eight, enlarged three times, six pixels apart
     assert pages[0].shape == (3 * (6 + 96), 8 * (6 + 96), 3)
     assert (pages[0] != pages[1]).any()
-    # 20 of 200 images, evenly spaced, in any order. Compare only the centre, which contains no
-    # padding, with every shift, flipped or not.
-    padded = np.pad(images[::10].astype(int), [(0, 0), (4, 4), (4, 4), (0, 0)])
+    # Compare only the centre, which contains no padding, with every shift, flipped or not.
+    padded = np.pad(images.astype(int), [(0, 0), (4, 4), (4, 4), (0, 0)])
     shifted = sliding_window_view(padded[:, 8:32, 8:32], (16, 16), axis=(1, 2))
     for page in pages:
         found = set()
@@ -159,7 +159,7 @@ def test_augmented_images_are_shifted_and_flipped_training_images(shown, trained
             for seen in centre, centre[..., ::-1]:
                 same = (np.abs(shifted - seen) <= 1).all(axis=(3, 4, 5)).any(axis=(1, 2))
                 found |= set(np.flatnonzero(same).tolist())
-        assert found == set(range(20))
+        assert len(found) == 20
 
 
 def test_at_most_64_augmented_images_and_only_finite_gates_are_shown():
