@@ -38,9 +38,13 @@ def update_averages(decay, step):
         return []
     done = tf.cast(step, tf.float32)
     decay = tf.minimum(decay, (1 + done) / (10 + done))
+    # A network that is built twice registers its variables twice.
+    pairs = {
+        average.op.name: (variable, average) for variable, average in tf.get_collection(AVERAGES)
+    }
     return [
         average.assign(average - (1 - decay) * (average - variable.read_value()))
-        for variable, average in tf.get_collection(AVERAGES)
+        for variable, average in pairs.values()
     ]
 
 

@@ -132,7 +132,9 @@ class RunHyperparameters(ScheduleFields):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for item in _items(type(self), field.name):
-                if not isinstance(item, only_for) or value == field.default:
+                # A script may have another default, which must have an effect too.
+                declared = next(c for c in reversed(type(self).__mro__) if field.name in vars(c))
+                if not isinstance(item, only_for) or value == vars(declared)[field.name]:
                     continue
                 if (other := getattr(self, item.name)) not in item.values:
                     raise HyperparameterError(
@@ -189,7 +191,10 @@ class RunHyperparameters(ScheduleFields):
         rates in FINE_TUNING. What was set otherwise stays."""
         batch_size = min(self.batch_size, max(16, images // 320 * 16))
         steps = -(-images // batch_size)
-        chosen = {"batch_size": batch_size, "total_epochs": max(8, -(-200 // steps))}
+        chosen = {
+            "batch_size": batch_size,
+            "total_epochs": max(self.total_epochs, -(-200 // steps)),
+        }
         defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
         lower = {name: min(rate, defaults[name]) for name, rate in self.FINE_TUNING.items()}
         return dataclasses.replace(

@@ -239,3 +239,5 @@ def test_a_fraction_of_the_training_images_can_be_held_out():
     assert sorted(map(bytes, parts)) == sorted(map(bytes, whole.train.images))
     # Of 200 images, 20 of each of the ten classes are expected, with a standard deviation of 4.
     assert np.bincount(data.validation.labels).min() > 6
+    with pytest.raises(HyperparameterError, match="--validation must hold out at least one of the"):
+        load_dataset("shapes", "", 32, validation=0.0001)

@@ -73,9 +73,14 @@ def test_the_factor_of_steps_can_be_set(graph):
     assert found == pytest.approx({130: 0.05, 399: 0.0125})
 
 
-def test_a_parameter_that_the_schedule_ignores_is_an_error():
+class Edited(Hyperparameters):
+    step_factor = 0.5
+
+
+@pytest.mark.parametrize("make, fields", [(Hyperparameters, {"step_factor": 0.5}), (Edited, {})])
+def test_a_parameter_that_the_schedule_ignores_is_an_error(make, fields):
     with pytest.raises(HyperparameterError) as caught:
-        Hyperparameters(schedule="cosine", step_factor=0.5)
+        make(schedule="cosine", **fields)
     assert str(caught.value) == (
         "--step_factor=0.5 has no effect with --schedule=cosine; remove it, or use --schedule=steps"
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from senet.cli.export import export
 from senet.data.datasets import batches, load_dataset
-from senet.data.image_files import ImageError, read_image
+from senet.data.image_files import ImageError, has_image_name, read_image
 from senet.data.inputs import statistics_of
 from senet.engine.errors import Failure
 from senet.engine.files import replacing
@@ -146,11 +146,8 @@ def predict(network, hyperparameters, images, checkpoint="", json=False, top=3):
 
 def _files(path):
     """Return the paths of the images in a folder, sorted, or only `path` if there are none."""
-    suffixes = {
-        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    }
     files = sorted(pathlib.Path(path).rglob("*"))
-    return [str(f) for f in files if f.suffix.lower() in suffixes and f.name[0] != "."] or [path]
+    return [str(f) for f in files if has_image_name(f.name) and f.name[0] != "."] or [path]
 
 
 def _image_or_error(path, side):

@@ -61,8 +61,13 @@ class Dataset(NamedTuple):
         `validation`. This copies the others."""
         count = len(self.train.labels)
         number = round(fraction * count)
-        if not number:
+        if not fraction:
             return self
+        if not 0 < number < count:
+            raise HyperparameterError(
+                f"--validation must hold out at least one of the {count:,} training images, but "
+                f"not all, got {fraction}"
+            )
         order = np.random.default_rng(0).permutation(count)
         held, kept = (
             Split(self.train.images[part], self.train.labels[part])

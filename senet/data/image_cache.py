@@ -19,7 +19,7 @@ import filelock
 import numpy as np
 
 from senet.engine.errors import Failure, HyperparameterError
-from senet.engine.files import flush
+from senet.engine.files import flush, lock
 from senet.engine.text import first_line, printable
 
 CHUNK = 2**22  # bytes of images that are summed at a time
@@ -64,7 +64,9 @@ def cached_images(cache_dir, digest, shape, splits, decode):
     try:
         if not (found := _open(cache, shape)):
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with _lock(cache_dir):  # perhaps after another process has written it
+            with contextlib.ExitStack() as stack:
+                stack.callback(_lock(cache_dir).release)
+                # Another process may have written it in the meantime.
                 found = _open(cache, shape) or _write(cache, digest, shape, splits, decode)
         return found
     except OSError as error:
@@ -82,21 +84,13 @@ def _open(cache, shape):
     return (images, sums) if images.shape == shape else None
 
 
-@contextlib.contextmanager
 def _lock(cache_dir):
-    """Let only one process write in `cache_dir`. A process that is killed releases its lock."""
-    lock = filelock.FileLock(cache_dir / "lock", fallback_to_soft=False)
+    """Return the lock of `cache_dir`, in which only one process at a time may write."""
     try:
-        held = lock.acquire(timeout=0)
+        return lock(cache_dir / "lock")
     except filelock.Timeout:
         print(f"waiting for another process to write {printable(cache_dir)}", flush=True)
-        held = lock.acquire()
-    except OSError as error:
-        cause = f"{printable(cache_dir)} cannot be locked ({first_line(error)})"
-        print(f"warning: {cause}; until it is written, start no other run", flush=True)
-        held = contextlib.nullcontext()
-    with held:
-        yield
+        return lock(cache_dir / "lock", timeout=-1)
 
 
 def _write(cache, digest, shape, splits, decode):

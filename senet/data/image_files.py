@@ -137,7 +137,7 @@ def load_folder(folder, data_dir, side):
 
 def has_images(folder):
     """Return whether folders in `folder` contain images, judging by their extensions."""
-    return any(_has_image_name(path.name) for path in folder.glob("*/**/*"))
+    return any(has_image_name(path.name) for path in folder.glob("*/**/*"))
 
 
 def _splits(folder):
@@ -208,13 +208,15 @@ def _kind(name):
     return "".join(name.rpartition(".")[1:]).lower()
 
 
-def _has_image_name(name):
-    return _kind(name) in Image.registered_extensions() or _kind(name) in HEIF
+def has_image_name(name):
+    """Return whether a file name has the extension of a format that Pillow can read, or HEIC."""
+    kind = _kind(name)
+    return Image.registered_extensions().get(kind) in Image.OPEN or kind in HEIF
 
 
 def _is_image(file):
     """Return False for a file to skip. A folder may contain images, so it is an error, not one."""
-    if _has_image_name(file.name) or file.is_dir():
+    if has_image_name(file.name) or file.is_dir():
         return True
     with contextlib.suppress(Exception), Image.open(file.path):
         return True

@@ -53,10 +53,11 @@ def flush(path):
         os.close(descriptor)
 
 
-def lock(path):
+def lock(path, timeout=0):
     """Lock the file `path`, creating it if necessary, and return the lock. It ends with its
-    `release()` or with the process. Raises filelock.Timeout if another process holds it."""
-    held = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    `release()` or with the process. Raises filelock.Timeout if another process still holds it after
+    `timeout` seconds (-1: no limit)."""
+    held = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
     with _or_warning("locks", "do not start a second process that writes to the same folder"):
         held.acquire()
     return held

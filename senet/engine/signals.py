@@ -65,7 +65,9 @@ class StopSignals(contextlib.ExitStack):
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
-            raise Failure("train in the main thread, which alone gets signals, or in a process")
+            raise Failure(
+                "training must run in the main thread, which receives signals, not in another"
+            )
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self.callback(writer.close)

@@ -185,8 +185,8 @@ def check_fields(path, saved, wanted):
     """Raise Failure if the network of the checkpoint `path` was made by other fields. The names and
     shapes of variables do not show all differences."""
     if different := [n for n in saved if n in wanted and saved[n] != wanted[n]]:
-        listed = ", ".join(f"{n} {saved[n]}, now {wanted[n]}" for n in different)
-        raise Failure(f"{path} has another network: {listed}; use the values that it has")
+        listed = ", ".join(f"{n} {saved[n]}, got {wanted[n]}" for n in different)
+        raise Failure(f"{path} was trained with {listed}; use the values that it was trained with")
 
 
 def is_published(folder):

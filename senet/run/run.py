@@ -259,8 +259,8 @@ class Run:
             )
 
     def end_step(self, result):
-        """Show the scalars `result` of a step in the progress bar; TensorBoard gets those of an
-        epoch's last step, except the loss and accuracy. Raises Failure if the loss is not finite,
+        """Show the scalars `result` of a step in the progress bar; TensorBoard gets those of every
+        50th step and of an epoch's last one. Raises Failure if the loss is not finite,
         if the learning rate is negative, or if a value is not a scalar."""
         _check_scalars(result)
         rate = result.get("learning_rate", math.nan)
