@@ -392,12 +392,13 @@ def table(head, lines):
 
 def mean_and_deviation(arm):
     """Return the mean accuracy of the results in `arm`, with the standard deviation if there are
-    several, or "not measured" if there are none."""
+    several, as a link to their command, or "not measured" if there are none."""
     if not arm:
         return "not measured"
     values = [result.accuracy for result in arm]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    mean = f"{statistics.mean(values):.2f}{spread}"
+    return f"[{mean}](../benchmarks/results/README.md#{arm[0].name})"
 
 
 def distinct_values(arms, show):
@@ -449,7 +450,7 @@ def runs_table():
     for (command, machine), arm in by_command.items():
         lines.append(
             [
-                f"`{command}`",
+                f'<a id="{arm[0].name}"></a>`{command}`',  # the table "results" links here
                 f"{arm[0].entry['parameters']:,}",
                 f"{arm[0].minutes:.1f}",
                 machine,

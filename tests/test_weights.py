@@ -1,6 +1,7 @@
 """Check which variables `initial_checkpoint` loads from another network."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -188,10 +189,15 @@ def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_
 @pytest.mark.slow
 def test_training_adopts_the_network_of_the_initial_checkpoint(trained, tmp_path, capsys):
     """The options of the network are left out, but for one that replaces the run's value."""
-    places = [f"--data_dir={trained.parent / 'data'}", f"--run_dir={tmp_path / 'run'}"]
+    data_dir = trained.parent / "data"
+    trained = shutil.copytree(trained, tmp_path / "trained")
+    settings = trained / "hyperparameters.json"
+    settings.write_text(settings.read_text().replace('"cutout": 0.0', '"cutout": 0.25'))
+    places = [f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}"]
     options = [f"--initial_checkpoint={trained}", *places, "--batch_size=20", "--total_epochs=1"]
     assert SE_ResNeXt.main([*options, "--padding=1"]) == 0
-    network, *_ = capsys.readouterr().out.splitlines()
+    network, other, *_ = capsys.readouterr().out.splitlines()
+    assert other == "not adopted, since not marked Network: cutout 0.25"
     assert network == (
         f"network of {trained}: blocks 1, cardinality 2, depth 2, reduction_ratio 2, padding 1 "
         f"instead of 0"

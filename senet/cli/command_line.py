@@ -23,6 +23,7 @@ from senet.engine.compat import discard_output, tf
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped
 from senet.engine.text import first_line, from_here, printable, shown
+from senet.hyperparameters import RunHyperparameters
 from senet.run.checkpoints import network_fields, newest
 
 # Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
@@ -165,6 +166,14 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
     notes += [f"{name} {given[name]} instead of {value}" for name, value in replaced.items()]
     if notes:
         print(f"network of {initial}: {', '.join(notes)}", flush=True)
+    # A script's own field that makes the network, but is not marked Network, must not go unnoticed.
+    unmarked = set(vars(Hyperparameters())) - set(vars(RunHyperparameters())) - set(network)
+    if different := [
+        f"{name} {value}"
+        for name, value in trained.items()
+        if name in unmarked - given.keys() and value != getattr(Hyperparameters, name)
+    ]:
+        print(f"not adopted, since not marked Network: {', '.join(different)}", flush=True)
     return adopted
 
 

@@ -343,9 +343,9 @@ class Run:
         if not self.cluster.chief:
             return
         say(f"done: checkpoints in {self.folder.model}")
-        if best := self.folder.best_epoch():
-            step = best * self.epoch_steps
-            say(f"best by {self.split}_acc: model.ckpt-{step} (epoch {best})")
+        best = self.folder.best_epoch()
+        if best and best != self.hyperparameters.total_epochs:
+            say(f"best by {self.split}_acc: epoch {best}; to use it, add --checkpoint=best")
         run_dir = shlex.quote(str(self.folder.path))
         script = shlex.quote(str(from_here(inspect.getfile(self.network))))
         say(f"next: python {script} evaluate --run_dir={run_dir}")
