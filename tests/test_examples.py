@@ -133,6 +133,10 @@ results = {
     "encoded": signatures["encoded"](image_bytes=contents),
     "serving_default": signatures["serving_default"](images=images),
 }
+network = tf.lite.TFLiteConverter.from_saved_model("runs/export/1", ["serving_default"]).convert()
+classify = tf.lite.Interpreter(model_content=network).get_signature_runner("serving_default")
+rows = [classify(images=image[None]) for image in images.numpy()]
+results["tflite"] = {name: tf.concat([row[name] for row in rows], 0) for name in rows[0]}
 for name, result in results.items():
     labels = [[label.decode() for label in row] for row in result["labels"].numpy()]
     results[name] = labels, result["probabilities"].numpy().tolist()
@@ -145,7 +149,7 @@ except tf.errors.InvalidArgumentError as error:
 
 
 @pytest.mark.slow
-def test_both_signatures_of_an_export_agree_with_predict(exported, odd_images, capsys):
+def test_an_export_and_its_tflite_version_agree_with_predict(exported, odd_images, capsys):
     graph = saved_model_pb2.SavedModel()
     graph.ParseFromString((exported / "runs/export/1/saved_model.pb").read_bytes())
     nodes = graph.meta_graphs[0].graph_def.node
@@ -161,8 +165,9 @@ def test_both_signatures_of_an_export_agree_with_predict(exported, odd_images, c
     records = map(json.loads, capsys.readouterr().out.splitlines())
     for number, record in enumerate(records):
         expected = {part["label"]: part["probability"] for part in record["top"]}
-        for name, tolerance in ("serving_default", 1e-5), ("encoded", 0.01):
-            labels, values = (column[number] for column in results[name])
+        for name, columns in results.items():
+            labels, values = (column[number] for column in columns)
+            tolerance = 0.01 if name == "encoded" else 1e-5
             assert dict(zip(labels, values, strict=True)) == pytest.approx(expected, abs=tolerance)
             assert labels[0] == record["top"][0]["label"]
             assert values == sorted(values, reverse=True)
