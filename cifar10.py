@@ -142,8 +142,9 @@ def read_batch(record, path):
     """Return (images, labels) of a batch file: uint8 [N, 32, 32, 3] and int32 [N]. Raises Failure
     if the file cannot be read or is not a valid batch file."""
     with _pickled(record, path) as content:
-        _, shape, _, column_major, raw = content[b"data"].state
-        rows = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if column_major else "C")
+        rows = content[b"data"]
+        if rows.dtype != np.uint8:
+            raise TypeError(f"its images are {rows.dtype}, not uint8")
         labels = np.array(content[record.labels_key.encode()])
         # A row is an image's red plane, then green, then blue.
         images = rows.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
@@ -165,26 +166,21 @@ def _pickled(record, path):
         ) from None
 
 
-# Not the unpickler in C, whose memo table grows to gigabytes if a damaged file has a large index.
-class _PlainUnpickler(pickle._Unpickler):
-    """An unpickler that imports nothing: functions of this module replace the few names that Python
-    2 and 3 use to pickle bytes and NumPy arrays; all others raise an error."""
+# What pickles of bytes and of NumPy arrays import, as NumPy 1 names it
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """An unpickler that imports only what bytes and NumPy arrays need: any other name could run any
+    code."""
 
     def find_class(self, module, name):
-        match module.replace("._core", ".core"), name:
-            case ("numpy.core.multiarray", "_reconstruct") | ("numpy", "ndarray" | "dtype"):
-                return lambda *_: _Pickled()
-            case "numpy.core.numeric", "_frombuffer":
-                return lambda raw, _, shape, order: _Pickled((1, shape, None, order == "F", raw))
-            case "_codecs", "encode":
-                return lambda text, _: text.encode("latin1")
-        raise pickle.UnpicklingError(f"not safe to load, since it uses {module}.{name}")
-
-
-class _Pickled:
-    """A NumPy array or dtype in a pickle, with its state in NumPy's format."""
-
-    def __init__(self, state=()):
-        self.state = state
-
-    __setstate__ = __init__
+        if (module.replace("._core", ".core"), name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"not safe to load, since it uses {module}.{name}")
+        return super().find_class(module, name)

@@ -9,7 +9,6 @@ run can thus discard the events of all steps that it repeats, whatever their tag
 import contextlib
 import dataclasses
 import io
-import sys
 import time
 
 import numpy as np
@@ -61,20 +60,14 @@ class EventFile:
 
     def __enter__(self):
         with writing(self.path):
-            self._open()
+            self.path.parent.mkdir(exist_ok=True)
+            self.writer = tf.io.TFRecordWriter(str(self.path))
+        self.write(file_version="brain.Event:2")
         return self
 
-    def _open(self):
-        self.path.parent.mkdir(exist_ok=True)
-        self.writer = tf.io.TFRecordWriter(str(self.path))
-        self.write(file_version="brain.Event:2")
-
     def write(self, **event):
-        """Append a `tf.Event` with these fields. If the file was deleted, start a new one."""
+        """Append a `tf.Event` with these fields."""
         with writing(self.path):
-            if not self.path.exists():
-                self._open()
-                print(f"warning: {self.path} was deleted; starting a new one", file=sys.stderr)
             self.writer.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.writer.flush()
 
