@@ -2,7 +2,6 @@
 status."""
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import difflib
@@ -10,6 +9,7 @@ import inspect
 import io
 import itertools
 import pathlib
+import re
 import shlex
 import sys
 import textwrap
@@ -361,18 +361,15 @@ def _comments(Hyperparameters):
 
 
 def _declarations(cls):
-    """Yield (name, heading, comment) of each assignment in the source of a class."""
+    """Yield (name, heading, comment) of each line `name: type = value  # comment` in the source of
+    a class."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # no source, such as for a class typed into an interpreter
         return
-    lines = source.splitlines()
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.ClassDef)
-    for node in definition.body:
-        if isinstance(node, (ast.Assign, ast.AnnAssign)):
-            last = lines[(node.end_lineno or node.lineno) - 1]
-            after = last.encode()[node.end_col_offset :].decode()
-            above = [line.strip(" #") for line in lines[: node.lineno] if line.strip()[:1] == "#"]
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            yield ast.unparse(target), (above or ["hyperparameters"])[-1], after.strip(" #")
+    heading = "hyperparameters"
+    for line in source.splitlines():
+        if above := re.fullmatch("    # (.+)", line):
+            heading = above[1]
+        if field := re.fullmatch(r"    (\w+)(: .+?)? = .+?(  # (.+))?", line):
+            yield field[1], heading, field[4] or ""
