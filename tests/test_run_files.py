@@ -66,9 +66,19 @@ class TestFolder:
     def test_a_moved_folder_is_not_created_again(self, hyperparameters, tmp_path):
         with RunFolder(hyperparameters) as folder:
             folder.path.rename(tmp_path / "elsewhere")
-            with pytest.raises(Failure, match=r"cannot write .*/run/logs\.txt: "):
+            with pytest.raises(Failure, match="/run was moved or deleted; move it back, then "):
                 folder.add_row(1, VALUES)
         assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+    def test_a_process_that_lost_the_lock_adds_no_row(self, hyperparameters):
+        with RunFolder(hyperparameters) as first:
+            first.lock_file.unlink()
+            with RunFolder(hyperparameters) as second:
+                with pytest.raises(Failure, match="another process is training in "):
+                    first.add_row(1, VALUES)
+                assert not first.row_file.exists()
+                second.add_row(1, VALUES)
+                assert second.row_file.exists()
 
     def test_a_file_system_without_locks_is_used_without(self, hyperparameters, without_locks):
         with RunFolder(hyperparameters) as folder:
@@ -348,6 +358,7 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
         saved.append((run_dir / "model" / f"model.ckpt-{STEPS}.index").exists())
         saved.append((run_dir / "logs.txt").read_text().startswith("epoch: 1/2"))
         (run_dir / "logs.txt").unlink()
+        (run_dir / "lock").unlink()
         shutil.rmtree(run_dir / "model")
 
     terminal.on_first_row = on_first_row
@@ -357,4 +368,5 @@ def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_pri
     rows = (run_dir / "logs.txt").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]
     assert all(row in terminal.getvalue() for row in rows)
+    assert (run_dir / "lock").exists()
     assert list(checkpoint_files(run_dir / "model")) == [2 * STEPS]

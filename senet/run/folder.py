@@ -74,11 +74,25 @@ class RunFolder:
         try:
             with writing(self.lock_file):
                 self.lock = lock(self.lock_file)
+                self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(
                 f"another process is training in {self.path}; wait for it to end, or use another "
                 f"--run_dir"
             ) from None
+
+    def keep_lock(self):
+        """Lock the run again if the lock file was deleted. Raises Failure if another process has
+        locked it, or if the folder no longer exists."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.lock_file.stat().st_ino == self.locked:
+                return
+        if not self.path.is_dir():  # the lock would create it again, empty
+            raise Failure(
+                f"{self.path} was moved or deleted; move it back, then run the same command to "
+                f"resume from the last checkpoint"
+            )
+        self._take_lock()
 
     def _compare_hyperparameters(self):
         """Raise Failure if the checkpoints were made with incompatible hyperparameters."""
@@ -107,7 +121,9 @@ class RunFolder:
         self._write_rows()
 
     def add_row(self, epoch, values):
-        """Write the row of an epoch, {name: number}, and return its line."""
+        """Write the row of an epoch, {name: number}, and return its line. Raises Failure if another
+        process has locked the run."""
+        self.keep_lock()
         total_epochs = self.hyperparameters.total_epochs
         line = format_row({"epoch": epoch, "total_epochs": total_epochs, **values})
         # With the digits that a resumed run reads.

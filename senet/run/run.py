@@ -225,6 +225,7 @@ class Run:
                 self.images_per_second = seen / (time.perf_counter() - started)
             # The epoch's last step is written by end_epoch.
             if self.cluster.chief and step % POINT_STEPS == 0 and step % self.epoch_steps:
+                self.folder.keep_lock()
                 self.events.write(step=step, summary=scalar_summary(self._last_step_scalars()))
 
     def _test(self):
@@ -332,6 +333,7 @@ class Run:
     def _save(self):
         self.saved_at = time.monotonic()
         if self.cluster.chief:
+            self.folder.keep_lock()
             best = self.folder.best_epoch()
             self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
 
