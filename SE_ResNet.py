@@ -17,6 +17,7 @@ from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     CLASSIFIER,
     Fully_connected,
+    Max_pooling,
     Relu,
     Squeeze_excitation_layer,
     conv_bn,
@@ -85,7 +86,10 @@ class SE_ResNet:
         # 7x7x256
         x = self.stage(x, 4 * width, layer_name="stage3")
         # 3x3x256
-        x = tf.cast(tf.reduce_max(x, axis=[1, 2]), tf.float32)
+        # With XLA, the gradient of tf.reduce_max can be NaN: it compares `x` with a maximum that was
+        # rounded differently.
+        x = Max_pooling(x, kernel=x.shape[1:3].as_list(), stride=1)
+        x = tf.cast(tf.squeeze(x, [1, 2]), tf.float32)
         # Smaller logits: the classifier then learns at the same rate as the other variables.
         return Fully_connected(x / 8, classes, layer_name=CLASSIFIER)
 

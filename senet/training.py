@@ -7,7 +7,7 @@ from senet.data.datasets import steps_per_epoch
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.memory import check_training_memory
-from senet.engine.micro_batches import check_micro_batches, sum_over_micro_batches
+from senet.engine.micro_batches import sum_over_micro_batches
 from senet.engine.text import shortened
 from senet.evaluation import batch_sums
 from senet.layers import moving_averages
@@ -52,13 +52,11 @@ def training_step(batch, network, loss, adjusted, optimizer, data, hyperparamete
       micro-batches and devices. It runs after the backward pass.
     * `optimizer(learning_rate, hyperparameters)` returns a `tf.train.Optimizer`.
 
-    Raises HyperparameterError if the network does not fit into memory, or if a device or a
-    micro-batch would get too few images, and Failure if part of the graph would have no effect or
-    could not be resumed.
+    Raises HyperparameterError if the network does not fit into memory, and Failure if part of the
+    graph would have no effect or could not be resumed.
     """
     hp = hyperparameters
     epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-    check_micro_batches(len(data.train.labels), epoch_steps, hp)
     check_training_memory(len(data.train.labels), hp)
     for name, part in batch.items():
         if part.shape.rank == 0 or (part.shape.rank and part.shape[0].value is not None):

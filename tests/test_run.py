@@ -18,6 +18,7 @@ from forked import start_script
 from kill_and_resume import kill_and_resume
 from tiny_run import arguments, command
 
+import SE_ResNet
 import SE_ResNeXt
 from SE_ResNeXt import main
 from senet.engine.compat import tf
@@ -123,9 +124,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, cal
 
 @pytest.mark.slow
 def test_xla_gives_the_same_result(tmp_path):
-    # At the default rate, ten steps would amplify rounding errors.
-    options = ["--total_epochs=1", "--mixed_precision=False", "--init_learning_rate=0.01"]
-    assert main(arguments(tmp_path, "without", *options)) == 0
+    """SE_ResNet has Muon and a maximum over the whole map, whose gradient could be NaN."""
+    # At the default rates, four steps would amplify rounding errors.
+    line = "--width=2 --reduction_ratio=2 --dataset=shapes --total_epochs=1 --mixed_precision=False"
+    options = [*line.split(), "--init_learning_rate=0.001", "--filter_learning_rate=0.001"]
+    assert SE_ResNet.main([*options, f"--run_dir={tmp_path / 'without'}"]) == 0
     compiled = tmp_path / "compiled"
     flags = {
         # By default, TensorFlow uses XLA on GPUs only; this flag enables it on the CPU.
@@ -133,14 +136,15 @@ def test_xla_gives_the_same_result(tmp_path):
         # The first flag makes compiling faster.
         "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_dump_to={compiled}",
     }
-    status, _, errors = run_python(*command(tmp_path, "with", *options, "--xla"), **flags)
+    options += ["--xla", f"--run_dir={tmp_path / 'with'}"]
+    status, _, errors = run_python("SE_ResNet.py", *options, **flags)
     assert status == 0, errors  # on a slow machine, XLA warns about slow compilation
     assert any(compiled.iterdir())
     with_xla, without = (
         [float(number) for number in re.findall(r"\d+\.\d+", (path / "logs.txt").read_text())]
         for path in (tmp_path / "with", tmp_path / "without")
     )
-    # The accuracies of 40 images may differ by one image: compare only the losses.
+    # The accuracies may differ by an image: compare only the losses.
     np.testing.assert_allclose(with_xla[::2], without[::2], rtol=0.001)
 
 

@@ -55,11 +55,10 @@ def micro_batches_per_replica(batch, replicas, size):
     return -(-batch // (replicas * size)) if size else 1
 
 
-def check_micro_batches(images, steps, hyperparameters):
-    """Raise HyperparameterError if a micro-batch on a device would have fewer images than
-    `hyperparameters.MIN_MICRO_BATCH`. An epoch has `images` images in `steps` steps."""
+def check_micro_batches(images, steps, hyperparameters, replicas=1):
+    """Raise HyperparameterError if a micro-batch on one of the `replicas` would have fewer images
+    than `hyperparameters.MIN_MICRO_BATCH`. An epoch has `images` images in `steps` steps."""
     hp = hyperparameters
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     # The batch sizes of an epoch, and that of the batch fed at its end.
     for batch in images // steps, -(-images // steps), min(hp.batch_size, images):
         count = replicas * micro_batches_per_replica(batch, replicas, hp.micro_batch_size)

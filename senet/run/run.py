@@ -15,6 +15,7 @@ from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_ep
 from senet.data.inputs import decode_json, statistics_of
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
+from senet.engine.micro_batches import check_micro_batches
 from senet.engine.signals import Stopped, StopSignals
 from senet.engine.text import duration, from_here
 from senet.evaluation import evaluate
@@ -41,8 +42,8 @@ class Run:
     several hosts, only the chief writes files.
 
     Raises Failure or HyperparameterError if a device does not exist, if another process is training
-    the run, if its checkpoints were made with incompatible hyperparameters, or if the data cannot
-    be loaded."""
+    the run, if its checkpoints were made with incompatible hyperparameters, if the data cannot be
+    loaded, or if a micro-batch would have too few images."""
 
     def __init__(self, hyperparameters, network):
         self.hyperparameters = hp = hyperparameters
@@ -59,7 +60,10 @@ class Run:
         self.notes = []  # to print at the start
         if hp.initial_checkpoint:
             self._set_up_fine_tuning()
-        self.epoch_steps = steps_per_epoch(self.data.train, self.hyperparameters.batch_size)
+            hp = self.hyperparameters
+        self.epoch_steps = steps_per_epoch(self.data.train, hp.batch_size)
+        replicas = self.cluster.strategy.num_replicas_in_sync
+        check_micro_batches(len(self.data.train.labels), self.epoch_steps, hp, replicas)
         # What tests the network after an epoch:
         self.split = "val" if self.data.validation else "test"
 
