@@ -12,12 +12,6 @@ from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.text import printable, shortened
 
 
-def test_a_regular_file_is_read(tmp_path):
-    (tmp_path / "file").write_bytes(b"content")
-    (tmp_path / "link").symlink_to("file")
-    assert files.read_regular(tmp_path / "link") == b"content"
-
-
 @pytest.mark.parametrize(
     "make, reason",
     [

@@ -7,19 +7,9 @@ from scripts import SCRIPTS, by_script
 
 from senet.engine.compat import tf
 
-EXPECTED = {
-    **{"weight_decay": 5e-4, "momentum": 0.9, "init_learning_rate": 0.1, "schedule": "steps"},
-    **{"label_smoothing": 0.0, "batch_size": 128, "total_epochs": 100, "padding": 32},
-    **{"reduction_ratio": 16, "dataset": "cifar10", "data_dir": "data"},
-}
-
-
 @by_script
-def test_each_script_has_its_own_run_dir_and_those_of_the_papers_share_other_defaults(script):
-    defaults = vars(script.hyperparameters())
-    assert defaults["run_dir"] == f"runs/{script.name}"
-    if script.name in ("SE_ResNeXt", "SE_Inception_v4", "SE_Inception_resnet_v2"):
-        assert {name: defaults[name] for name in EXPECTED} == EXPECTED
+def test_each_script_has_its_own_run_dir(script):
+    assert script.hyperparameters().run_dir == f"runs/{script.name}"
 
 
 INCEPTIONS = [script for script in SCRIPTS if "Inception" in script.name]
