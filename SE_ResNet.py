@@ -86,8 +86,8 @@ class SE_ResNet:
         # 7x7x256
         x = self.stage(x, 4 * width, layer_name="stage3")
         # 3x3x256
-        # With XLA, the gradient of tf.reduce_max can be NaN: it compares `x` with a maximum that was
-        # rounded differently.
+        # Not tf.reduce_max: with XLA, its gradient can be NaN, since it compares `x` with a maximum
+        # that was rounded differently.
         x = Max_pooling(x, kernel=x.shape[1:3].as_list(), stride=1)
         x = tf.cast(tf.squeeze(x, [1, 2]), tf.float32)
         # Smaller logits: the classifier then learns at the same rate as the other variables.

@@ -7,6 +7,7 @@ from scripts import SCRIPTS, by_script
 
 from senet.engine.compat import tf
 
+
 @by_script
 def test_each_script_has_its_own_run_dir(script):
     assert script.hyperparameters().run_dir == f"runs/{script.name}"
