@@ -132,9 +132,10 @@ def test_every_option_and_file_mentioned_exists(page):
 
 
 def anchors(page):
-    """Return the anchors that GitHub generates from the headings of a page."""
+    """Return the ids on a page, and the anchors that GitHub generates from its headings."""
     titles = re.findall(r"^#+ (.*)$", PAGES[page], re.M)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    named = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    return named | {*re.findall('<a id="(.+?)">', PAGES[page])}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

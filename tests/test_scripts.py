@@ -51,11 +51,10 @@ def test_training_from_the_command_line_has_clean_output(script, tmp_path):
     assert status == 0
     # On a slow machine, an epoch of more than a minute prints its progress.
     assert [line for line in errors.splitlines() if not line.startswith("epoch 1/1: ")] == []
-    network, *_, row, done, best, after = output.splitlines()
+    network, *_, row, _, after = output.splitlines()
     assert network.startswith(f"network: {script.name}, ")
     assert row.startswith("epoch: 1/1, train_loss: ")
-    logged = (tmp_path / "run" / "logs.txt").read_text().strip()
-    assert row.startswith(logged)
+    assert row.startswith((tmp_path / "run" / "logs.txt").read_text().strip())
     assert after == f"next: python {script.name}.py evaluate --run_dir={tmp_path / 'run'}"
     assert_readable_graph(tmp_path / "run")
 
