@@ -64,7 +64,7 @@ def training_step(batch, network, loss, adjusted, optimizer, data, hyperparamete
     step = current_step()
     rate = learning_rate(step, epoch_steps, hp)
     update = optimizer(rate, hp)
-    for method in "compute_gradients", "apply_gradients":
+    for method in "minimize", "compute_gradients", "apply_gradients":
         if getattr(type(update), method) is not getattr(tf.train.Optimizer, method):
             raise Failure(
                 f"{type(update).__name__} overrides {method}, which here would have no effect, or "
@@ -219,7 +219,9 @@ def _check_loss(losses, existing):
 
 
 def _is_random(op):
-    """Return whether an operation has a random state outside the graph."""
+    """Return whether an operation has, or may have, a random state outside the graph."""
+    if "PyFunc" in op.type:  # Python code, which may draw random numbers
+        return True
     stateful = "Random" in op.type or op.type in ("TruncatedNormal", "Multinomial")
     return stateful and op.op_def.is_stateful
 

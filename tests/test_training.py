@@ -251,7 +251,7 @@ MISTAKES_IN_LOSS = {
         lambda losses, logits: (losses, logits, {"top3": losses}),
         "may replace only loss and acc, got top3",
     ),
-    "dropout": (lambda losses, logits: (tf.nn.dropout(losses, rate=0.5), logits), RANDOM),
+    "Python": (lambda x, y: (x * tf.reshape(tf.py_func(abs, [1.0], tf.float32), []), y), RANDOM),
 }
 
 
