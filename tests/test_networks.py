@@ -137,10 +137,10 @@ MODULES = {
 }
 
 
-def test_the_network_has_the_expected_modules_and_map_sizes(built):
-    rows = MODULES.get(built.script.name, [])
-    network = [(kind, size) for kind, count, size in rows for _ in range(count)]
-    assert built.modules == 2 * network
+@pytest.mark.parametrize("name", MODULES)
+def test_the_network_has_the_expected_modules_and_map_sizes(name):
+    network = [(kind, size) for kind, count, size in MODULES[name] for _ in range(count)]
+    assert built_network(NUMBERS[name]).modules == 2 * network
 
 
 @pytest.fixture(scope="module", params=["SE_Inception_v4", "SE_Inception_resnet_v2"])

@@ -349,9 +349,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.slow
-def test_deleted_files_are_recreated_and_an_epoch_is_saved_before_its_row_is_printed(
-    tmp_path, monkeypatch
-):
+def test_deleted_files_are_recreated_and_a_save_precedes_its_row(tmp_path, monkeypatch):
     run_dir, terminal, saved = tmp_path / "run", Terminal(), []
 
     def on_first_row():

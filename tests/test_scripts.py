@@ -13,7 +13,7 @@ def test_each_script_has_its_own_run_dir(script):
     assert script.hyperparameters().run_dir == f"runs/{script.name}"
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:], ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if "Inception" in s.name])
 def test_padding_to_fewer_than_75_pixels_is_rejected(script, capsys):
     assert script.module.main(["--padding=21"]) == 2
     errors = capsys.readouterr().err

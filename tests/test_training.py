@@ -230,9 +230,9 @@ def loss_of_the_network_for_evaluation(batch, network, hyperparameters):
     return cross_entropy(logits, batch["labels"]), logits
 
 
-class Scaled(tf.train.GradientDescentOptimizer):
-    def apply_gradients(self, pairs, *arguments, **fields):
-        return super().apply_gradients([(g + v, v) for g, v in pairs], *arguments, **fields)
+def overriding(method):
+    own = type("Own", (tf.train.GradientDescentOptimizer,), {method: None})
+    return lambda rate, hyperparameters: own(rate)
 
 
 SHAPE = r"^loss\(\) must return one loss per image, \[batch\], got"
@@ -251,6 +251,7 @@ MISTAKES_IN_LOSS = {
         lambda losses, logits: (losses, logits, {"top3": losses}),
         "may replace only loss and acc, got top3",
     ),
+    "dropout": (lambda losses, logits: (tf.nn.dropout(losses, rate=0.5), logits), RANDOM),
     "Python": (lambda x, y: (x * tf.reshape(tf.py_func(abs, [1.0], tf.float32), []), y), RANDOM),
 }
 
@@ -279,11 +280,12 @@ def test_a_loss_that_would_train_something_else_is_reported(data, monkeypatch, m
             *("mixup", lambda batch, *_: {**batch, "class_weights": tf.ones([3])}),
             r"^batch\['class_weights'\] must have one row per image, got \(3,\)",
         ),
-        ("optimizer", lambda rate, hp: Scaled(rate), "^Scaled overrides apply_gradients, which "),
+        ("optimizer", overriding("apply_gradients"), "^Own overrides apply_gradients, which "),
+        ("optimizer", overriding("minimize"), "^Own overrides minimize, which "),
     ],
     ids=[
         *("stateful augmentation", "decay of a moving average", "network for evaluation"),
-        *("row per class", "gradients changed on each device"),
+        *("row per class", "gradients changed on each device", "minimize"),
     ],
 )
 def test_a_function_of_a_script_that_would_train_something_else_is_reported(

@@ -167,13 +167,13 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
     if notes:
         print(f"network of {initial}: {', '.join(notes)}", flush=True)
     # A script's own field that makes the network, but is not marked Network, must not go unnoticed.
-    unmarked = set(vars(Hyperparameters())) - set(vars(RunHyperparameters())) - set(network)
-    if different := [
-        f"{name} {value}"
-        for name, value in trained.items()
-        if name in unmarked - given.keys() and value != getattr(Hyperparameters, name)
-    ]:
-        print(f"not adopted, since not marked Network: {', '.join(different)}", flush=True)
+    # (A resumed run compares all fields.)
+    own = vars(Hyperparameters()).keys() - vars(RunHyperparameters()).keys()
+    unmarked = own - network.keys() - Hyperparameters.FINE_TUNING.keys() - given.keys()
+    left = [n for n in trained if n in unmarked and trained[n] != getattr(Hyperparameters, n)]
+    if left and start != run:
+        listed = ", ".join(f"{name} {trained[name]}" for name in left)
+        print(f"not adopted, since not marked Network: {listed}", flush=True)
     return adopted
 
 
