@@ -102,11 +102,13 @@ class SE_ResNet:
         return x
 
     def block(self, x, layer_name):
-        """Return relu(x + SE(branch)), with the shape of `x`. The branch is one convolution."""
+        """Return relu(x + branch), with the shape of `x`. The branch is a convolution with SE."""
         with tf.variable_scope(layer_name):
             filters = x.shape[-1].value
             branch = self.conv_bn(x, filters, 3, layer_name="conv")
-            branch = Squeeze_excitation_layer(branch, filters, self.ratio, "SE")
+            if self.ratio:
+                # Gates start at 1/2, so that doubled, the branch starts as it would without SE.
+                branch = 2 * Squeeze_excitation_layer(branch, filters, self.ratio, "SE")
             return Relu(x + branch)
 
 

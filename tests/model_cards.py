@@ -50,7 +50,7 @@ def check_published(folder):
 
     rows = (folder / "logs.txt").read_text("utf-8").splitlines()
     assert re.findall(r"^epoch: .*", card, re.M) == rows[-1:]
-    accuracy = re.search(r"^test_loss: \d+\.\d{4}, test_acc: (\d\.\d{4})$", card, re.M)[1]
+    accuracy = re.search(r"^test_loss: \d+\.\d{4}, test_acc: (\d\.\d{4})", card, re.M)[1]
     table = card.partition("\nclass ")[2].partition("```")[0].splitlines()[1:]
     matrix = np.array([line.replace(" .", " 0").split()[-len(names) :] for line in table], int)
     assert f"{matrix.trace() / matrix.sum():.4f}" == accuracy

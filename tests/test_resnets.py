@@ -31,7 +31,7 @@ def squeeze_excitation(x, values, block):
 
 def test_se_resnet_matches_numpy(graph, rng):
     """Two residual blocks per stage: convolution, pooling, batch norm without a scale, then
-    relu(x + SE(branch)), the maximum over each map, and a linear layer on an eighth of it."""
+    relu(x + 2 SE(branch)), the maximum over each map, and a linear layer on an eighth of it."""
     sizes = {"width": 2, "blocks": 2, "reduction_ratio": 2, "padding": 1}
     hp = SE_ResNet.Hyperparameters(**sizes, mixed_precision=False)
     x = rng.normal(size=(3, 22, 22, 3)).astype(np.float32)
@@ -50,7 +50,8 @@ def test_se_resnet_matches_numpy(graph, rng):
     for stage in "stage1", "stage2", "stage3":
         x = nl.relu(conv_bn(x, f"{stage}/downsampling", pool=2))
         for block in f"{stage}/block1", f"{stage}/block2":
-            x = nl.relu(x + squeeze_excitation(conv_bn(x, f"{block}/conv"), values, block))
+            branch = squeeze_excitation(conv_bn(x, f"{block}/conv"), values, block)
+            x = nl.relu(x + 2 * branch)
     assert x.shape == (3, 2, 2, 8)
     expected = x.max(axis=(1, 2)) / 8 @ values["classifier/weights"] + values["classifier/bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

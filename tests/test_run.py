@@ -41,7 +41,7 @@ def test_a_run_has_the_expected_output_and_files(tmp_path, capsys):
     rows = [re.fullmatch(f"(epoch: .*){notes}", row)[1] for row in rows]
     assert rows == (folder / "logs.txt").read_text().splitlines()
     assert done == f"done: checkpoints in {folder}/model"
-    accuracies = [float(row.rpartition(" ")[2]) for row in rows]
+    accuracies = [float(re.search(r"test_acc: ([\d.]+)", row)[1]) for row in rows]
     epoch = accuracies.index(max(accuracies)) + 1
     assert best == f"best by test_acc: epoch {epoch}; to use it, add --checkpoint=best"
     assert after == f"next: python SE_ResNeXt.py evaluate --run_dir={folder}"

@@ -266,10 +266,11 @@ class TestSettings:
         (two / "hyperparameters.json").write_text("{")
         assert_rejected(f"{two} has checkpoints, but {two}/hyperparameters.json cannot")
 
-    def test_different_images_are_rejected(self, two, assert_rejected):
+    def test_different_test_images_are_rejected(self, two, assert_rejected):
+        files = make_files(count=IMAGES)
         shutil.rmtree(two.parent / "data")
-        write_folder(two.parent / "data", make_files(count=IMAGES + 1))
-        assert_rejected(f"the training images differ from those that {two} was trained on")
+        write_folder(two.parent / "data", files | {"test_batch": files["data_batch_1"]})
+        assert_rejected(f"the images or their labels differ from those that {two} was trained and")
 
     @pytest.mark.parametrize("count", [2, 10])
     def test_different_classes_are_rejected(self, two, assert_rejected, count):

@@ -3,7 +3,7 @@
 A checkpoint consists of two files in TensorFlow's format, `model.ckpt-STEP.data-...` and
 `model.ckpt-STEP.index`, with all variables of the graph. The entry NETWORK lists those of the
 network, so that other programs can distinguish them from the optimizer's; the entry FIELDS has the
-hyperparameters that make it.
+hyperparameters that make it; the entry DATA has the checksums of the data set.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from senet.engine.text import first_line, shortened
 KEEP_NEWEST = 3
 NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON
 FIELDS = "network_fields"  # the entry with the fields marked Network, as JSON
+DATA = "data_checksums"  # the entry with the checksums of the images and labels
 UNREADABLE = (
     tf.errors.OpError,
     IndexError,
@@ -30,9 +31,10 @@ UNREADABLE = (
 
 class Checkpoints:
     """The checkpoints, in `folder`, of the variables of the default graph. `outputs` are the output
-    tensors of the network; `fields` are those that make it, {name: value}."""
+    tensors of the network; `fields` are those that make it, {name: value}. `checksums` are those of
+    the Dataset; a published network has none."""
 
-    def __init__(self, folder, outputs, fields):
+    def __init__(self, folder, outputs, fields, checksums=None):
         self.folder = folder
         self.fields = fields
         variables = tf.global_variables()
@@ -43,6 +45,8 @@ class Checkpoints:
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(value)) for value in floats])
         values[NETWORK] = tf.constant(encode_json(variables_used_by(outputs)))
         values[FIELDS] = tf.constant(encode_json(fields))
+        if checksums:
+            values[DATA] = tf.constant(checksums, tf.int64)
         # Not another Saver, which would add several operations per variable.
         self.path = tf.placeholder(tf.string, [])
         self.writer = tf.raw_ops.SaveV2(
@@ -52,6 +56,7 @@ class Checkpoints:
             tensors=list(values.values()),
         )
         self.current = None  # step of the checkpoint that has the session's values
+        self.trained_on = None  # the checksums in the restored checkpoint
 
     def restore(self, session):
         """Load the newest checkpoint into the session and return whether there is one.
@@ -65,7 +70,10 @@ class Checkpoints:
             reader = tf.train.NewCheckpointReader(str(path))
             shapes = reader.get_variable_to_shape_map()
             fields = network_fields(reader)
-        for entry in NETWORK, FIELDS:  # absent from checkpoints of earlier versions
+            # Checkpoints of earlier versions do not have all entries.
+            if shapes.pop(DATA, None):
+                self.trained_on = reader.get_tensor(DATA)
+        for entry in NETWORK, FIELDS:
             shapes.pop(entry, None)
         difference = describe_difference(shapes, self.shapes)
         if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
-from senet.data.inputs import decode_json, statistics_of
+from senet.data.inputs import decode_json
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.micro_batches import check_micro_batches
@@ -101,7 +101,10 @@ class Run:
         Graph of the training loop."""
         hp = self.hyperparameters
         self.graph = graph
-        self.checkpoints = Checkpoints(self.folder.model, graph.test_outputs, hp.network())
+        checksums = self.data.checksums()
+        self.checkpoints = Checkpoints(
+            self.folder.model, graph.test_outputs, hp.network(), checksums
+        )
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
         # Settings of the machine may differ, as may the path of a folder of images.
@@ -109,7 +112,7 @@ class Run:
         self.cluster.check_same(
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
-            images=repr(self.data.checksums()),
+            images=repr(checksums),
         )
         self.cluster.check_same_precision()
         resumed, self.epochs_done = self._restore() if self.cluster.chief else (False, 0)
@@ -138,16 +141,16 @@ class Run:
         return resumed, epochs_done
 
     def _compare_images(self):
-        """Raise Failure if the training images (their mean and standard deviation) or the classes
-        differ from those of the checkpoint."""
-        saved = self.session.run(self.graph.inputs.statistics)
-        label_names = decode_json(saved.label_names)
+        """Raise Failure if the classes, images or labels differ from those of the checkpoint."""
+        label_names = decode_json(self.session.run(self.graph.inputs.statistics.label_names))
         if label_names != self.data.label_names:
             raise different_classes(self.folder.path, label_names)
-        if not all(map(np.array_equal, saved, statistics_of(self.data))):
+        saved = self.checkpoints.trained_on
+        if saved is not None and not np.array_equal(saved, self.data.checksums()):
             raise Failure(
-                f"the training images differ from those that {self.folder.path} was trained on; "
-                f"restore them to resume, or use another --run_dir to start from scratch"
+                f"the images or their labels differ from those that {self.folder.path} was trained "
+                f"and tested on; restore them to resume, or use another --run_dir to start from "
+                f"scratch"
             )
 
     def _open_logs(self, step):
