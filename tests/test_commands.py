@@ -38,10 +38,9 @@ def files(tmp_path, images_and_labels):
     return paths
 
 
-def rows(run_dir):
+def rows(run):
     """Return [(test_loss, test_acc)] of the epochs in logs.txt, as strings."""
-    text = (run_dir / "logs.txt").read_text()
-    return re.findall(r"test_loss: ([\d.]+), test_acc: ([\d.]+)", text)
+    return re.findall(r"test_loss: ([\d.]+), test_acc: ([\d.]+)", (run / "logs.txt").read_text())
 
 
 def test_evaluate_matches_the_rows_of_logs_txt_and_the_labels(call, trained, images_and_labels):

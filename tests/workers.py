@@ -11,9 +11,9 @@ from tiny_run import TINY_OPTIONS
 
 from senet.run.checkpoints import checkpoint_files
 
-# An epoch is one step on all 50 images, so the 8 rows describe 8 steps. Every micro-batch has 25
+# An epoch is one step on all 50 images, so the 5 rows describe 5 steps. Every micro-batch has 25
 # images, on one device or on two, so batch norm sees the same images.
-EPOCHS = 8
+EPOCHS = 5
 OPTIONS = [
     f"--total_epochs={EPOCHS}",
     "--batch_size=50",

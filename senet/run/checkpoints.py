@@ -38,8 +38,8 @@ class Checkpoints:
         self.folder = folder
         self.fields = fields
         variables = tf.global_variables()
+        self.variables = {v.op.name: v for v in variables}
         self.shapes = {v.op.name: v.shape.as_list() for v in variables}
-        self.reader = tf.train.Saver(variables)
         values = {v.op.name: tf.convert_to_tensor(v) for v in variables}
         floats = [value for value in values.values() if value.dtype.is_floating]
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(value)) for value in floats])
@@ -47,7 +47,7 @@ class Checkpoints:
         values[FIELDS] = tf.constant(encode_json(fields))
         if checksums:
             values[DATA] = tf.constant(checksums, tf.int64)
-        # Not another Saver, which would add several operations per variable.
+        # Not a Saver, which would add several operations per variable.
         self.path = tf.placeholder(tf.string, [])
         self.writer = tf.raw_ops.SaveV2(
             prefix=self.path,
@@ -84,8 +84,8 @@ class Checkpoints:
                 f"to resume, or use another --run_dir to start from scratch"
             )
         check_fields(path, fields, self.fields)
-        with unreadable_as_failure(path), without_chatter():
-            self.reader.restore(session, str(path))
+        with unreadable_as_failure(path):
+            self._load(session, reader)
         self.current = step_of(path)
         return True
 
@@ -95,11 +95,13 @@ class Checkpoints:
         path = self.folder / f"model.ckpt-{step}"
         if step != self.current:
             try:
-                with without_chatter():
-                    self.reader.restore(session, str(path))
-            except (tf.errors.OpError, ValueError) as error:
+                self._load(session, tf.train.NewCheckpointReader(str(path)))
+            except UNREADABLE as error:
                 return f"cannot be read: {first_line(error)}"
         return path.with_name(path.name + ".index").read_bytes().hex()
+
+    def _load(self, session, reader):
+        load_values(session, {v: reader.get_tensor(name) for name, v in self.variables.items()})
 
     def save(self, session, step, best_step=None):
         """Write a checkpoint; keep the newest three and the one of `best_step`.
@@ -151,6 +153,18 @@ class Checkpoints:
             if old != best_step:
                 for file in files[old]:
                     file.unlink(missing_ok=True)
+
+
+def load_values(session, values):
+    """Set variables, on all devices, to `values`, {variable: array}."""
+    local = tf.distribute.get_strategy().experimental_local_results
+    assigns = []
+    feed = {}
+    for variable, value in values.items():
+        placeholder = tf.placeholder(value.dtype, value.shape)
+        assigns += local(variable.assign(placeholder))
+        feed[placeholder] = value
+    session.run(assigns, feed)
 
 
 def different_classes(path, label_names):

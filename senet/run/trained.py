@@ -11,7 +11,7 @@ import numpy as np
 from senet.averaging import names_in
 from senet.data.datasets import load_dataset, steps_per_epoch
 from senet.data.inputs import decode_json, inputs_with, read_statistics
-from senet.engine.compat import tf, without_chatter
+from senet.engine.compat import tf
 from senet.engine.devices import session_config, use_devices
 from senet.engine.errors import Failure
 from senet.engine.memory import check_test_memory
@@ -21,6 +21,7 @@ from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     check_fields,
     describe_difference,
+    load_values,
     network_fields,
     network_variables,
     newest,
@@ -81,11 +82,11 @@ class TrainedNetwork(contextlib.AbstractContextManager):
                 )
             self.session = tf.Session(config=session_config(hp))
             # A training process may have replaced or deleted it in the meantime.
-            with unreadable_as_failure(self.checkpoint, remedy), without_chatter():
-                restored = {variable.op.name: variable for variable in tf.global_variables()}
-                saved = names_in(reader, restored)
-                saver = tf.train.Saver({saved[name]: v for name, v in restored.items()})
-                saver.restore(self.session, str(self.checkpoint))
+            with unreadable_as_failure(self.checkpoint, remedy):
+                variables = {variable.op.name: variable for variable in tf.global_variables()}
+                saved = names_in(reader, variables)
+                values = {v: reader.get_tensor(saved[name]) for name, v in variables.items()}
+                load_values(self.session, values)
 
     def close(self):
         """Free the memory of the variables."""

@@ -10,6 +10,7 @@ from senet.engine.text import shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     describe_difference,
+    load_values,
     network_fields,
     network_variables,
     newest,
@@ -56,18 +57,13 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         )
     loaded = wanted.keys() if same_classes else body.keys()
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    local = tf.distribute.get_strategy().experimental_local_results
-    assigns = []
-    feed = {}
+    values = {}
     for name, source in names_in(reader, loaded).items():
         with unreadable_as_failure(path, remedy):
             value = reader.get_tensor(source)
         # An average starts with the value of its variable.
-        for target in {name, name + SUFFIX} & variables.keys():
-            placeholder = tf.placeholder(value.dtype, value.shape)
-            assigns += local(variables[target].assign(placeholder))
-            feed[placeholder] = value
-    session.run(assigns, feed)
+        values |= {variables[v]: value for v in {name, name + SUFFIX} & variables.keys()}
+    load_values(session, values)
     line = f"weights: {len(loaded):,} of {len(wanted):,} variables from {path}"
     if not same_classes:
         line += f"; not loaded (classes differ): {shortened(sorted(classifier))}"
