@@ -373,8 +373,8 @@ def draw_accuracy_by_minutes():
 
 
 def draw_gates():
-    """Draw the mean gates of the narrow SE-ResNeXt with seed 0, like the command `excitation`."""
-    stored = json.loads((RESULTS / "narrow_r16_s0_gates.json").read_text())
+    """Draw the mean gates of the headline run, like the command `excitation`."""
+    stored = json.loads((RESULTS / "SE_ResNet_s0_gates.json").read_text())
     gates = {block: np.array(values) for block, values in stored["gates"].items()}
     figure = draw_excitation(gates, stored["label_names"])
     figure.set_size_inches(WIDTH, 2.6)
