@@ -107,7 +107,7 @@ class SE_ResNet:
             filters = x.shape[-1].value
             branch = self.conv_bn(x, filters, 3, layer_name="conv")
             if self.ratio:
-                # Gates start at 1/2, so that doubled, the branch starts as it would without SE.
+                # Gates start at 1/2. Doubled, the branch starts at the size that it has without SE.
                 branch = 2 * Squeeze_excitation_layer(branch, filters, self.ratio, "SE")
             return Relu(x + branch)
 

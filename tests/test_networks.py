@@ -1,5 +1,4 @@
-"""The networks at their default size: parameters, SE blocks, multiply-adds and map sizes; dropout
-and a gradient of the Inceptions."""
+"""The networks at their default size, and dropout and a gradient of the Inceptions."""
 
 import functools
 

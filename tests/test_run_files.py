@@ -192,6 +192,7 @@ def assert_rejected(two, train):
 
 
 CORRUPTIONS = {
+    "truncated data": ("data-00000-of-00001", lambda path: os.truncate(path, 1000)),
     "data with a flipped bit": ("data-00000-of-00001", flip_a_bit),
     "missing data": ("data-00000-of-00001", lambda path: path.unlink()),
     "index with a flipped bit": ("index", flip_a_bit),

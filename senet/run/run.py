@@ -101,9 +101,9 @@ class Run:
         Graph of the training loop."""
         hp = self.hyperparameters
         self.graph = graph
-        checksums = self.data.checksums()
+        self.checksums = self.data.checksums()
         self.checkpoints = Checkpoints(
-            self.folder.model, graph.test_outputs, hp.network(), checksums
+            self.folder.model, graph.test_outputs, hp.network(), self.checksums
         )
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
@@ -112,7 +112,7 @@ class Run:
         self.cluster.check_same(
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
-            images=repr(checksums),
+            images=repr(self.checksums),
         )
         self.cluster.check_same_precision()
         resumed, self.epochs_done = self._restore() if self.cluster.chief else (False, 0)
@@ -146,7 +146,7 @@ class Run:
         if label_names != self.data.label_names:
             raise different_classes(self.folder.path, label_names)
         saved = self.checkpoints.trained_on
-        if saved is not None and not np.array_equal(saved, self.data.checksums()):
+        if saved is not None and not np.array_equal(saved, self.checksums):
             raise Failure(
                 f"the images or their labels differ from those that {self.folder.path} was trained "
                 f"and tested on; restore them to resume, or use another --run_dir to start from "
