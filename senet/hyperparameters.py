@@ -72,7 +72,7 @@ class RunHyperparameters(ScheduleFields):
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0  # weights, shuffling, augmentation, dropout
 
     # data, memory and speed
-    dataset: MayChange[Folder] = "cifar10"  # cifar10, cifar100, shapes, FOLDER
+    dataset: MayChange[Folder] = "cifar10"  # cifar10, cifar100, shapes, ... or FOLDER
     data_dir: MayChange[Folder] = "data"  # CIFAR files, image cache
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 32  # side of the images, in pixels
     test_time_augmentation: Variants = "none"  # average over variants
