@@ -35,7 +35,6 @@ from senet.fields import (
     Positive,
     RunPath,
     Whole,
-    not_pattern,
     only_for,
 )
 from senet.schedules import ScheduleFields
@@ -131,7 +130,7 @@ class RunHyperparameters(ScheduleFields):
             )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            for item in _items(type(self), field.name):
+            for item in _model(type(self)).model_fields[field.name].metadata:
                 # A script may have another default, which must have an effect too.
                 declared = next(c for c in reversed(type(self).__mro__) if field.name in vars(c))
                 if not isinstance(item, only_for) or value == vars(declared)[field.name]:
@@ -171,12 +170,12 @@ class RunHyperparameters(ScheduleFields):
     @classmethod
     def marked(cls, mark):
         """Return the names of the fields declared with the Mark `mark`."""
-        return {name for name in _hints(cls) if mark in _items(cls, name)}
+        return {name for name, f in _model(cls).model_fields.items() if mark in f.metadata}
 
     @classmethod
     def metavar(cls, name):
         """Return how the help shows a value of the field `name`, such as INT or {a,b}."""
-        hint = _bare(_hints(cls)[name])
+        hint = _model(cls).model_fields[name].annotation
         if get_origin(hint) is Literal:
             return f"{{{','.join(map(str, get_args(hint)))}}}"
         return METAVARS[hint]
@@ -239,46 +238,23 @@ def portable_path(text):
     return path.name if path.is_absolute() or ".." in path.parts else text
 
 
-def check_path(name, path):
-    """Raise HyperparameterError if TensorFlow would read `path`, the argument `name`, as a
-    pattern."""
-    try:
-        not_pattern(path)
-    except ValueError as error:
-        raise HyperparameterError(f"{name} must {error}, got {shown(path)}") from None
-
-
-def _bare(hint):
-    """Return a type without the items of Annotated."""
-    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-
-
-def _items(Hyperparameters, name):
-    """Return the bounds and marks of a field."""
-    return getattr(_hints(Hyperparameters)[name], "__metadata__", ())
-
-
-@functools.cache
-def _hints(Hyperparameters):
-    """Return {field name: annotation}. Raises TypeError for a type that no flag supports."""
-    hints = get_type_hints(Hyperparameters, include_extras=True)
-    names = [field.name for field in dataclasses.fields(Hyperparameters)]
-    for name in names:
-        bare = _bare(hints[name])
-        if bare not in METAVARS and get_origin(bare) is not Literal:
-            where = f"{Hyperparameters.__name__}.{name}"
-            raise TypeError(f"{where} must be int, float, bool, str or Literal, got {hints[name]}")
-    return {name: hints[name] for name in names}
-
-
 @functools.cache
 def _model(Hyperparameters):
-    """Return the pydantic model that checks the fields."""
+    """Return the pydantic model that checks the fields. Raises TypeError for a type that no flag
+    supports."""
+    hints = get_type_hints(Hyperparameters, include_extras=True)
+    fields: dict[str, Any] = {
+        f.name: (hints[f.name], None) for f in dataclasses.fields(Hyperparameters)
+    }
     config = pydantic.ConfigDict(
         strict=True, allow_inf_nan=False, extra="forbid", protected_namespaces=()
     )
-    fields: dict[str, Any] = {name: (hint, None) for name, hint in _hints(Hyperparameters).items()}
-    return pydantic.create_model("Fields", __config__=config, **fields)
+    model = pydantic.create_model("Fields", __config__=config, **fields)
+    for name, field in model.model_fields.items():
+        if field.annotation not in METAVARS and get_origin(field.annotation) is not Literal:
+            where = f"{Hyperparameters.__name__}.{name}"
+            raise TypeError(f"{where} must be int, float, bool, str or Literal, got {hints[name]}")
+    return model
 
 
 def _message(error, prefix, strings):

@@ -13,8 +13,8 @@ from PIL import Image
 
 import SE_ResNeXt
 from cifar10 import CIFAR10, load_cifar
-from senet.cli.excitation import draw_excitation, save_excitation
 from senet.run.folder import RunFolder
+from senet.run.pages import draw_excitation, drawn
 
 
 @pytest.fixture
@@ -138,21 +138,20 @@ def test_an_export_that_cannot_be_written_gives_a_one_line_error(call, tmp_path)
     assert result[2].endswith("; fix the cause, or use another folder\n")
 
 
-def test_evaluate_warns_and_excitation_fails_if_their_figure_cannot_be_written(
-    call, trained, tmp_path
-):
+@pytest.mark.parametrize(
+    "command, name, text",
+    [
+        ("evaluate", "confusion_matrix.png", "test_acc: "),
+        ("excitation", "excitation.png", "stage1/block1/SE"),
+    ],
+)
+def test_a_figure_that_cannot_be_written_is_a_warning(call, trained, tmp_path, command, name, text):
     run = tmp_path / "run"
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*.png"))
-    for name in "confusion_matrix.png", "excitation.png":
-        (run / name / "in the way").mkdir(parents=True)
-    status, output, errors = call("evaluate", run_dir=run)
-    assert status == 0
-    assert "test_acc: " in output
-    assert errors == f"warning: cannot write {run}/confusion_matrix.png: Is a directory\n"
-    status, output, errors = call("excitation", run_dir=run)
-    assert status == 1
-    assert "stage1/block1/SE" in output
-    assert errors == f"error: {run}/excitation.png.new: Is a directory\n"
+    (run / name / "in the way").mkdir(parents=True)
+    status, output, errors = call(command, run_dir=run)
+    assert (status, text in output) == (0, True)
+    assert errors == f"warning: cannot write {run / name}: Is a directory\n"
 
 
 def test_excitation_prints_one_line_per_block_and_draws_a_figure(call, trained):
@@ -205,9 +204,6 @@ def test_a_damaged_checkpoint_is_reported(call, trained, tmp_path):
         (["predict", "a.png", "--checkpoint"], 2, "--checkpoint"),
         (["publish"], 2, "FOLDER"),
         (["predict", "a.png", "--top=0"], 2, "--top: must be a whole number of at least 1, got"),
-        (["evaluate", "--checkpoint=a[1]/m"], 2, "must not contain *, ?, [ or \\"),
-        (["export", "a[1]"], 2, "must not contain *, ?, [ or \\"),
-        (["publish", "a[1]"], 2, "must not contain *, ?, [ or \\"),
         (["predict", "a.png", "--tip=5"], 2, "unknown option '--tip'"),
     ],
 )
@@ -221,14 +217,10 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path, monkeyp
     for command in "evaluate", "predict a.png", "export a", "publish a", "excitation":
         result = call(*command.split(), run_dir=tmp_path)
         assert_one_line_error(result, 1, f"no run in {tmp_path}; train first, or use the --run_dir")
-    shipped = tmp_path / "models" / "SE_ResNeXt"
-    shipped.mkdir(parents=True)
-    (tmp_path / "other").mkdir()
-    monkeypatch.setattr(SE_ResNeXt, "__file__", str(tmp_path / "SE_ResNeXt.py"))
-    for folder, name in (tmp_path, "models/SE_ResNeXt"), (tmp_path / "other", shipped):
-        monkeypatch.chdir(folder)
-        _, _, errors = call("evaluate", run_dir=tmp_path)
-        assert errors.endswith(f" of an existing run, such as --run_dir={name}\n")
+    (tmp_path / "models" / "SE_ResNeXt").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    _, _, errors = call("evaluate", run_dir=tmp_path)
+    assert errors.endswith(" of an existing run, such as --run_dir=models/SE_ResNeXt\n")
 
 
 @pytest.mark.slow
@@ -265,8 +257,8 @@ def test_own_images_work_from_training_to_export(call, tmp_path, classes, option
 
 
 @pytest.mark.filterwarnings("error")
-def test_class_names_missing_from_the_font_are_drawn_without_a_warning(tmp_path):
-    save_excitation(tmp_path / "figure.png", {"block": np.full([2, 8], 0.5)}, ["猫", "犬"])
+def test_class_names_missing_from_the_font_are_drawn_without_a_warning():
+    drawn(draw_excitation({"block": np.full([2, 8], 0.5)}, ["猫", "犬"]))
 
 
 def test_the_gate_legend_shows_class_names_unchanged():

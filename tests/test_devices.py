@@ -122,7 +122,7 @@ def logits(script, images, mixed_precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [SCRIPTS[1], SCRIPTS[3]], ids=lambda script: script.name)
+@pytest.mark.parametrize("script", SCRIPTS[:2], ids=lambda script: script.name)
 def test_maps_are_bfloat16_and_variables_are_float32(graph, rng, script, monkeypatch):
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -92,15 +92,15 @@ def test_a_duration_is_shown_in_its_two_largest_units():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part, outputs, message, saved",
+    "part, outputs, message",
     [
-        ("train_step", lambda: {"logits": tf.zeros([3])}, "logits in .* must be a scalar", []),
-        ("train_step", lambda: {"learning_rate": tf.constant(-0.1)}, "the learning rate of st", []),
-        ("epoch_end", lambda: {"norms": tf.zeros([3])}, "norms in ", ["model.ckpt-10.index"]),
+        ("train_step", lambda: {"logits": tf.zeros([3])}, "logits in .* must be a scalar"),
+        ("train_step", lambda: {"learning_rate": tf.constant(-0.1)}, "the learning rate of st"),
+        ("epoch_end", lambda: {"norms": tf.zeros([3])}, "norms in .* must be a scalar"),
     ],
 )
-def test_a_wrong_output_of_a_script_ends_the_run_at_the_first_step_or_after_the_epoch_is_saved(
-    tmp_path, monkeypatch, capsys, part, outputs, message, saved
+def test_a_wrong_output_of_a_script_ends_the_run_with_nothing_saved(
+    tmp_path, monkeypatch, capsys, part, outputs, message
 ):
     def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
         graph = build_graph(data, hyperparameters)
@@ -110,7 +110,7 @@ def test_a_wrong_output_of_a_script_ends_the_run_at_the_first_step_or_after_the_
     monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
     assert main(arguments(tmp_path, "run")) == 1
     assert re.match(f"error: {message}", capsys.readouterr().err)
-    assert [path.name for path in (tmp_path / "run" / "model").glob("*.index")] == saved
+    assert not list((tmp_path / "run" / "model").glob("*.index"))
 
 
 @pytest.mark.slow

@@ -5,24 +5,23 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import itertools
 import pathlib
 import re
-import shlex
 import sys
-import textwrap
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from senet.cli import commands
+from senet.cli.export import export
 from senet.cli.publish import publish
 from senet.engine.compat import discard_output, tf
 from senet.engine.errors import Failure, HyperparameterError
-from senet.engine.signals import Stopped
-from senet.engine.text import first_line, from_here, printable, shown
+from senet.engine.signals import Stopped, signals_as_exceptions
+from senet.engine.text import printable, shown
 from senet.hyperparameters import RunHyperparameters
 from senet.run.checkpoints import network_fields, newest
 
@@ -67,9 +66,7 @@ COMMANDS = {
         "IMAGES",
         ("checkpoint", "json", "top"),
     ),
-    "export": Command(
-        commands.export, "write a SavedModel into a new folder", "FOLDER", ("checkpoint",)
-    ),
+    "export": Command(export, "write a SavedModel into a new folder", "FOLDER", ("checkpoint",)),
     "publish": Command(
         publish,
         "write the network (without the optimizer's state) and a model card into a new folder",
@@ -94,7 +91,8 @@ def run_command(train, network, Hyperparameters, argv=None):
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what a terminal without UTF-8 cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)
+        with signals_as_exceptions():
+            status = _run(train, network, Hyperparameters, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except HyperparameterError as error:
@@ -111,11 +109,6 @@ def run_command(train, network, Hyperparameters, argv=None):
         return _fail(1, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return _fail(1, "out of memory; use a smaller --micro_batch_size (0 means the whole batch)")
-    except (OverflowError, RecursionError, UnicodeError) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{pathlib.Path(frame.filename).name}, line {frame.lineno}"
-        kind = type(error).__name__
-        return _fail(1, f"{kind} in {where}: {first_line(error)}; check the options")
     except KeyboardInterrupt:
         return _fail(130, "interrupted; run the same command to restart")
 
@@ -203,21 +196,12 @@ def _print_error(line):
 def _fields_of_run(run_dir, Hyperparameters):
     path = pathlib.Path(run_dir) / SETTINGS
     if not path.exists():
-        shipped = _shipped(Hyperparameters)
-        example = f", such as --run_dir={shlex.quote(str(shipped))}" if shipped else ""
+        shipped = pathlib.Path("models", _script(Hyperparameters).stem)
+        example = f", such as --run_dir={shipped}" if shipped.exists() else ""
         raise Failure(
             f"no run in {run_dir}; train first, or use the --run_dir of an existing run{example}"
         )
     return Hyperparameters.load(path)
-
-
-def _shipped(Hyperparameters):
-    """Return the folder of the trained network that comes with the script, or None."""
-    script = _script(Hyperparameters).resolve()
-    folder = script.parent / "models" / script.stem
-    if not folder.exists():
-        return None
-    return from_here(folder)
 
 
 def _script(Hyperparameters):
@@ -235,10 +219,6 @@ def parse(argv, Hyperparameters):
     # Words after `--` are never options: `predict -- --xla` reads the file --xla.
     end = argv.index("--") if "--" in argv else len(argv)
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
-    if taken := (OPTIONS.keys() | {"help", "words"}) & set(names):
-        raise HyperparameterError(
-            f"--{min(taken)} is already an option of a command; rename the hyperparameter"
-        )
     _check_names(argv[:end], [f"--{name}" for name in (*names, *OPTIONS, "help")])
     words = _with_values_of_flags(argv[:end], Hyperparameters)
     given = vars(_parser(Hyperparameters).parse_intermixed_args(words))
@@ -299,11 +279,6 @@ class _Parser(argparse.ArgumentParser):
         raise HyperparameterError(f"{text}; see --help")
 
 
-class _Formatter(argparse.HelpFormatter):
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=28, width=100)
-
-
 def _parser(Hyperparameters, command=""):
     """Return the parser of all words, whose help is that of `command`, or of the script if it is
     empty."""
@@ -327,7 +302,7 @@ def _parser(Hyperparameters, command=""):
         add_help=False,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=_Formatter,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=28, width=100),
     )
     parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
     of_command = parser.add_argument_group("options of commands")
@@ -348,28 +323,17 @@ def _parser(Hyperparameters, command=""):
 
 def _comments(Hyperparameters):
     """Return {field: (heading, comment)}, the script's own fields first. The comment is the one
-    after the field's declaration; the heading is the nearest comment line above that. Without
-    source code, the comment is "" and the heading "hyperparameters"."""
-    fields = {field.name: ("hyperparameters", "") for field in dataclasses.fields(Hyperparameters)}
+    after the field's declaration, `name: type = value  # comment`; the heading is the nearest
+    comment line above that."""
     found = {}
     for cls in Hyperparameters.__mro__[:-1]:
-        for name, heading, comment in _declarations(cls):
-            _, overriding = found.get(name, ("", ""))
-            found[name] = heading, overriding or comment
-    own = {name: found[name] for name in inspect.get_annotations(Hyperparameters) if name in found}
-    return {name: text for name, text in (own | fields | found).items() if name in fields}
-
-
-def _declarations(cls):
-    """Yield (name, heading, comment) of each line `name: type = value  # comment` in the source of
-    a class."""
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # no source, such as for a class typed into an interpreter
-        return
-    heading = "hyperparameters"
-    for line in source.splitlines():
-        if above := re.fullmatch("    # (.+)", line):
-            heading = above[1]
-        if field := re.fullmatch(r"    (\w+)(: .+?)? = .+?(  # (.+))?", line):
-            yield field[1], heading, field[4] or ""
+        heading = "hyperparameters"
+        for line in inspect.getsource(cls).splitlines():
+            if above := re.fullmatch("    # (.+)", line):
+                heading = above[1]
+            if field := re.fullmatch(r"    (\w+)(: .+?)? = .+?(  # (.+))?", line):
+                _, overriding = found.get(field[1], ("", ""))
+                found[field[1]] = heading, overriding or field[4] or ""
+    names = [field.name for field in dataclasses.fields(Hyperparameters)]
+    in_order = [*(name for name in found if name in names), *names]
+    return {name: found.get(name, ("hyperparameters", "")) for name in in_order}

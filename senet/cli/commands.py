@@ -1,4 +1,4 @@
-"""The commands that use a trained network: evaluate, predict, excitation, and export.
+"""The commands that use a trained network: evaluate, predict and excitation.
 
 Their arguments are the network's class, the hyperparameters, and those declared in `COMMANDS` of
 `senet/cli/command_line.py`.
@@ -12,7 +12,6 @@ import sys
 import numpy as np
 from PIL import Image
 
-from senet.cli.export import export
 from senet.data.datasets import batches, load_dataset
 from senet.data.image_files import ImageError, has_image_name, read_image
 from senet.data.inputs import statistics_of
@@ -20,11 +19,9 @@ from senet.engine.errors import Failure
 from senet.engine.files import replacing
 from senet.engine.text import first_line, printable, shortened
 from senet.evaluation import evaluate as evaluate_batches
-from senet.run.checkpoints import is_published
-from senet.run.pages import confusion_page
+from senet.run.folder import RunFolder
+from senet.run.pages import confusion_page, draw_excitation, drawn
 from senet.run.trained import BATCH, TrainedNetwork
-
-__all__ = ["evaluate", "excitation", "export", "predict"]
 
 
 def evaluate_trained(trained):
@@ -64,21 +61,21 @@ def evaluate(network, hyperparameters, checkpoint=""):
             f"{evaluation.plain_accuracy:.4f}"
         )
     print("", *class_table(matrix, data.label_names), sep="\n")
-    figure = _figure(hyperparameters, "confusion_matrix.png")
+    print()
+    _save_figure("confusion_matrix.png", confusion_page(matrix, data.label_names), hyperparameters)
+
+
+def _save_figure(name, page, hyperparameters):
+    """Write a page to the PNG file `name` in run_dir, or in the current folder for a published
+    network, which stays as it is."""
+    run = RunFolder(hyperparameters)
+    figure = pathlib.Path(name) if run.published else run.path / name
     try:
         with replacing(figure) as temporary:
-            Image.fromarray(confusion_page(matrix, data.label_names)).save(temporary, "PNG")
+            Image.fromarray(page).save(temporary, "PNG")
+        print(f"figure: {figure}")
     except OSError as error:  # such as for a shared network that only others may write
         print(f"warning: cannot write {figure}: {first_line(error)}", file=sys.stderr)
-    else:
-        print(f"\nfigure: {figure}")
-
-
-def _figure(hyperparameters, name):
-    """Return the path of a figure: in run_dir, or in the current folder for a published network,
-    which stays as it is."""
-    folder = pathlib.Path(hyperparameters.run_dir)
-    return pathlib.Path(name) if is_published(folder / "model") else folder / name
 
 
 def result_line(evaluation):
@@ -163,9 +160,6 @@ def excitation(network, hyperparameters, checkpoint=""):
     """Plot the mean gate of each channel of every SE block for each class of the test set, save the
     figure as excitation.png, and print the standard deviations over channels and over classes
     (SENet, arXiv 1709.01507, the section on the role of excitation)."""
-    # Imported here because only this command needs Matplotlib.
-    from senet.cli.excitation import save_excitation
-
     with TrainedNetwork(network, hyperparameters, checkpoint) as trained:
         if not trained.outputs["gates"]:
             raise Failure(
@@ -181,7 +175,5 @@ def excitation(network, hyperparameters, checkpoint=""):
             f"{block:{width}}{gates.shape[1]:>10,}{gates.mean():>11.4f}"
             f"{gates.mean(axis=0).std():>19.4f}{gates.std(axis=0).mean():>18.4f}"
         )
-    figure = _figure(hyperparameters, "excitation.png")
-    with replacing(figure) as temporary:
-        save_excitation(temporary, evaluation.gates, data.label_names)
-    print(f"figure: {figure}")
+    page = drawn(draw_excitation(evaluation.gates, data.label_names))
+    _save_figure("excitation.png", page, hyperparameters)

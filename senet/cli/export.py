@@ -8,16 +8,13 @@ import tempfile
 
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
-from senet.engine.signals import signals_as_exceptions
 from senet.engine.text import first_line
-from senet.hyperparameters import check_path
 from senet.run.trained import TrainedNetwork
 
 
 def new_folder(text):
     """Return `text`, the argument FOLDER, as the path of a new folder. Raises Failure if it
     exists."""
-    check_path("FOLDER", text)
     folder = pathlib.Path(text)
     if os.path.lexists(folder):
         raise Failure(f"{folder} already exists; remove it, or use another folder")
@@ -31,10 +28,7 @@ def temporary_folder(folder):
     cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            signals_as_exceptions(),
-            tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as parent,
-        ):
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as parent:
             temporary = pathlib.Path(parent) / "model"
             yield temporary
             temporary.rename(folder)

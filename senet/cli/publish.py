@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 import pathlib
 import shlex
 
@@ -12,15 +13,14 @@ from senet.cli.export import new_folder, temporary_folder
 from senet.data.datasets import steps_per_epoch
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
-from senet.engine.text import from_here, printable, shortened
+from senet.engine.text import printable, shortened
 from senet.hyperparameters import portable_path
 from senet.run.checkpoints import Checkpoints
-from senet.run.folder import RunFolder
+from senet.run.folder import HASHES, RunFolder
 from senet.run.rows import format_row, read_rows
 from senet.run.trained import TrainedNetwork
 
 CARD = "README.md"
-HASHES = "SHA256SUMS"
 TEMPLATE = """\
 # {network} trained on {dataset}
 
@@ -103,7 +103,7 @@ def publish(network, hyperparameters, folder, checkpoint="", note=""):
     print(result_line(evaluation))
     print(f"published: {target} ({size / 1e6:.1f} MB); model card: {target / CARD}")
     run_dir = shlex.quote(str(target))
-    script = shlex.quote(str(from_here(inspect.getfile(network))))
+    script = shlex.quote(os.path.relpath(inspect.getfile(network)))
     print(f"next: python {script} predict IMAGE... --run_dir={run_dir}")
 
 

@@ -12,7 +12,6 @@ from senet.data.image_cache import ImageSums, sum_images
 from senet.data.image_files import has_images, load_folder
 from senet.data.shapes import load_shapes
 from senet.engine.errors import Failure, HyperparameterError
-from senet.engine.signals import signals_as_exceptions
 from senet.engine.text import shortened
 
 # Each function takes data_dir and returns (train images, train labels, test images, test labels,
@@ -99,8 +98,7 @@ def load_dataset(name, data_dir, image_size=32, validation=0.0):
                 f"--dataset must be {', '.join(LOADERS)} or a folder of images, got "
                 f"{shortened([name])}; there is no such folder"
             )
-        with signals_as_exceptions():
-            train, test, label_names = load_folder(folder, data_dir, image_size)
+        train, test, label_names = load_folder(folder, data_dir, image_size)
         data = Dataset(name, Split(*train), Split(*test), label_names)
         return data.holding_out(validation)
     if has_images(folder):
@@ -108,8 +106,7 @@ def load_dataset(name, data_dir, image_size=32, validation=0.0):
             f"--dataset={name} is a built-in data set, but there is a folder of images with that "
             f"name; use --dataset=./{name} for the folder, or rename it for the built-in one"
         )
-    with signals_as_exceptions():
-        images, labels, test_images, test_labels, label_names = LOADERS[name](data_dir)
+    images, labels, test_images, test_labels, label_names = LOADERS[name](data_dir)
     train = _checked_split(name, images, labels, label_names)
     test = _checked_split(name, test_images, test_labels, label_names)
     for side in train.images.shape[1], test.images.shape[1]:

@@ -50,41 +50,25 @@ def check_training_memory(images, hyperparameters):
     replicas = strategy.num_replicas_in_sync
     batch = min(hp.batch_size, images)
     count = micro_batches_per_replica(batch, replicas, hp.micro_batch_size)
-    largest = -(-batch // (replicas * count))  # images in the largest micro-batch
-    # A gradient and a momentum for each trained value.
-    weights = _bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables())
-    # The backward pass needs the input of each batch norm and the output of its activation.
-    maps = 2 * largest * sum(_feature_maps())
     devices = len(strategy.extended.worker_devices) if replicas > 1 else 1  # of this host
-    _check("training", devices * weights, devices * maps, devices * largest)
-
-
-def check_test_memory():
-    """Raise HyperparameterError if the network in the default graph needs more memory than is
-    available to classify one image."""
-    maps = 2 * max(_feature_maps(), default=0)
-    _check("the network", _bytes(tf.global_variables()), maps, 1)
-
-
-def _bytes(variables):
-    return sum(v.shape.num_elements() * v.dtype.base_dtype.size for v in variables)
-
-
-def _feature_maps():
-    """Return the bytes per image of the output of each batch norm in the default graph."""
+    images_at_once = devices * -(-batch // (replicas * count))  # in the largest micro-batches
+    # A gradient and a momentum for each trained value.
+    weights = devices * (_bytes(tf.global_variables()) + 2 * _bytes(tf.trainable_variables()))
+    # The backward pass needs the input of each batch norm and the output of its activation.
     operations = tf.get_default_graph().get_operations()
-    maps = [op.outputs[0] for op in operations if op.type.startswith("FusedBatchNorm")]
-    return [x.shape[1:].num_elements() * x.dtype.size for x in maps]
-
-
-def _check(subject, weights, maps, images):
+    norms = [op.outputs[0] for op in operations if op.type.startswith("FusedBatchNorm")]
+    maps = 2 * images_at_once * sum(x.shape[1:].num_elements() * x.dtype.size for x in norms)
     available = available_memory()
     # TensorFlow reports an error when the memory of a GPU is exhausted.
     if chosen_gpus() or weights + maps <= available:
         return
     sizes = [f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)]
     raise HyperparameterError(
-        f"{subject} needs at least {sizes[0]} of memory ({sizes[1]} for variables, {sizes[2]} for "
-        f"the feature maps of {images:,} image{'s' * (images != 1)}), but {sizes[3]} is available; "
+        f"training needs at least {sizes[0]} of memory ({sizes[1]} for variables, {sizes[2]} for "
+        f"the feature maps of {images_at_once:,} images), but {sizes[3]} is available; "
         f"use a smaller network, smaller images or a smaller --micro_batch_size (0: whole batch)"
     )
+
+
+def _bytes(variables):
+    return sum(v.shape.num_elements() * v.dtype.base_dtype.size for v in variables)

@@ -1,6 +1,5 @@
 """Text for messages: on one line, and not too long."""
 
-import pathlib
 import re
 import reprlib
 
@@ -19,13 +18,6 @@ def first_line(error):
     text = re.sub(r"^Graph execution error:.*?\nNode: [^\n]*\n", "", text, flags=re.DOTALL)
     lines = text.strip().splitlines()
     return " ".join(lines[0].split())[:300] if lines else type(error).__name__
-
-
-def from_here(path):
-    """Return the path of a file or folder as a command in the current folder may name it."""
-    path = pathlib.Path(path).resolve()
-    here = pathlib.Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def printable(text):

@@ -11,7 +11,7 @@ import re
 import shutil
 
 from senet.averaging import SUFFIX
-from senet.data.inputs import LABEL_NAMES, STATISTICS, decode_json, encode_json
+from senet.data.inputs import LABEL_NAMES, decode_json, encode_json
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
 from senet.engine.files import flush, replacing
@@ -86,7 +86,7 @@ class Checkpoints:
         check_fields(path, fields, self.fields)
         with unreadable_as_failure(path):
             self._load(session, reader)
-        self.current = step_of(path)
+        self.current = int(path.name.rpartition("-")[2])  # the step
         return True
 
     def load_chief_checkpoint(self, session, step):
@@ -120,7 +120,10 @@ class Checkpoints:
                 with without_chatter():
                     self.write(session, step)
                 self.current = step
-            self.delete_old(best_step)
+            files = checkpoint_files(self.folder)
+            for old in files.keys() - {*list(files)[-KEEP_NEWEST:], best_step}:
+                for file in files[old]:
+                    file.unlink(missing_ok=True)
         except (tf.errors.OpError, OSError) as error:
             raise Failure(
                 f"cannot write a checkpoint into {self.folder}: {first_line(error)}; fix the "
@@ -145,14 +148,6 @@ class Checkpoints:
         # The file `checkpoint` is for tf.train.latest_checkpoint; this class ignores it.
         with replacing(self.folder / "checkpoint") as temporary:
             temporary.write_text(f'model_checkpoint_path: "model.ckpt-{step}"\n')
-
-    def delete_old(self, best_step):
-        """Delete all checkpoints except the newest three and the one of `best_step`."""
-        files = checkpoint_files(self.folder)
-        for old in list(files)[:-KEEP_NEWEST]:
-            if old != best_step:
-                for file in files[old]:
-                    file.unlink(missing_ok=True)
 
 
 def load_values(session, values):
@@ -211,21 +206,6 @@ def check_fields(path, saved, wanted):
         raise Failure(f"{path} was trained with {listed}; use the values that it was trained with")
 
 
-def is_published(folder):
-    """Return whether `publish` wrote the newest checkpoint in `folder`. Such a checkpoint has no
-    optimizer state, so training cannot resume from it."""
-    found = checkpoint_files(folder) if folder.is_dir() else {}
-    if not found:
-        return False
-    try:
-        reader = tf.train.NewCheckpointReader(str(folder / f"model.ckpt-{max(found)}"))
-        network = network_variables(reader)
-    except (*UNREADABLE, Failure):
-        return False  # restoring it reports the error
-    saved = reader.get_variable_to_shape_map().keys()
-    return saved <= network.keys() | STATISTICS | {NETWORK, FIELDS, tf.GraphKeys.GLOBAL_STEP}
-
-
 def describe_difference(saved, wanted):
     """Return how the variables of a checkpoint differ from those of a network, both {name: shape},
     as a str; "" if they do not."""
@@ -240,11 +220,6 @@ def describe_difference(saved, wanted):
             f"{changed[0]} has shape {saved[changed[0]]}, but {wanted[changed[0]]} in the network"
         )
     return ", ".join(parts)
-
-
-def step_of(path):
-    """Return the step in the name of a checkpoint."""
-    return int(path.name.rpartition("-")[2])
 
 
 def checkpoint_files(folder):

@@ -19,8 +19,9 @@ from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.files import lock, replacing
 from senet.engine.text import first_line
-from senet.run.checkpoints import is_published
-from senet.run.rows import best_epoch, format_row, parse_row, parse_rows, read_lines, read_rows
+from senet.run.rows import format_row, parse_row, parse_rows, read_lines, read_rows
+
+HASHES = "SHA256SUMS"  # the file that `publish` adds
 
 
 class RunFolder:
@@ -38,6 +39,7 @@ class RunFolder:
         self.row_file, self.lock_file = self.path / "logs.txt", self.path / "lock"
         self.settings = self.path / "hyperparameters.json"
         self.rows = {}  # {epoch: {name: number}}
+        self.published = (self.path / HASHES).exists()  # without the optimizer's state
 
     def __enter__(self):
         with writing(self.model):
@@ -63,7 +65,7 @@ class RunFolder:
 
     def check_training_state(self):
         """Raise Failure if the run is a published network: training cannot resume from it."""
-        if is_published(self.model):
+        if self.published:
             raise Failure(
                 f"{self.path} is a published network and has no optimizer state to resume from; "
                 f"use --initial_checkpoint={shlex.quote(str(self.path))} and another --run_dir to "
@@ -72,9 +74,8 @@ class RunFolder:
 
     def _take_lock(self):
         try:
-            with writing(self.lock_file):
-                self.lock = lock(self.lock_file)
-                self.locked = self.lock_file.stat().st_ino
+            self.lock = lock(self.lock_file)
+            self.locked = self.lock_file.stat().st_ino
         except filelock.Timeout:
             raise Failure(
                 f"another process is training in {self.path}; wait for it to end, or use another "
@@ -96,13 +97,7 @@ class RunFolder:
 
     def _compare_hyperparameters(self):
         """Raise Failure if the checkpoints were made with incompatible hyperparameters."""
-        try:
-            before = self.hyperparameters.load(self.settings)
-        except Failure as error:
-            raise Failure(
-                f"{self.path} has checkpoints, but {error}, or use another --run_dir to start "
-                f"from scratch"
-            ) from None
+        before = self.hyperparameters.load(self.settings)
         if changes := self.hyperparameters.changes_since(before):
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in changes)
             raise Failure(
@@ -135,10 +130,6 @@ class RunFolder:
         # Write all rows, in case the file was deleted in the meantime.
         _replace_text(self.row_file, "".join(f"{format_row(row)}\n" for row in self.rows.values()))
 
-    def best_epoch(self):
-        """Return the first epoch with the best test accuracy, or None if no epoch was tested."""
-        return best_epoch(self.rows)
-
 
 @contextlib.contextmanager
 def writing(path):
@@ -146,8 +137,6 @@ def writing(path):
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, IndexError) as error:
-        if isinstance(error, filelock.Timeout):
-            raise
         raise Failure(
             f"cannot write {path}: {first_line(error)}; fix the cause, then run the same command "
             f"to resume from the last checkpoint"

@@ -12,7 +12,8 @@ from senet.engine.errors import Failure
 from senet.engine.files import read_regular
 from senet.engine.text import first_line
 
-ROW = re.compile(r"epoch: (\d{1,9})/(\d{1,9})((?:, [^\s,:]+: [^\s,]+)*)")
+NUMBER = r", ([^\s,:]+): (-?\d+\.?\d*|nan|-?inf)"
+ROW = re.compile(rf"epoch: (\d{{1,9}})/(\d{{1,9}})((?:{NUMBER})*)")
 
 
 def format_row(row):
@@ -27,15 +28,8 @@ def parse_row(line):
     match = ROW.fullmatch(line)
     if not match:
         return None
-    epoch, total_epochs, numbers = match.groups()
-    row: dict[str, float] = {"epoch": int(epoch), "total_epochs": int(total_epochs)}
-    try:
-        for item in numbers.split(", ")[1:]:
-            name, value = item.split(": ")
-            row[name] = float(value)
-    except ValueError:
-        return None
-    return row
+    numbers = {name: float(value) for name, value in re.findall(NUMBER, match[3])}
+    return {"epoch": int(match[1]), "total_epochs": int(match[2]), **numbers}
 
 
 def parse_rows(lines):

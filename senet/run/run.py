@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import math
+import os
 import pathlib
 import shlex
 import signal
@@ -17,7 +18,7 @@ from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.micro_batches import check_micro_batches
 from senet.engine.signals import Stopped, StopSignals
-from senet.engine.text import duration, from_here
+from senet.engine.text import duration
 from senet.evaluation import evaluate
 from senet.run.checkpoints import Checkpoints, different_classes
 from senet.run.cluster import Cluster
@@ -31,6 +32,7 @@ from senet.run.events import (
     test_summary,
 )
 from senet.run.folder import RunFolder
+from senet.run.rows import best_epoch
 from senet.run.weights import load_weights
 
 POINT_STEPS = 50  # training steps between points of TensorBoard's curves within an epoch
@@ -57,7 +59,7 @@ class Run:
         self.signals = StopSignals()
         self.cluster = Cluster(hyperparameters, self.signals)
         self.data = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation)
-        self.notes = []  # to print at the start
+        self.note = ""  # to print at the start
         if hp.initial_checkpoint:
             self._set_up_fine_tuning()
             hp = self.hyperparameters
@@ -74,13 +76,7 @@ class Run:
         self.hyperparameters = self.folder.hyperparameters = tuned
         changed = [f"{n} {v}" for n, v in vars(tuned).items() if v != getattr(hp, n)]
         if changed:
-            self.notes.append(f"fine-tuning: {', '.join(changed)} (options override them)")
-        steps = tuned.total_epochs * steps_per_epoch(self.data.train, tuned.batch_size)
-        if steps < 100:
-            self.notes.append(
-                f"note: only {steps} training steps; a smaller --batch_size or more --total_epochs "
-                f"may give a better network"
-            )
+            self.note = f"fine-tuning: {', '.join(changed)} (options override them)"
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -101,6 +97,11 @@ class Run:
         Graph of the training loop."""
         hp = self.hyperparameters
         self.graph = graph
+        for name, value in (*graph.train_step.items(), *graph.epoch_end.items()):
+            # Operations have no shape; the "images" are shown as a page.
+            shape = getattr(value, "shape", tf.TensorShape([]))
+            if name != "images" and shape.rank:
+                raise Failure(f"{name} in train_step or epoch_end must be a scalar, got {shape}")
         self.checksums = self.data.checksums()
         self.checkpoints = Checkpoints(
             self.folder.model, graph.test_outputs, hp.network(), self.checksums
@@ -173,16 +174,10 @@ class Run:
     def _load_weights(self):
         """Load the matching variables of `initial_checkpoint`. Return the line that lists them."""
         path = self.hyperparameters.initial_checkpoint
-        failure = None
-        try:
-            line, loaded = load_weights(
-                self.session, path, self.graph.test_outputs, self.data.label_names
-            )
-        except Failure as error:
-            line, loaded, failure = "", str(error), error
-        self.cluster.check_same(initial_checkpoint=loaded)
-        if failure:
-            raise failure
+        line, index = load_weights(
+            self.session, path, self.graph.test_outputs, self.data.label_names
+        )
+        self.cluster.check_same(initial_checkpoint=index)
         return line
 
     def _print_start(self, resumed, step, weights):
@@ -190,7 +185,7 @@ class Run:
         total_steps = hp.total_epochs * self.epoch_steps
         state = f"resuming at step {step:,} of {total_steps:,}" if resumed else "new"
         say(start_lines(self.network, self.data, self.cluster.strategy, hp, state))
-        for line in [weights, *self.notes] if weights else self.notes:
+        for line in filter(None, [weights, self.note]):
             say(line)
         if self.epochs_done == hp.total_epochs:
             say("already finished; use a larger --total_epochs to continue")
@@ -267,9 +262,8 @@ class Run:
 
     def end_step(self, result):
         """Show the scalars `result` of a step in the progress bar; TensorBoard gets those of every
-        50th step and of an epoch's last one. Raises Failure if the loss is not finite,
-        if the learning rate is negative, or if a value is not a scalar."""
-        _check_scalars(result)
+        50th step and of an epoch's last one. Raises Failure if the loss is not finite, or if
+        the learning rate is negative."""
         rate = result.get("learning_rate", math.nan)
         if rate < 0:
             raise Failure(
@@ -290,7 +284,8 @@ class Run:
         """Test the network if that is due, write the epoch's row and its summary for TensorBoard,
         save a checkpoint, then print the row."""
         hp = self.hyperparameters
-        values = self._epoch_end()
+        batch = self.data.train.sample(hp.batch_size)
+        values = self.session.run(self.graph.epoch_end, self.graph.feed(batch))
         due = epoch % hp.test_every == 0 or epoch == hp.total_epochs
         evaluation = self._test() if due else None
         if not self.cluster.chief:
@@ -309,18 +304,6 @@ class Run:
             self.test_events.write(step=step, summary=summary)
         self._save()
         say(line + self._epoch_notes(scalars))
-
-    def _epoch_end(self):
-        """Return the scalars at the end of an epoch, {name: number}, and the "images" to show,
-        uint8 [N, side, side, 3]."""
-        batch = self.data.train.sample(self.hyperparameters.batch_size)
-        values = self.session.run(self.graph.epoch_end, self.graph.feed(batch))
-        try:
-            _check_scalars({name: value for name, value in values.items() if name != "images"})
-        except Failure:
-            self._save()
-            raise
-        return values
 
     def _epoch_notes(self, scalars):
         """Return the end of an epoch's line on the console: time, speed and learning rate."""
@@ -341,7 +324,7 @@ class Run:
         self.saved_at = time.monotonic()
         if self.cluster.chief:
             self.folder.keep_lock()
-            best = self.folder.best_epoch()
+            best = best_epoch(self.folder.rows)
             self.checkpoints.save(self.session, self._step(), best and best * self.epoch_steps)
 
     def finish(self):
@@ -350,23 +333,12 @@ class Run:
         if not self.cluster.chief:
             return
         say(f"done: checkpoints in {self.folder.model}")
-        best = self.folder.best_epoch()
+        best = best_epoch(self.folder.rows)
         if best and best != self.hyperparameters.total_epochs:
             say(f"best by {self.split}_acc: epoch {best}; to use it, add --checkpoint=best")
         run_dir = shlex.quote(str(self.folder.path))
-        script = shlex.quote(str(from_here(inspect.getfile(self.network))))
+        script = shlex.quote(os.path.relpath(inspect.getfile(self.network)))
         say(f"next: python {script} evaluate --run_dir={run_dir}")
-
-
-def _check_scalars(values):
-    """Raise Failure if one of `values`, {name: value}, is an array. That of an operation is None,
-    which is allowed."""
-    for name, value in values.items():
-        if np.ndim(value):
-            raise Failure(
-                f"{name} in train_step or epoch_end must be a scalar, got an array of shape "
-                f"{list(np.shape(value))}"
-            )
 
 
 def _source_code(network):

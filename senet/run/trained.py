@@ -14,9 +14,7 @@ from senet.data.inputs import decode_json, inputs_with, read_statistics
 from senet.engine.compat import tf
 from senet.engine.devices import session_config, use_devices
 from senet.engine.errors import Failure
-from senet.engine.memory import check_test_memory
 from senet.evaluation import evaluation_outputs
-from senet.hyperparameters import check_path
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
     check_fields,
@@ -29,7 +27,7 @@ from senet.run.checkpoints import (
     variables_used_by,
 )
 from senet.run.folder import RunFolder
-from senet.run.rows import read_rows
+from senet.run.rows import best_epoch, read_rows
 
 BATCH = 64  # images at once, unless micro_batch_size says otherwise
 
@@ -73,7 +71,6 @@ class TrainedNetwork(contextlib.AbstractContextManager):
             build = functools.partial(network, hyperparameters=hp, classes=classes)
             # The averages, if there are any, are loaded into the variables themselves.
             self.outputs = evaluation_outputs(build, self.inputs, dataclasses.replace(hp, ema=0.0))
-            check_test_memory()
             if difference := describe_difference(variables, variables_used_by(self.outputs)):
                 raise Failure(
                     f"{self.checkpoint} does not match {network.__name__} with these "
@@ -119,7 +116,6 @@ class TrainedNetwork(contextlib.AbstractContextManager):
 def _find(checkpoint, hyperparameters):
     """Return the path of a checkpoint, without a suffix."""
     run = RunFolder(hyperparameters)
-    check_path("--checkpoint", checkpoint)
     name = _best(run) if checkpoint == "best" else checkpoint.removesuffix(".index")
     path = pathlib.Path(name) if "/" in name else run.model / name
     if not checkpoint and not (path := newest(run.model)):
@@ -135,7 +131,7 @@ def _find(checkpoint, hyperparameters):
 def _best(run):
     """Return the name of the checkpoint of a RunFolder's best epoch. The data set tells how many
     steps an epoch has."""
-    run.rows = read_rows(run.row_file)
+    best = best_epoch(read_rows(run.row_file)) or 0
     hp = run.hyperparameters
     train = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation).train
-    return f"model.ckpt-{(run.best_epoch() or 0) * steps_per_epoch(train, hp.batch_size)}"
+    return f"model.ckpt-{best * steps_per_epoch(train, hp.batch_size)}"
