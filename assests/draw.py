@@ -11,7 +11,6 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     pflop                (headline only) 10^15 floating-point operations of the whole run
     machine              "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
-    tables               [table, ...]: other tables that include the run, such as "precision"
     headline             true for the run at the top of README.md, whose learning curves are drawn
 
 The screenshots of TensorBoard are not drawn here.
@@ -37,8 +36,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 from assests.examples import EXAMPLES, draw_example  # noqa: E402 (needs sys.path)
-from senet.cli.excitation import draw_excitation  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
+from senet.run.pages import draw_excitation  # noqa: E402
 from senet.run.rows import read_rows  # noqa: E402
 
 WIDTH = 9.0  # inches, of every figure
@@ -271,10 +270,6 @@ class Result(NamedTuple):
     def ratio(self):
         return int(self.options.get("reduction_ratio", 16))
 
-    @property
-    def float32(self):
-        return self.options.get("mixed_precision") == "False"
-
     def command_without(self, *names):
         """Return the command without the options `names`."""
         return re.sub(rf" --({'|'.join(names)})=\S+", "", self.entry["command"])
@@ -289,12 +284,6 @@ def results():
         options = dict(re.findall(r" --(\w+)=(\S+)", entry["command"]))
         found.append(Result(name, entry, options, rows))
     return found
-
-
-def results_in(table):
-    """Return the results that belong to `table`, sorted by seed."""
-    chosen = [result for result in results() if table in result.entry.get("tables", [])]
-    return sorted(chosen, key=lambda result: result.seed)
 
 
 def rows_with_and_without():
@@ -425,21 +414,6 @@ def results_table():
     return table(head, lines)
 
 
-def precision_table():
-    """Return the table that compares float32 with mixed precision over the same steps."""
-    by_seed = {}
-    for result in results_in("precision"):
-        by_seed.setdefault(result.seed, {})[result.float32] = result
-    lines = []
-    for seed, pair in by_seed.items():
-        pair = pair[True], pair[False]
-        accuracies = [f"{result.accuracy:.2f}" for result in pair]
-        seconds = [f"{result.entry['seconds_per_epoch']:.0f} s" for result in pair]
-        lines.append([seed, *accuracies, *seconds])
-    head = ["seed", "float32, %", "mixed precision, %"]
-    return table([*head, "float32, epoch time", "mixed precision, epoch time"], lines)
-
-
 def runs_table():
     """Return the table of all runs; runs that differ only in the seed share a row."""
     by_command = {}
@@ -505,7 +479,6 @@ FIGURES = {
 PARTS = {
     "headline": headline,
     "results": results_table,
-    "precision": precision_table,
     "runs": runs_table,
 }
 PAGES = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md"
