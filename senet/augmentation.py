@@ -119,8 +119,10 @@ def mixup(batch, seed, step, alpha):
         size = tf.shape(images)[0]
         key = random_key(seed, step, "mixup")
         draws = tf.random.stateless_gamma([2, size], key, tf.constant(alpha, tf.float32))
-        weights = tf.reduce_max(draws, axis=0) / tf.maximum(tf.reduce_sum(draws, axis=0), 1e-30)
-        weights = tf.maximum(weights, 0.5)  # for small values of alpha, both draws can be 0
+        smaller, total = tf.reduce_min(draws, axis=0), tf.reduce_sum(draws, axis=0)
+        # For small values of alpha, both draws can be TensorFlow's smallest number, 1.2e-38: then,
+        # the image is not mixed.
+        weights = 1 - smaller / total * tf.cast(total > 1e-37, tf.float32)
         share = weights[:, None, None, None]
         mixed = share * images + (1 - share) * images[::-1]
         labels = batch["labels"]

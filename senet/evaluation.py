@@ -8,7 +8,7 @@ import numpy as np
 from senet.averaging import averaged
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
-from senet.layers import GATES
+from senet.layers import GATES, MOVING_AVERAGES
 from senet.losses import correct, metrics
 
 
@@ -60,12 +60,19 @@ def evaluation_outputs(network, inputs, hyperparameters):
     of tensors that `evaluate` fetches for a batch. `network` is a function of normalised images and
     `training`; `inputs` are the Inputs.
 
-    Raises Failure if the shape or type of the logits or of a gate is wrong."""
+    Raises Failure if the shape or type of the logits or of a gate is wrong, or if batch norm uses
+    the statistics of the batch."""
     labels = inputs.labels
     classes = inputs.classes
     augmentation = hyperparameters.test_time_augmentation
     with tf.name_scope("test"), averaged(hyperparameters.ema):
+        registered = len(tf.get_collection(MOVING_AVERAGES))
         logits, plain_logits = averaged_logits(network, inputs.normalised, augmentation)
+        if len(tf.get_collection(MOVING_AVERAGES)) > registered:
+            raise Failure(
+                "with training=False, batch norm uses the statistics of the batch, so predictions "
+                "would depend on the other images; pass the network's `training` to batch norm"
+            )
         if logits.shape.as_list()[1:] != [classes] or logits.dtype != tf.float32:
             raise Failure(
                 f"the network must return logits of shape [batch, {classes}] in float32, got "

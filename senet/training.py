@@ -87,7 +87,7 @@ def training_step(batch, network, loss, adjusted, optimizer, data, hyperparamete
         reported |= dict(*other)
         if unknown := reported.keys() - {"loss", "acc"}:
             raise Failure(f"loss() may replace only loss and acc, got {unknown.pop()}")
-        _check_loss(losses, existing)
+        _check_loss(losses, part, existing)
         share = tf.cast(tf.size(labels) / batch_size, tf.float32)
         gradients = tf.gradients(share * tf.reduce_mean(losses), trainable)
         check_gradients(gradients, trainable)
@@ -190,17 +190,17 @@ def check_gradients(gradients, variables):
         )
 
 
-def _check_loss(losses, existing):
-    """Raise Failure if `losses`, of a micro-batch, are not one per image, or if part of their graph
-    would have no effect or could not be resumed. The first `existing` variables were created before
-    the loss."""
+def _check_loss(losses, part, existing):
+    """Raise Failure if `losses`, of the micro-batch `part`, are not one per image, or if part of
+    their graph would have no effect or could not be resumed. The first `existing` variables were
+    created before the loss."""
     # The number of images is not known when the graph is built.
     if losses.shape.rank != 1 or losses.shape[0].value is not None:
         raise Failure(f"loss() must return one loss per image, [batch], got {losses.shape}")
     if new := [v.op.name for v in tf.global_variables()[existing:]]:
         raise Failure(
             f"loss() created {shortened(new)}, which would not be trained; create it in the "
-            f"network, for both values of `training`"
+            f"network with tf.get_variable, for both values of `training`"
         )
     if tf.get_collection(tf.GraphKeys.UPDATE_OPS):
         raise Failure(
@@ -212,7 +212,12 @@ def _check_loss(losses, existing):
             "regularizers of variables are not supported; remove them, and use "
             "with_weight_decay() in adjusted(), or add a term to the loss in loss()"
         )
-    if stateful := [op.name for op in _needed_by(losses) if _is_random(op)]:
+    needed = _needed_by(losses)
+    for name, tensor in part.items():
+        # Soft targets in another entry may replace the labels.
+        if tensor.op not in needed and name != "labels":
+            raise Failure(f"loss() does not use batch[{name!r}]; use it, or remove it")
+    if stateful := [op.name for op in needed if _is_random(op)]:
         raise Failure(
             f"{stateful[0]} draws random numbers that differ when a run is resumed; use Dropout() "
             f"of senet/layers.py in the network, and tf.random.stateless_uniform with random_key() "

@@ -1,6 +1,4 @@
 import contextlib
-import errno
-import fcntl
 import os
 import pathlib
 import resource
@@ -76,16 +74,6 @@ def full_disk(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.fixture
-def without_locks(monkeypatch):
-    """Simulate a file system that has no locks."""
-
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 def load_values(session, values):

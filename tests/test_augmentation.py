@@ -189,6 +189,17 @@ def test_mixup_mixes_each_image_with_its_partner_and_the_loss_follows(graph, rng
     assert (weights != later).mean() > 0.99
 
 
+@pytest.mark.parametrize("alpha", [0.005, 0.2])
+def test_mixup_follows_the_beta_distribution(graph, rng, alpha):
+    batch = {"images": tf.zeros([20_000, 1, 1, 1]), "labels": tf.zeros([20_000], tf.int32)}
+    with tf.Session() as session:
+        weights = session.run(mixup(batch, 0, 3, alpha)["weights"])
+    drawn = rng.beta(alpha, alpha, 20_000)
+    expected = np.maximum(drawn, 1 - drawn)
+    assert weights.mean() == pytest.approx(expected.mean(), abs=0.003)
+    assert (weights < 0.6).mean() == pytest.approx((expected < 0.6).mean(), abs=0.005)
+
+
 def test_mixup_with_an_alpha_of_0_changes_nothing(graph):
     batch = {"images": tf.zeros([2, 4, 4, 3]), "labels": tf.zeros([2], tf.int32)}
     assert mixup(batch, 0, 0, 0.0) is batch

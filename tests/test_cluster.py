@@ -114,10 +114,9 @@ def test_two_hosts_stop_together_and_one_resumes(folder, one):
     assert_same_run(folder, "fewer", one)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts, victim):
-    name = f"killed{victim}"
+def kill(folder, name, victim):
+    """Start the run `name` on two hosts and kill the one with the number `victim`; check that the
+    other ends with an error."""
     line = command(folder, name)
     processes, addresses = start_workers(line, line, prepare={victim: (signal_after_epoch, 3)})
     assert processes[victim].wait() == -signal.SIGKILL
@@ -127,13 +126,23 @@ def test_killing_one_worker_ends_the_other_and_both_can_resume(folder, two_hosts
         f"error: worker {victim} at {addresses[victim]} does not respond; "
         f"restart all workers to resume from the last checkpoint\n"
     )
-    processes, _ = start_workers(line, line)
+
+
+@pytest.mark.slow
+def test_killing_a_worker_ends_the_chief(folder):
+    kill(folder, "without_worker", victim=1)
+
+
+@pytest.mark.slow
+def test_killing_the_chief_ends_the_worker_and_both_can_resume(folder, two_hosts):
+    kill(folder, "killed", victim=0)
+    processes, _ = start_workers(*[command(folder, "killed")] * 2)
     assert [status for status, *_ in finish(processes)] == [0, 0]
     # The resumed run must match bit for bit.
     uninterrupted = checkpoint(folder, two_hosts[0])
-    for key, value in checkpoint(folder, name).items():
+    for key, value in checkpoint(folder, "killed").items():
         np.testing.assert_array_equal(value, uninterrupted[key], err_msg=key)
-    rows = (folder / name / "logs.txt").read_text()
+    rows = (folder / "killed" / "logs.txt").read_text()
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 

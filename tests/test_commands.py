@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_run
 from conftest import assert_one_line_error
+from fake_cifar10 import make_files, write_folder
 from image_folders import write_image_folder
 from PIL import Image
 
@@ -136,6 +137,17 @@ def test_an_export_that_cannot_be_written_gives_a_one_line_error(call, tmp_path)
     result = call("export", tmp_path / "file" / "model")
     assert_one_line_error(result, 1, f"cannot write {tmp_path}/file/model: ")
     assert result[2].endswith("; fix the cause, or use another folder\n")
+
+
+def test_evaluate_warns_if_the_test_images_are_not_those_of_the_run(call, tmp_path):
+    files = make_files(count=tiny_run.IMAGES)
+    write_folder(tmp_path, files | {"test_batch": files["data_batch_1"]})
+    status, _, errors = call("evaluate", f"--data_dir={tmp_path}")
+    assert (status, errors) == (
+        0,
+        "warning: the images or labels of cifar10 differ from those that the network was trained "
+        "and tested on\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ def test_swapping_two_images_or_labels_changes_the_checksums(rng, number, array)
 
 
 def test_cifar100_is_loaded_by_name(tmp_path):
-    write_folder(tmp_path, make_files(record=CIFAR100), CIFAR100)
+    write_folder(tmp_path, make_files(count=2000, record=CIFAR100), CIFAR100)
     data = load_dataset("cifar100", tmp_path)
     assert (data.name, data.label_names) == ("cifar100", label_names(CIFAR100))
-    assert (len(data.train.labels), len(data.test.labels)) == (20, 20)
+    assert (len(data.train.labels), len(data.test.labels)) == (2000, 2000)
 
 
 def test_one_entry_adds_a_data_set(monkeypatch):
@@ -225,6 +225,13 @@ def test_a_loader_that_returns_other_arrays_is_rejected(
     with pytest.raises(Failure, match=re.escape(message)) as failure:
         load_dataset("mine", "data", image_size=8)
     assert str(failure.value).startswith("mine: ")
+
+
+def test_a_class_that_only_the_test_set_has_is_rejected(monkeypatch):
+    arrays = IMAGES[:2], LABELS[:2], IMAGES, LABELS
+    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, "abcd"))
+    with pytest.raises(Failure, match="^mine: class c has test images, but no training images$"):
+        load_dataset("mine", "data", image_size=8)
 
 
 def test_a_fraction_of_the_training_images_can_be_held_out():

@@ -13,6 +13,7 @@ from senet.evaluation import Evaluation, averaged_logits, evaluate, evaluation_o
 from senet.hyperparameters import RunHyperparameters
 from senet.layers import (
     GATES,
+    Batch_Normalization,
     Fully_connected,
     Gate,
     Global_Average_Pooling,
@@ -122,6 +123,15 @@ def test_a_metric_that_a_row_would_not_show_rightly_is_reported(
     logits = tf.placeholder(tf.float32, [None, 3])
     with pytest.raises(Failure, match=message):
         evaluation_outputs(always(logits), inputs, RunHyperparameters())
+
+
+def test_batch_norm_that_ignores_training_is_reported(inputs):
+    def network(images, training):
+        x = Batch_Normalization(images, True, scope="batch_norm")
+        return always(tf.reduce_mean(x, [1, 2]))(images, training)
+
+    with pytest.raises(Failure, match="^with training=False, batch norm uses the statistics of "):
+        evaluation_outputs(network, inputs, RunHyperparameters())
 
 
 @pytest.mark.parametrize("dtype, classes", [(tf.float32, 12), (tf.bfloat16, 3)])

@@ -1,7 +1,6 @@
-"""Check output that cannot be written, Ctrl-C during imports, and warnings from other packages.
-Each test runs its own process."""
+"""Check output that cannot be written, and Ctrl-C during imports. Each test runs its own
+process."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -42,11 +41,3 @@ AFTER = "import os, signal, senet.engine.compat; os.kill(os.getpid(), signal.SIG
 def test_ctrl_c_around_the_import_of_tensorflow_ends_quietly(code):
     # A shell reports this as 130.
     assert run_python("-c", code) == (-signal.SIGINT, "", "")
-
-
-def test_a_home_folder_that_cannot_be_written_gives_no_warning(tmp_path):
-    home = tmp_path / "file"
-    home.touch()
-    code = "import senet.engine.compat, matplotlib.figure"
-    cleared = {k: "" for k in os.environ if k in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
-    assert run_python("-c", code, HOME=str(home), **cleared) == (0, "", "")

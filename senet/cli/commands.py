@@ -34,10 +34,15 @@ def evaluate_trained(trained):
             f"{trained.checkpoint} was trained on the classes {shortened(trained.label_names)}, "
             f"but {hp.dataset} has {shortened(data.label_names)}; use the training run's --dataset"
         )
-    if not all(map(np.array_equal, trained.statistics, statistics_of(data))):
+    same = (
+        all(map(np.array_equal, trained.statistics, statistics_of(data)))
+        if trained.checksums is None
+        else np.array_equal(trained.checksums, data.checksums())
+    )
+    if not same:
         print(
-            f"warning: the training images of {data.name} differ from those that the network was "
-            f"trained on",
+            f"warning: the images or labels of {data.name} differ from those that the network was "
+            f"trained and tested on",
             file=sys.stderr,
         )
     # Use the same batches as the evaluation after each epoch, so that the results are identical,

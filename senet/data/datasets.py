@@ -115,6 +115,8 @@ def load_dataset(name, data_dir, image_size=32, validation=0.0):
                 f"--image_size must be {side} for --dataset={name}, got {image_size}; only images "
                 f"in a folder are resized, so use --padding to enlarge the network's input"
             )
+    for label in np.setdiff1d(test.labels, train.labels):
+        raise Failure(f"{name}: class {label_names[label]} has test images, but no training images")
     return Dataset(name, train, test, [*map(str, label_names)]).holding_out(validation)
 
 

@@ -17,6 +17,7 @@ from senet.engine.errors import Failure
 from senet.evaluation import evaluation_outputs
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
+    DATA,
     check_fields,
     describe_difference,
     load_values,
@@ -62,6 +63,8 @@ class TrainedNetwork(contextlib.AbstractContextManager):
             variables = network_variables(reader)
             self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
             fields = network_fields(reader)
+            # Of the images and labels; those of a published network are not known.
+            self.checksums = reader.get_tensor(DATA) if reader.has_tensor(DATA) else None
         check_fields(self.checkpoint, fields, hp.network())
         self.label_names = decode_json(self.statistics.label_names)
         classes = len(self.label_names)

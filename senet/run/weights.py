@@ -42,18 +42,18 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
         for name in STATISTICS & shapes.keys():
             del shapes[name]
     saved_body, body = map(_without_classifier, (saved, wanted))
-    if difference := describe_difference(saved_body, body):
-        options = " ".join(f"--{name}={value}" for name, value in network_fields(reader).items())
-        raise Failure(
-            f"{path} does not match the network: {difference}; use an {OPTION} from the same "
-            f"script, with {options or 'the options that it was trained with'}"
-        )
     classifier = wanted.keys() - body.keys()
     if not (same_classes or classifier):
         raise Failure(
             f"the classes of {path} differ from those of the data set, so the classifier must be "
             f"trained from scratch, but the network has no layer {CLASSIFIER!r}; give its last "
             f"layer that name"
+        )
+    if difference := describe_difference(saved_body, body):
+        options = " ".join(f"--{name}={value}" for name, value in network_fields(reader).items())
+        raise Failure(
+            f"{path} does not match the network: {difference}; use an {OPTION} from the same "
+            f"script, with {options or 'the options that it was trained with'}"
         )
     loaded = wanted.keys() if same_classes else body.keys()
     variables = {variable.op.name: variable for variable in tf.global_variables()}
