@@ -8,8 +8,9 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     command              the command line, with --seed and --run_dir
     parameters           number of trainable parameters
     seconds_per_epoch    from the median times of a step and a test batch on an idle machine
-    pflop                (headline only) 10^15 floating-point operations of the whole run
-    machine              "AVX2" or "AVX-512 BF16"
+    pflop                (SE-ResNet) 10^15 floating-point operations of the whole run
+    averaged             (SE-ResNet) accuracy with --test_time_augmentation=flip_and_shift, percent
+    machine              kind of CPU, such as "AVX2" or "AVX-512 BF16"
     results              [row, ...]: rows of the table "results" that include the run
     headline             true for the run at the top of README.md, whose learning curves are drawn
 
@@ -337,25 +338,34 @@ def draw_learning_curves():
     return figure
 
 
-def draw_accuracy_by_minutes():
-    """Draw the accuracy of every run in the table "results" against its training time."""
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+# Jordan, arXiv 2404.00498, and its repository: averaged predictions, (PFLOP, accuracy in percent).
+PUBLISHED = {"airbench94_muon": (0.29, 94.01), "airbench94": (0.36, 94.01)}
+PUBLISHED |= {"airbench95": (1.4, 95.01), "airbench96": (4.9, 96.03)}
+
+
+def draw_accuracy_by_pflop():
+    """Draw the accuracy of the runs of SE-ResNet and published ones against their computation."""
+    figure = Figure(figsize=(WIDTH, 3), layout="constrained")
     axes = figure.subplots()
-    labels = {}  # one per position, since rows may share runs
-    for row, arms in rows_with_and_without().items():
-        for colour, arm in zip((SE, PLAIN), arms, strict=True):
-            axes.plot([r.minutes for r in arm], [r.accuracy for r in arm], "o", color=colour)
-        minutes = max(r.minutes for arm in arms for r in arm)
-        place = minutes, statistics.mean(r.accuracy for r in arms[0] or arms[1])
-        labels.setdefault(place, row)
-    for place, row in labels.items():
-        axes.annotate(row, place, (7, -3), textcoords="offset points", fontsize=8)
-    axes.plot([], [], "o", color=SE, label="with SE")
-    axes.plot([], [], "o", color=PLAIN, label="without SE")
-    axes.set_xlabel("minutes on two CPU cores")
+    for label, colour, with_se in (("with SE", SE, True), ("without SE", PLAIN, False)):
+        chosen = [r for r in results() if "pflop" in r.entry and bool(r.ratio) == with_se]
+        work = [r.entry["pflop"] for r in chosen]
+        axes.plot(work, [r.accuracy for r in chosen], "o", color=colour, label=label)
+        averaged = [r.entry["averaged"] for r in chosen]
+        label += ", averaged predictions"
+        axes.plot(work, averaged, "o", color=colour, fillstyle="none", label=label)
+    style = {"color": GATE, "fillstyle": "none", "label": "published, averaged predictions"}
+    axes.plot(*zip(*PUBLISHED.values(), strict=True), "s", **style)
+    for name, place in PUBLISHED.items():
+        side = (-6, "right") if name == "airbench94_muon" else (6, "left")
+        axes.annotate(name, place, (side[0], 4), textcoords="offset points", ha=side[1], fontsize=8)
+    axes.set_xscale("log")
+    ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set_xlabel("PFLOP")
     axes.set_title("Test accuracy, %", loc="left")
-    axes.margins(x=0.25)
-    axes.set_xlim(left=0)
+    axes.margins(x=0.1)
     axes.grid()
     axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -473,7 +483,7 @@ FIGURES = {
     "se_modules": draw_se_modules,
     "paper": draw_paper,
     "learning_curves": draw_learning_curves,
-    "accuracy_by_minutes": draw_accuracy_by_minutes,
+    "accuracy_by_pflop": draw_accuracy_by_pflop,
     "excitation": draw_gates,
 }
 PARTS = {
