@@ -21,15 +21,6 @@ class Mark(enum.Enum):
     MAY_GROW = enum.auto()  # may only increase
 
 
-class only_for:  # noqa: N801 (it is used like a function)
-    """The mark of a field that has an effect only if the field `name` has one of `values`. Setting
-    it otherwise is an error."""
-
-    def __init__(self, name, *values):
-        self.name = name
-        self.values = values
-
-
 T = TypeVar("T")
 Network = Annotated[T, Mark.NETWORK]
 MayChange = Annotated[T, Mark.MAY_CHANGE]

@@ -35,7 +35,6 @@ from senet.fields import (
     Positive,
     RunPath,
     Whole,
-    only_for,
 )
 from senet.schedules import ScheduleFields
 
@@ -113,7 +112,7 @@ class RunHyperparameters(ScheduleFields):
         dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self):
-        for name, value in self.validated(dataclasses.asdict(self)).items():
+        for name, value in self.validated(self.as_dict()).items():
             object.__setattr__(self, name, value)
         side = self.image_size + 2 * self.padding
         if side < self.MIN_SIDE:
@@ -128,18 +127,29 @@ class RunHyperparameters(ScheduleFields):
                 f"--test_time_augmentation={self.test_time_augmentation} averages over mirror "
                 f"images, but with --flip=False they may belong to other classes; remove one"
             )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for item in _model(type(self)).model_fields[field.name].metadata:
-                # A script may have another default, which must have an effect too.
-                declared = next(c for c in reversed(type(self).__mro__) if field.name in vars(c))
-                if not isinstance(item, only_for) or value == vars(declared)[field.name]:
-                    continue
-                if (other := getattr(self, item.name)) not in item.values:
-                    raise HyperparameterError(
-                        f"--{field.name}={value} has no effect with --{item.name}={other}; remove "
-                        f"it, or use --{item.name}={item.values[0]}"
-                    )
+        object.__setattr__(self, "_read", set())  # names, for `check_effect`
+
+    def __getattribute__(self, name):
+        object.__getattribute__(self, "__dict__").get("_read", set()).add(name)
+        return object.__getattribute__(self, name)
+
+    def as_dict(self):
+        """Return {name: value} of the fields. This does not count as reading them."""
+        values = vars(self)
+        return {field.name: values[field.name] for field in dataclasses.fields(self)}
+
+    def check_effect(self):
+        """Raise HyperparameterError if nothing has read a field that was set, on the command line
+        or as a default of the script: it would have no effect. Call it when the graph is built."""
+        common = {field.name: field.default for field in dataclasses.fields(RunHyperparameters)}
+        read = vars(self)["_read"]
+        for name, value in self.compared().items():
+            is_set = name in self.given or value != common.get(name, value)
+            if is_set and name not in read:
+                raise HyperparameterError(
+                    f"--{name}={value} has no effect, since nothing reads it with these options; "
+                    f"remove it, or use it in the script"
+                )
 
     @classmethod
     def validated(cls, fields, prefix="--", strings=False):
@@ -182,12 +192,14 @@ class RunHyperparameters(ScheduleFields):
 
     def network(self):
         """Return {name: value} of the fields that make the network."""
-        return {name: getattr(self, name) for name in sorted(self.marked(Mark.NETWORK))}
+        values = self.as_dict()
+        return {name: values[name] for name in sorted(self.marked(Mark.NETWORK))}
 
     def for_fine_tuning(self, images):
         """Return the hyperparameters with which to start from trained weights on that many training
         `images`: batches small enough for 20 steps per epoch, epochs enough for 200 steps, and the
         rates in FINE_TUNING. What was set otherwise stays."""
+        values = self.as_dict()
         batch_size = min(self.batch_size, max(16, images // 320 * 16))
         steps = -(-images // batch_size)
         chosen = {
@@ -196,19 +208,18 @@ class RunHyperparameters(ScheduleFields):
         }
         defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
         lower = {name: min(rate, defaults[name]) for name, rate in self.FINE_TUNING.items()}
-        return dataclasses.replace(
-            self,
-            **{
-                name: value
-                for name, value in (chosen | lower).items()
-                if name not in self.given and getattr(self, name) == defaults[name]
-            },
-        )
+        for name, value in (chosen | lower).items():
+            if name not in self.given and values[name] == defaults[name]:
+                values[name] = value
+        tuned = type(self)(**values)
+        for name in "given", "_read":
+            object.__setattr__(tuned, name, getattr(self, name))
+        return tuned
 
     def compared(self):
         """Return {name: value} of all fields that must not change when a run is resumed."""
         may_change = self.marked(Mark.MAY_CHANGE)
-        return {n: v for n, v in dataclasses.asdict(self).items() if n not in may_change}
+        return {n: v for n, v in self.as_dict().items() if n not in may_change}
 
     def changes_since(self, before):
         """Return [(name, before, now)] of the changes that prevent resuming a run whose fields were
@@ -227,7 +238,7 @@ class RunHyperparameters(ScheduleFields):
         machine such as data_dir, and with the portable part of each path."""
         return {
             name: portable_path(value) if isinstance(value, str) else value
-            for name, value in dataclasses.asdict(self).items()
+            for name, value in self.as_dict().items()
             if name not in MACHINE
         }
 

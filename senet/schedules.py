@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from senet.engine.compat import tf
-from senet.fields import NotNegative, Positive, only_for
+from senet.fields import NotNegative, Positive
 
 
 def learning_rate(step, epoch_steps, hyperparameters):
@@ -75,4 +75,4 @@ class ScheduleFields:
     schedule: Schedule = "steps"  # learning-rate schedule
     warmup_epochs: Annotated[float, Ge(-1)] = -1.0  # epochs of rising rate; -1: the schedule's own
     final_rate: NotNegative = 0.0  # learning rate at the end
-    step_factor: Annotated[Positive, only_for("schedule", "steps")] = 0.1  # of each drop
+    step_factor: Positive = 0.1  # of each drop (only `steps`)

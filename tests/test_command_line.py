@@ -148,7 +148,7 @@ class TestHelp:
     def test_help_lists_every_field_of_a_script(self, script, capsys):
         assert script.module.main(["--help"]) == 0
         output = capsys.readouterr().out
-        for name in vars(script.hyperparameters()):
+        for name in script.hyperparameters().as_dict():
             assert f"--{name} " in output
 
     @pytest.mark.slow

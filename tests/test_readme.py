@@ -90,7 +90,7 @@ def test_the_pretrained_network_recognises_the_drawings(capsys):
 def test_the_pretrained_network_has_the_default_architecture():
     """The fine-tuning command has no options of the network."""
     pretrained = json.loads((ROOT / "models/SE_ResNet/hyperparameters.json").read_text())
-    defaults = vars(HYPERPARAMETERS["SE_ResNet"]())
+    defaults = HYPERPARAMETERS["SE_ResNet"]().as_dict()
     network = ("width", "blocks", "reduction_ratio", "padding")
     assert {name: pretrained[name] for name in network} == {n: defaults[n] for n in network}
 

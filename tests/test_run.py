@@ -114,6 +114,14 @@ def test_a_wrong_output_of_a_script_ends_the_run_with_nothing_saved(
 
 
 @pytest.mark.slow
+def test_an_option_without_effect_ends_the_run(tmp_path, call):
+    options = "--schedule=cosine", "--step_factor=0.1"  # the default, but set
+    _, _, errors = result = call(*arguments(tmp_path, "run", *options))
+    assert (result[0], errors.count("\n")) == (2, 1)
+    assert errors.startswith("error: --step_factor=0.1 has no effect, since nothing reads it with ")
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, call):
     status, output, errors = call(*arguments(tmp_path, "run", "--init_learning_rate=1e30"))
     assert (status, errors.count("\n"), "epoch: " in output) == (1, 1, False)

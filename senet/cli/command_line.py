@@ -161,7 +161,7 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
         print(f"network of {initial}: {', '.join(notes)}", flush=True)
     # A script's own field that makes the network, but is not marked Network, must not go unnoticed.
     # (A resumed run compares all fields.)
-    own = vars(Hyperparameters()).keys() - vars(RunHyperparameters()).keys()
+    own = Hyperparameters().as_dict().keys() - RunHyperparameters().as_dict().keys()
     unmarked = own - network.keys() - Hyperparameters.FINE_TUNING.keys() - given.keys()
     left = [n for n in trained if n in unmarked and trained[n] != getattr(Hyperparameters, n)]
     if left and start != run:

@@ -7,7 +7,6 @@ run can thus discard the events of all steps that it repeats, whatever their tag
 # pyright: reportAttributeAccessIssue=false
 
 import contextlib
-import dataclasses
 import io
 import time
 
@@ -86,7 +85,7 @@ def start_summary(network, hyperparameters):
         for chart, tags in charts.items():
             category.chart.add(title=chart).multiline.tag.extend(f"^{tag}$" for tag in tags)
     script = {"network": network.__name__, "dataset": hyperparameters.dataset}
-    fields = script | dataclasses.asdict(hyperparameters)
+    fields = script | hyperparameters.as_dict()
     # Without the settings of the machine, which may change when a run is resumed
     compared = script | hyperparameters.compared()
     rows = "".join(f"\n| {name} | {value} |" for name, value in fields.items())

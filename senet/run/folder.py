@@ -8,7 +8,6 @@ run_dir/lock                     lock file, held by the training process
 """
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import shlex
@@ -107,8 +106,8 @@ class RunFolder:
 
     def write_hyperparameters(self):
         """Write the current hyperparameters to hyperparameters.json."""
-        fields = dataclasses.asdict(self.hyperparameters)
-        _replace_text(self.settings, json.dumps(fields, indent=2) + "\n")
+        text = json.dumps(self.hyperparameters.as_dict(), indent=2)
+        _replace_text(self.settings, text + "\n")
 
     def keep_rows(self, epochs):
         """Remove the rows after epoch `epochs`."""

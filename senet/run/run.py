@@ -74,7 +74,8 @@ class Run:
         images = len(self.data.train.labels)
         tuned = hp.for_fine_tuning(images)
         self.hyperparameters = self.folder.hyperparameters = tuned
-        changed = [f"{n} {v}" for n, v in vars(tuned).items() if v != getattr(hp, n)]
+        before = hp.as_dict()
+        changed = [f"{n} {v}" for n, v in tuned.as_dict().items() if v != before[n]]
         if changed:
             self.note = f"fine-tuning: {', '.join(changed)} (options override them)"
 
@@ -96,6 +97,7 @@ class Run:
         run, of `initial_checkpoint` or the initializers. Print the startup lines. `graph` is the
         Graph of the training loop."""
         hp = self.hyperparameters
+        hp.check_effect()
         self.graph = graph
         for name, value in (*graph.train_step.items(), *graph.epoch_end.items()):
             # Operations have no shape; the "images" are shown as a page.
