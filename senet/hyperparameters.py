@@ -130,6 +130,7 @@ class RunHyperparameters(ScheduleFields):
         object.__setattr__(self, "_read", set())  # names, for `check_effect`
 
     def __getattribute__(self, name):
+        # Note each attribute that is read.
         object.__getattribute__(self, "__dict__").get("_read", set()).add(name)
         return object.__getattribute__(self, name)
 
@@ -147,8 +148,9 @@ class RunHyperparameters(ScheduleFields):
             is_set = name in self.given or value != common.get(name, value)
             if is_set and name not in read:
                 raise HyperparameterError(
-                    f"--{name}={value} has no effect, since nothing reads it with these options; "
-                    f"remove it, or use it in the script"
+                    f"--{name}={value} has no effect, since nothing reads it with these options "
+                    f"before the first step; remove it (or mark it MayChange, if only the training "
+                    f"loop reads it)"
                 )
 
     @classmethod

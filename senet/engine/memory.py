@@ -65,8 +65,9 @@ def check_training_memory(images, hyperparameters):
     sizes = [f"{size / 1e9:,.3g} GB" for size in (weights + maps, weights, maps, available)]
     raise HyperparameterError(
         f"training needs at least {sizes[0]} of memory ({sizes[1]} for variables, {sizes[2]} for "
-        f"the feature maps of {images_at_once:,} images), but {sizes[3]} is available; "
-        f"use a smaller network, smaller images or a smaller --micro_batch_size (0: whole batch)"
+        f"the feature maps of {images_at_once:,} image{'s' * (images_at_once != 1)}), but "
+        f"{sizes[3]} is available; use a smaller network, smaller images or a smaller "
+        f"--micro_batch_size (0: whole batch)"
     )
 
 
