@@ -33,7 +33,7 @@ LONGEST = [
     "test_run_files.py",
     "test_scripts.py",
     "test_hosts.py",
-    "test_gpu.py",
+    "test_networks.py",
     "test_run.py",
     "test_commands.py",
     "test_style.py",
@@ -124,9 +124,9 @@ def run_python(*arguments, cwd=ROOT, **environment):
 
 @pytest.fixture
 def call(capsys):
-    """Return a function that runs a command line of SE_ResNeXt.py in this process and returns (exit
+    """Return a function that runs a command line of SE_ResNet.py in this process and returns (exit
     status, standard output, standard error)."""
-    from SE_ResNeXt import main
+    from SE_ResNet import main
 
     def call(*argv):
         status = main([str(argument) for argument in argv])
@@ -148,7 +148,7 @@ def trained(tmp_path_factory):
     block each."""
     from tiny_run import arguments
 
-    from SE_ResNeXt import main
+    from SE_ResNet import main
 
     folder = tmp_path_factory.mktemp("trained")
     assert main(arguments(folder, "run", "--total_epochs=2")) == 0

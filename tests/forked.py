@@ -1,4 +1,4 @@
-"""Run SE_ResNeXt.py in processes forked from one that has already imported it, because importing
+"""Run SE_ResNet.py in processes forked from one that has already imported it, because importing
 TensorFlow takes longer than a tiny training run."""
 
 import concurrent.futures
@@ -11,11 +11,11 @@ import unittest.mock
 
 from conftest import ROOT, restore_default_signals
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.engine import compat
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["SE_ResNeXt"])
+context.set_forkserver_preload(["SE_ResNet"])
 # The value that senet.engine.compat sets for a worker. TensorFlow reads it only once, so errors of
 # its C++ code are hidden in runs on a single host too. test_scripts.py checks the output of
 # separate processes.
@@ -23,7 +23,7 @@ LOG_LEVEL = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _run(arguments, prepare, cwd, environment, output, errors):
-    """Call `prepare` in the new process, then run the script as `python SE_ResNeXt.py arguments...`
+    """Call `prepare` in the new process, then run the script as `python SE_ResNet.py arguments...`
     would."""
     restore_default_signals()
     os.chdir(cwd)
@@ -36,7 +36,7 @@ def _run(arguments, prepare, cwd, environment, output, errors):
     if prepare:
         function, *values = prepare
         function(*values)
-    sys.exit(SE_ResNeXt.main(arguments))
+    sys.exit(SE_ResNet.main(arguments))
 
 
 class ForkedScript:
@@ -94,9 +94,9 @@ class ForkedScript:
 
 
 def start_script(script, *arguments, prepare=(), cwd=ROOT, **environment):
-    """Start `python SE_ResNeXt.py arguments...` in the folder `cwd`. If
+    """Start `python SE_ResNet.py arguments...` in the folder `cwd`. If
     `prepare = (function, *values)` is given, the new process makes this call first."""
-    assert script == "SE_ResNeXt.py"
+    assert script == "SE_ResNet.py"
     return ForkedScript(list(map(str, arguments)), prepare, cwd, environment)
 
 

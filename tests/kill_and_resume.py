@@ -28,7 +28,7 @@ EPOCHS = 3
 # Save after every step, so that any moment is close to a save.
 OPTIONS = (
     *(f"--total_epochs={EPOCHS}", "--micro_batch_size=8", "--save_minutes=1e-9"),
-    *("--ema=0.9", "--mixup=0.4", "--clip_norm=1"),
+    *("--ema=0.9", "--cutout=0.25", "--clip_norm=1"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from senet.data.datasets import Dataset, Split
+from senet.engine.compat import tf
 
 
 class Script(NamedTuple):
@@ -68,11 +69,29 @@ SCRIPTS = [
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 
 
-def noise(count):
+def noise(count, label_names="ab"):
     """Return a Dataset of `count` black images; their values do not matter."""
     split = Split(np.zeros([count, 32, 32, 3], np.uint8), np.zeros(count, np.int32))
-    return Dataset("noise", split, split, ["a", "b"])
+    return Dataset("noise", split, split, list(label_names))
 
 
 # The smallest SE_ResNeXt, in float32 and without micro-batches.
 TINY = {**SCRIPTS[1].tiny, "micro_batch_size": 0, "mixed_precision": False}
+
+
+def assert_readable_graph(run_dir):
+    """Assert that TensorBoard's graph page shows few boxes at the top level (not counting the
+    modules of the Inceptions) and one box for each SE block."""
+    files = run_dir.rglob("events.out.tfevents.*")
+    events = [event for file in files for event in tf.train.summary_iterator(str(file))]
+    (graph,) = [event.graph_def for event in events if event.graph_def]
+    nodes = tf.GraphDef.FromString(graph).node
+    top = {node.name.partition("/")[0] for node in nodes}
+    assert {"input", "outputs"} <= top
+    assert not top & {"save", "test", "train", "epoch_end", "epoch_sums", "global_step", "to_uint8"}
+    parts = {name for name in top if not name.startswith(("Inception", "Reduction"))}
+    assert len(parts) <= 16
+    boxes = {"/".join(node.name.split("/")[:-1]) for node in nodes}
+    blocks = {box for box in boxes if box.endswith("/SE")}
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert len(blocks) == sum(tag.startswith("squeeze_excitation/") for tag in tags) > 0

@@ -16,12 +16,14 @@ from workers import (
     command,
     finish,
     free_addresses,
+    shorten_waiting,
     start_worker,
     start_workers,
+    wait_for_a_note,
     wait_for_step,
 )
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.engine.compat import tf
 from senet.run import hosts
 from senet.run.checkpoints import Checkpoints, checkpoint_files
@@ -48,7 +50,7 @@ def checkpoint(folder, name):
 def one(folder):
     """Return the name of the run on one device, which all other runs must match."""
     _, *arguments = command(folder, "one")
-    assert SE_ResNeXt.main(arguments) == 0
+    assert SE_ResNet.main(arguments) == 0
     assert numbers(folder, "one").shape == (EPOCHS, 4)
     return "one"
 
@@ -75,10 +77,14 @@ def test_two_devices_produce_the_same_run_as_one(folder, one):
 
 @pytest.fixture(scope="module")
 def two_hosts(folder):
-    """Return the name of an uninterrupted run on two hosts, a chief and a worker, and what `finish`
-    returned for it."""
-    processes, _ = start_workers(*[command(folder, "hosts")] * 2, chief=True)
-    return "hosts", finish(processes)
+    """Return the name of an uninterrupted run on two hosts, a chief and a worker that starts late,
+    and what `finish` returned for it."""
+    addresses = free_addresses(2)
+    line = command(folder, "hosts")
+    chief = start_worker(addresses, 0, *line, chief=True, prepare=(shorten_waiting, 300))
+    wait_for_a_note(chief)
+    worker = start_worker(addresses, 1, *line, chief=True)
+    return "hosts", finish([chief, worker])
 
 
 @pytest.mark.slow
@@ -86,9 +92,9 @@ def test_two_hosts_give_the_same_run_as_one_device(folder, one, two_hosts):
     name, results = two_hosts
     (status, output, errors), (other_status, other_output, other_errors) = results
     assert (status, errors, other_status, other_errors) == (0, "", 0, "")
-    waiting = "worker {} (2 workers, numbered from 0): waiting up to 10 minutes for the others"
-    assert output.splitlines()[0] == waiting.format(0)
-    assert other_output == waiting.format(1) + "\n"
+    waiting = "worker {} (2 workers, numbered from 0): waiting up to {} minutes for the others"
+    assert output.splitlines()[0] == waiting.format(0, 5)
+    assert other_output == waiting.format(1, 10) + "\n"
     assert_same_run(folder, name, one)
 
 
@@ -100,25 +106,11 @@ def save_slowly_and_check_often():
     Checkpoints.save = lambda *arguments: (time.sleep(4), save(*arguments))
 
 
-@pytest.mark.slow
-def test_two_hosts_stop_together_and_one_resumes(folder, one):
-    slowly = (save_slowly_and_check_often,)
-    processes, _ = start_workers(*[command(folder, "fewer")] * 2, prepare={0: slowly, 1: slowly})
-    wait_for_step(folder, "fewer", 1, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    (status, _, errors), (other_status, _, other_errors) = finish(processes)
-    assert (status, other_status) == (143, 143)
-    assert errors.startswith("stopped by SIGTERM and saved after step ")
-    assert other_errors == errors
-    assert run_script(*command(folder, "fewer"))[0] == 0
-    assert_same_run(folder, "fewer", one)
-
-
-def kill(folder, name, victim):
-    """Start the run `name` on two hosts and kill the one with the number `victim`; check that the
-    other ends with an error."""
-    line = command(folder, name)
-    processes, addresses = start_workers(line, line, prepare={victim: (signal_after_epoch, 3)})
+def kill(folder, name, victim, epoch):
+    """Start the run `name` on two hosts, kill the one with the number `victim` after `epoch`, and
+    check that the other ends with an error."""
+    prepare = {victim: (signal_after_epoch, epoch)}
+    processes, addresses = start_workers(*[command(folder, name)] * 2, prepare=prepare)
     assert processes[victim].wait() == -signal.SIGKILL
     status, _, errors = finish(processes)[1 - victim]
     assert status == 1
@@ -129,20 +121,25 @@ def kill(folder, name, victim):
 
 
 @pytest.mark.slow
-def test_killing_a_worker_ends_the_chief(folder):
-    kill(folder, "without_worker", victim=1)
+def test_two_hosts_stop_together_and_resume_after_a_signal_and_two_kills(folder, two_hosts):
+    prepare = {number: (save_slowly_and_check_often,) for number in range(2)}
+    processes, _ = start_workers(*[command(folder, "stopped")] * 2, prepare=prepare)
+    wait_for_step(folder, "stopped", 1, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (status, _, errors), (other_status, _, other_errors) = finish(processes)
+    assert (status, other_status) == (143, 143)
+    assert errors.startswith("stopped by SIGTERM and saved after step ")
+    assert other_errors == errors
 
-
-@pytest.mark.slow
-def test_killing_the_chief_ends_the_worker_and_both_can_resume(folder, two_hosts):
-    kill(folder, "killed", victim=0)
-    processes, _ = start_workers(*[command(folder, "killed")] * 2)
+    kill(folder, "stopped", victim=1, epoch=EPOCHS - 2)
+    kill(folder, "stopped", victim=0, epoch=EPOCHS - 1)
+    processes, _ = start_workers(*[command(folder, "stopped")] * 2)
     assert [status for status, *_ in finish(processes)] == [0, 0]
     # The resumed run must match bit for bit.
     uninterrupted = checkpoint(folder, two_hosts[0])
-    for key, value in checkpoint(folder, "killed").items():
+    for key, value in checkpoint(folder, "stopped").items():
         np.testing.assert_array_equal(value, uninterrupted[key], err_msg=key)
-    rows = (folder / "killed" / "logs.txt").read_text()
+    rows = (folder / "stopped" / "logs.txt").read_text()
     assert rows == (folder / two_hosts[0] / "logs.txt").read_text()
 
 
@@ -161,8 +158,8 @@ def newest_two(folder, name):
 
 @pytest.mark.slow
 def test_every_device_and_host_starts_from_the_same_weights(folder, one):
-    options = ["--total_epochs=3", "--seed=1", f"--initial_checkpoint={folder / one}"]
-    line = f"weights: 79 of 79 variables from {newest_two(folder, one)[1]}"
+    options = ["--total_epochs=1", "--seed=1", f"--initial_checkpoint={folder / one}"]
+    line = f"weights: 39 of 39 variables from {newest_two(folder, one)[1]}"
     for name, devices in ("started", "all"), ("started_two", "cpu:0,cpu:1"):
         more = [*options, f"--devices={devices}"]
         status, output, errors = run_script(*command(folder, name, *more))

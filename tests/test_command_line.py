@@ -153,7 +153,7 @@ class TestHelp:
 
     @pytest.mark.slow
     def test_a_closed_pipe_ends_help_quietly(self):
-        command = f"{sys.executable} SE_ResNeXt.py --help | (exec 0<&-; sleep 0)"
+        command = f"{sys.executable} SE_ResNet.py --help | (exec 0<&-; sleep 0)"
         result = subprocess.run(
             command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False
         )

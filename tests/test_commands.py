@@ -12,7 +12,7 @@ from fake_cifar10 import make_files, write_folder
 from image_folders import write_image_folder
 from PIL import Image
 
-import SE_ResNeXt
+import SE_ResNet
 from cifar10 import CIFAR10, load_cifar
 from senet.run.folder import RunFolder
 from senet.run.pages import draw_excitation, drawn
@@ -119,8 +119,11 @@ def test_predict_reads_folders_and_prints_json_records_also_of_files_that_fail(c
     assert bad == {"image": str(broken), "error": "not an image file, or damaged"}
     assert missing["error"] == "cannot be read as an image: No such file or directory"
     for record, line in zip(good, plain.splitlines(), strict=True):
-        top = ", ".join(f"{part['label']} {part['probability']:.4f}" for part in record["top"])
-        assert f"{record['image']}: {top}" == line
+        path, top = line.split(": ")
+        pairs = [part.rsplit(" ", 1) for part in top.split(", ")]
+        rounded = [(name, pytest.approx(float(value), abs=1e-4)) for name, value in pairs]
+        assert [(part["label"], part["probability"]) for part in record["top"]] == rounded
+        assert record["image"] == path
         assert all(round(part["probability"], 6) == part["probability"] for part in record["top"])
         assert len(record["top"]) == 2
 
@@ -171,8 +174,8 @@ def test_excitation_prints_one_line_per_block_and_draws_a_figure(call, trained):
     assert (status, errors) == (0, "")
     _, head, *blocks, figure = output.splitlines()
     assert head.split()[:3] == ["SE", "block", "channels"]
-    # depth 2: 8, 16 and 32 channels; gates start at 1/2, and 20 steps change them little.
-    for line, stage, channels in zip(blocks, (1, 2, 3), (8, 16, 32), strict=True):
+    # Gates start at 1/2, and 20 steps change them little.
+    for line, stage, channels in zip(blocks, (1, 2, 3), (2, 8, 8), strict=True):
         name, count, mean, *_ = line.split()
         assert (name, count) == (f"stage{stage}/block1/SE", str(channels))
         assert 0.3 < float(mean) < 0.7
@@ -181,7 +184,7 @@ def test_excitation_prints_one_line_per_block_and_draws_a_figure(call, trained):
 
 
 def test_the_commands_work_while_the_run_is_training(call, trained, files):
-    hyperparameters = SE_ResNeXt.Hyperparameters(
+    hyperparameters = SE_ResNet.Hyperparameters(
         **json.loads((trained / "hyperparameters.json").read_text())
     )
     with RunFolder(hyperparameters):  # holds the lock, as the training process does
@@ -205,7 +208,7 @@ def test_a_damaged_checkpoint_is_reported(call, trained, tmp_path):
     [
         (["evaluate", "--checkpoint=model.ckpt-7"], 1, "model.ckpt-7.index does not exist"),
         (["evaluate", "--checkpoint=."], 1, "model.index does not exist"),
-        (["evaluate", "--depth=4"], 2, "--depth must be 2, the value that the run was trained"),
+        (["evaluate", "--width=4"], 2, "--width must be 2, the value that the run was trained"),
         (["predict", "a.png", "--padding=4"], 2, "--padding must be 0, the value that the run was"),
         (["export", "a", "--reduction_ratio=0"], 2, "--reduction_ratio must be 2, the value that"),
         (["publish", "a", "--seed=3"], 2, "--seed must be 0, the value that the run was trained"),
@@ -229,10 +232,10 @@ def test_without_a_run_every_command_says_to_train_first(call, tmp_path, monkeyp
     for command in "evaluate", "predict a.png", "export a", "publish a", "excitation":
         result = call(*command.split(), run_dir=tmp_path)
         assert_one_line_error(result, 1, f"no run in {tmp_path}; train first, or use the --run_dir")
-    (tmp_path / "models" / "SE_ResNeXt").mkdir(parents=True)
+    (tmp_path / "models" / "SE_ResNet").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     _, _, errors = call("evaluate", run_dir=tmp_path)
-    assert errors.endswith(" of an existing run, such as --run_dir=models/SE_ResNeXt\n")
+    assert errors.endswith(" of an existing run, such as --run_dir=models/SE_ResNet\n")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_python
 from scripts import SCRIPTS
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.engine import devices
 from senet.engine.compat import tf
 
@@ -37,7 +37,7 @@ def test_invalid_devices_are_rejected_before_data_is_read(
     two_gpus, tmp_path, capsys, choice, status, message
 ):
     folders = [f"--data_dir={tmp_path / 'nowhere'}", f"--run_dir={tmp_path / 'run'}"]
-    assert SE_ResNeXt.main([f"--devices={choice}", *folders]) == status
+    assert SE_ResNet.main([f"--devices={choice}", *folders]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
     assert not (tmp_path / "run").exists()
@@ -47,7 +47,7 @@ def test_invalid_devices_are_rejected_before_data_is_read(
 def test_a_session_has_the_requested_cpu_devices(monkeypatch, choice, count):
     monkeypatch.setattr(devices, "_chosen", "all")
     devices.use_devices(choice)
-    config = devices.session_config(SE_ResNeXt.Hyperparameters(devices=choice))
+    config = devices.session_config(SE_ResNet.Hyperparameters(devices=choice))
     with tf.Session(config=config) as session:
         names = {device.name.rpartition("/device:")[2] for device in session.list_devices()}
     assert names == {f"CPU:{number}" for number in range(count)}
@@ -79,7 +79,7 @@ def test_a_cpu_without_onednn_has_no_grouped_convolution():
 
 def test_the_cpu_can_be_used_instead_of_gpus(two_gpus):
     assert devices.use_devices("cpu:0") == ["/cpu:0"]
-    config = devices.session_config(SE_ResNeXt.Hyperparameters(devices="cpu:0"))
+    config = devices.session_config(SE_ResNet.Hyperparameters(devices="cpu:0"))
     assert (config.device_count["CPU"], config.device_count["GPU"]) == (1, 0)
     assert "no GPU" not in devices.describe_devices(tf.distribute.get_strategy())
 

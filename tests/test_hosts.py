@@ -1,20 +1,32 @@
 """Check how TF_CONFIG is read, and that missing workers, and workers that differ from the chief,
 are reported."""
 
+import contextlib
+import importlib.util
 import re
 import signal
+import sys
+import threading
 
 import pytest
-from conftest import ROOT, start_python
+from conftest import ROOT
 from fake_cifar10 import make_files, write_folder
-from forked import start_script
-from workers import assert_rejected, command, finish, free_addresses, start_worker, start_workers
+from workers import (
+    assert_rejected,
+    command,
+    finish,
+    free_addresses,
+    shorten_waiting,
+    start_worker,
+    start_workers,
+    wait_for_a_note,
+)
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.engine import devices
 from senet.engine.compat import tf
+from senet.engine.errors import Failure
 from senet.run import hosts
-from senet.run.run import Run
 
 
 def tf_config(cluster, task):
@@ -54,46 +66,46 @@ def test_tf_config_lists_the_chief_first_and_may_list_one_host(config, expected,
 )
 def test_the_invalid_part_of_tf_config_is_reported(cluster, task, reason, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", tf_config(cluster, task))
-    assert SE_ResNeXt.main([]) == 1
+    assert SE_ResNet.main([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: TF_CONFIG is not valid: {reason}")
 
 
-def run_out_of_memory():
-    def end_step(*_):
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (tf.errors.UnavailableError, r"^worker 0 at localhost:\d+ does not respond; restart all"),
+        (tf.errors.ResourceExhaustedError, None),  # of this worker: reported as on one host
+    ],
+)
+def test_an_error_of_tensorflow_names_the_workers_that_do_not_respond(error, message):
+    cluster = object.__new__(hosts.Hosts)
+    contextlib.ExitStack.__init__(cluster)
+    cluster.addresses, cluster.finished = free_addresses(1), threading.Event()
+    problem = error(None, None, "the message of TensorFlow")
+    with pytest.raises(Failure, match=message) if message else contextlib.nullcontext():
+        cluster.__exit__(type(problem), problem, None)
+    assert cluster.finished.is_set()
 
-    Run.end_step = end_step
+
+def change_the_code(path):
+    """Let this process run a script with another last line."""
+    path.write_text((ROOT / "SE_ResNet.py").read_text() + "# changed\n")
+    specification = importlib.util.spec_from_file_location("changed", path)
+    sys.modules["changed"] = changed = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(changed)
+    SE_ResNet.main = changed.main
 
 
 @pytest.mark.slow
-def test_a_host_without_enough_memory_says_so(tmp_path):
-    prepare = {0: (run_out_of_memory,), 1: (run_out_of_memory,)}
-    workers, _ = start_workers(*[command(tmp_path, "large")] * 2, prepare=prepare)
-    for status, _, errors in finish(workers):
-        assert status == 1
-        assert errors.startswith("error: out of memory; use a smaller --micro_batch_size")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("difference", ["hyperparameters", "images", "code"])
-def test_a_worker_that_differs_from_the_chief_is_rejected(tmp_path, difference):
-    other = command(tmp_path, "other")
-    start = start_script
-    if difference == "hyperparameters":
-        other.append("--micro_batch_size=2")  # which a resumed run may change
-    elif difference == "images":
-        write_folder(tmp_path / "more_images", make_files(count=11))
-        other.append(f"--data_dir={tmp_path / 'more_images'}")
-    else:
-        # A script with a different name is still part of the code that is compared.
-        for name in ("senet", "cifar10.py"):
-            (tmp_path / name).symlink_to(ROOT / name)
-        start = start_python
-        other[0] = tmp_path / "my_net.py"
-        other[0].write_text((ROOT / "SE_ResNeXt.py").read_text() + "# changed\n")
-    processes, addresses = start_workers(command(tmp_path, "other"), other, start=start)
-    assert_rejected(processes, addresses, difference)
+def test_a_worker_that_differs_from_the_chief_is_rejected(tmp_path):
+    write_folder(tmp_path / "more_images", make_files(count=11))
+    more = f"--data_dir={tmp_path / 'more_images'}"
+    # A resumed run may change micro_batch_size.
+    other = command(tmp_path, "other", "--micro_batch_size=2", more)
+    prepare = {1: (change_the_code, tmp_path / "changed.py")}
+    workers = start_workers(command(tmp_path, "other"), other, prepare=prepare)
+    assert_rejected(*workers, "hyperparameters and code and images")
 
 
 def set_cpu_flags(file):
@@ -117,24 +129,11 @@ def test_a_worker_without_bfloat16_support_is_rejected(tmp_path):
         )
 
 
-def shorten_waiting(patience):
-    hosts.CHECK_SECONDS = 2
-    hosts.GONE_SECONDS = 8
-    hosts.NOTE_SECONDS = 4
-    hosts.START_SECONDS = patience
-
-
-def start_impatient_worker(folder, name, addresses, index, *options, patience=300):
-    """Start a worker that waits for the others for `patience` seconds. It also prints notes and
-    detects missing workers sooner than usual."""
-    line = command(folder, name, *options)
-    return start_worker(addresses, index, *line, prepare=(shorten_waiting, patience))
-
-
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_reported(tmp_path):
     addresses = free_addresses(2)
-    worker = start_impatient_worker(tmp_path, "never", addresses, 0, patience=12)
+    line = command(tmp_path, "never")
+    worker = start_worker(addresses, 0, *line, prepare=(shorten_waiting, 12))
     ((status, _, errors),) = finish([worker], notes=True)
     *notes, last = errors.splitlines()
     assert status == 1
@@ -144,25 +143,12 @@ def test_a_worker_that_never_starts_is_reported(tmp_path):
     assert last.startswith(f"error: gave up after 0 minutes: {missing}; restart all workers")
 
 
-def wait_for_a_note(process):
-    while not process.stderr.readline().startswith("still waiting"):
-        assert process.poll() is None
-
-
 @pytest.mark.slow
 def test_a_waiting_worker_ends_on_a_signal(tmp_path):
-    process = start_impatient_worker(tmp_path, "signal", free_addresses(2), 0)
+    line = command(tmp_path, "signal")
+    process = start_worker(free_addresses(2), 0, *line, prepare=(shorten_waiting, 300))
     wait_for_a_note(process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.endswith("stopped by SIGINT while waiting for workers\n")
-
-
-@pytest.mark.slow
-def test_workers_wait_for_one_that_starts_late(tmp_path):
-    addresses = free_addresses(2)
-    first = start_impatient_worker(tmp_path, "late", addresses, 0, "--total_epochs=1")
-    wait_for_a_note(first)
-    late = start_impatient_worker(tmp_path, "late", addresses, 1, "--total_epochs=1")
-    assert [status for status, *_ in finish([first, late])] == [0, 0]

@@ -19,8 +19,7 @@ from kill_and_resume import kill_and_resume
 from tiny_run import arguments, command
 
 import SE_ResNet
-import SE_ResNeXt
-from SE_ResNeXt import main
+from SE_ResNet import main
 from senet.engine.compat import tf
 from senet.run.console import ProgressBar, duration
 
@@ -30,8 +29,8 @@ def test_a_run_has_the_expected_output_and_files(tmp_path, capsys):
     assert main(arguments(tmp_path, "whole", "--total_epochs=3", "--micro_batch_size=8")) == 0
     output = capsys.readouterr().out.splitlines()
     network, data, device, run, watch, *rows, done, best, after = output
-    # Worked out by hand: stem 1,856, stages 996, 984 and 3,696, classifier 330.
-    assert network == "network: SE_ResNeXt, 7,862 trainable parameters"
+    # Worked out by hand: stages 479, 812 and 1,244, classifier 90.
+    assert network == "network: SE_ResNet, 2,625 trainable parameters"
     assert data == "data: cifar10, 200 training and 40 test images in 10 classes"
     assert device.startswith("device: ")
     assert run == f"run: {folder} (new)"
@@ -44,7 +43,7 @@ def test_a_run_has_the_expected_output_and_files(tmp_path, capsys):
     accuracies = [float(re.search(r"test_acc: ([\d.]+)", row)[1]) for row in rows]
     epoch = accuracies.index(max(accuracies)) + 1
     assert best == f"best by test_acc: epoch {epoch}; to use it, add --checkpoint=best"
-    assert after == f"next: python SE_ResNeXt.py evaluate --run_dir={folder}"
+    assert after == f"next: python SE_ResNet.py evaluate --run_dir={folder}"
     events, *others = sorted(path.name for path in folder.iterdir())
     assert events.startswith("events.out.tfevents.")
     assert others == ["hyperparameters.json", "lock", "logs.txt", "model", "test"]
@@ -102,12 +101,12 @@ def test_a_duration_is_shown_in_its_two_largest_units():
 def test_a_wrong_output_of_a_script_ends_the_run_with_nothing_saved(
     tmp_path, monkeypatch, capsys, part, outputs, message
 ):
-    def build(data, hyperparameters, build_graph=SE_ResNeXt.build_graph):
+    def build(data, hyperparameters, build_graph=SE_ResNet.build_graph):
         graph = build_graph(data, hyperparameters)
         getattr(graph, part).update(outputs())
         return graph
 
-    monkeypatch.setattr(SE_ResNeXt, "build_graph", build)
+    monkeypatch.setattr(SE_ResNet, "build_graph", build)
     assert main(arguments(tmp_path, "run")) == 1
     assert re.match(f"error: {message}", capsys.readouterr().err)
     assert not list((tmp_path / "run" / "model").glob("*.index"))

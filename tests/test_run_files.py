@@ -18,7 +18,7 @@ from forked import run_script
 from image_folders import write_image_folder
 from tiny_run import IMAGES, STEPS, arguments, command, signal_after_epoch
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.hyperparameters import RunHyperparameters
@@ -146,7 +146,7 @@ def runs(tmp_path_factory):
     """Return a folder with the images, the finished run `three` of three epochs, and the run `two`,
     which was killed after two of them."""
     folder = tmp_path_factory.mktemp("trained")
-    assert SE_ResNeXt.main(arguments(folder, "three", "--total_epochs=3")) == 0
+    assert SE_ResNet.main(arguments(folder, "three", "--total_epochs=3")) == 0
     killed = command(folder, "two", "--total_epochs=3")
     status, *_ = run_script(*killed, prepare=(signal_after_epoch, 2))
     assert status == -signal.SIGKILL
@@ -220,7 +220,7 @@ class TestDamagedCheckpoints:
         def another(x, out_dim, ratio, layer_name):
             return conv_layer(x, out_dim, 1, layer_name="another")
 
-        monkeypatch.setattr(SE_ResNeXt, "Squeeze_excitation_layer", another)
+        monkeypatch.setattr(SE_ResNet, "Squeeze_excitation_layer", another)
         assert_rejected(f"{two}/model/model.ckpt-20 does not match the network: missing from the ")
 
 
@@ -248,7 +248,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "options, changes",
         [
-            (("--depth=3", "--momentum=0.5"), ["depth was 2, now 3", "momentum was 0.9, now 0.5"]),
+            (("--width=3", "--momentum=0.5"), ["width was 2, now 3", "momentum was 0.85, now 0.5"]),
             (("--total_epochs=2",), ["total_epochs was 3, now 2"]),
         ],
     )
@@ -293,7 +293,7 @@ class TestWriting:
         """Simulate a full disk by limiting the size of files; a checkpoint is 80 kB."""
         before = file_contents(two / "model")
         # Save after each step, so that a save fails before an event of the epoch is written.
-        errors = self.train_on_a_full_disk(40_000, two, "--save_minutes=1e-9")
+        errors = self.train_on_a_full_disk(20_000, two, "--save_minutes=1e-9")
         assert errors.startswith(f"error: cannot write a checkpoint into {two}/model: ")
         assert "resume from the last checkpoint" in errors
         assert file_contents(two / "model").items() >= before.items()
@@ -317,7 +317,7 @@ class TestWriting:
 @pytest.mark.slow
 def test_a_renamed_script_prints_a_command_that_a_shell_accepts(tmp_path, capfd, monkeypatch):
     specification = importlib.util.spec_from_file_location(
-        "my_net", shutil.copy(SE_ResNeXt.__file__, tmp_path / "my_net.py")
+        "my_net", shutil.copy(SE_ResNet.__file__, tmp_path / "my_net.py")
     )
     sys.modules["my_net"] = my_net = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(my_net)
@@ -352,7 +352,7 @@ def test_deleted_files_are_recreated_and_a_save_precedes_its_row(tmp_path, monke
 
     terminal.on_first_row = on_first_row
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert SE_ResNeXt.main(arguments(tmp_path, "run", "--total_epochs=2")) == 0
+    assert SE_ResNet.main(arguments(tmp_path, "run", "--total_epochs=2")) == 0
     assert saved == [True, True]
     rows = (run_dir / "logs.txt").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]

@@ -1,11 +1,9 @@
-"""Tests that apply to each of the training scripts."""
+"""Tests that apply to each of the training scripts. (The Inceptions train in test_networks.py.)"""
 
 import pytest
 from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
-from scripts import SCRIPTS, by_script
-
-from senet.engine.compat import tf
+from scripts import SCRIPTS, assert_readable_graph, by_script
 
 
 @by_script
@@ -37,7 +35,7 @@ def test_importing_a_script_has_no_side_effects(tmp_path):
 
 
 @pytest.mark.slow
-@by_script
+@pytest.mark.parametrize("script", SCRIPTS[:2], ids=lambda script: script.name)
 def test_training_from_the_command_line_has_clean_output(script, tmp_path):
     write_folder(tmp_path / "data", make_files(count=8))
     status, output, errors = run_python(
@@ -57,21 +55,3 @@ def test_training_from_the_command_line_has_clean_output(script, tmp_path):
     assert row.startswith((tmp_path / "run" / "logs.txt").read_text().strip())
     assert after == f"next: python {script.name}.py evaluate --run_dir={tmp_path / 'run'}"
     assert_readable_graph(tmp_path / "run")
-
-
-def assert_readable_graph(run_dir):
-    """Assert that TensorBoard's graph page shows few boxes at the top level (not counting the
-    modules of the Inceptions) and one box for each SE block."""
-    files = run_dir.rglob("events.out.tfevents.*")
-    events = [event for file in files for event in tf.train.summary_iterator(str(file))]
-    (graph,) = [event.graph_def for event in events if event.graph_def]
-    nodes = tf.GraphDef.FromString(graph).node
-    top = {node.name.partition("/")[0] for node in nodes}
-    assert {"input", "outputs"} <= top
-    assert not top & {"save", "test", "train", "epoch_end", "epoch_sums", "global_step", "to_uint8"}
-    parts = {name for name in top if not name.startswith(("Inception", "Reduction"))}
-    assert len(parts) <= 16
-    boxes = {"/".join(node.name.split("/")[:-1]) for node in nodes}
-    blocks = {box for box in boxes if box.endswith("/SE")}
-    tags = {value.tag for event in events for value in event.summary.value}
-    assert len(blocks) == sum(tag.startswith("squeeze_excitation/") for tag in tags) > 0

@@ -15,14 +15,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
 def test_a_run_continues_when_its_output_cannot_be_written(tmp_path, streams):
-    line = shlex.join([sys.executable, *command(tmp_path, "run", "--total_epochs=2")])
+    line = shlex.join([sys.executable, *command(tmp_path, "run", "--total_epochs=1")])
     result = subprocess.run(
         f"{line} {streams}", shell=True, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    rows = (tmp_path / "run" / "logs.txt").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch: 1/2", "epoch: 2/2"]
-    assert (tmp_path / "run" / "model" / "model.ckpt-20.index").exists()
+    assert (tmp_path / "run" / "logs.txt").read_text().startswith("epoch: 1/1, ")
+    assert (tmp_path / "run" / "model" / "model.ckpt-10.index").exists()
 
 
 DURING = """

@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from tiny_run import STEPS, command
 
-import SE_ResNeXt
+import SE_ResNet
 from cifar10 import CIFAR10, load_cifar
 from senet.data.datasets import Dataset, Split
 from senet.engine.compat import tf
@@ -85,13 +85,13 @@ def test_hyperparameters_are_shown_as_a_table_and_compared_without_those_of_the_
 ):
     (value,) = shown["hyperparameters"].values()
     text = value.tensor.string_val[0].decode()
-    assert text.startswith("| hyperparameter | value |\n|---|---|\n| network | SE_ResNeXt |\n")
+    assert text.startswith("| hyperparameter | value |\n|---|---|\n| network | SE_ResNet |\n")
     assert f"\n| run_dir | {trained} |\n" in text
     (value,) = shown["_hparams_/session_start_info"].values()
     data = value.metadata.plugin_data
     fields = metadata.parse_session_start_info_plugin_data(data.content).hparams
-    assert fields["network"].string_value == "SE_ResNeXt"
-    assert fields["depth"].number_value == 2
+    assert fields["network"].string_value == "SE_ResNet"
+    assert fields["width"].number_value == 2
     assert fields["flip"].bool_value
     assert "dataset" in fields
     assert not fields.keys() & {"data_dir", "run_dir", "devices", "micro_batch_size", "xla"}
@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_within_an_epoch_shows_each_point_once(tmp_path, m
     whole, killed = (command(tmp_path, name, "--total_epochs=2") for name in ("whole", "killed"))
     assert run_script(*killed, prepare=(kill_in_step_18,))[0] == -signal.SIGKILL
     for line in whole, killed:
-        assert SE_ResNeXt.main(line[1:]) == 0
+        assert SE_ResNet.main(line[1:]) == 0
     for part, tags in ("", EPOCH | WITHIN), ("test", TEST_CURVES):
         folders = [tmp_path / name / part for name in ("whole", "killed")]
         readers = [EventAccumulator(str(folder)).Reload() for folder in folders]
@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_within_an_epoch_shows_each_point_once(tmp_path, m
 
 
 def test_gate_histograms_count_every_class_and_channel(shown):
-    for stage, channels in (1, 8), (2, 16), (3, 32):
+    for stage, channels in (1, 2), (2, 8), (3, 8):
         value = shown[f"squeeze_excitation/stage{stage}/block1/SE"][2]
         left, right, count = tf.make_ndarray(value.tensor).T
         assert count.sum() == 10 * channels

@@ -8,7 +8,7 @@ import pytest
 from conftest import flip_a_bit
 from tiny_run import arguments
 
-import SE_ResNeXt
+import SE_ResNet
 from senet.data.inputs import Statistics, encode_json, inputs_with
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
@@ -167,12 +167,12 @@ def test_a_run_that_starts_from_a_published_network_can_be_resumed(trained, tmp_
 
     status, output, errors = train(*options, "--total_epochs=1")
     assert (status, errors) == (0, "")
-    assert output.splitlines()[5] == f"weights: 79 of 79 variables from {start}/model/model.ckpt-20"
+    assert output.splitlines()[5] == f"weights: 39 of 39 variables from {start}/model/model.ckpt-20"
     before, after = (
         tf.train.load_checkpoint(str(run / "model")) for run in (trained, tmp_path / "run")
     )
     weights = [name for name in before.get_variable_to_shape_map() if name.endswith("/weights")]
-    assert len(weights) > 15
+    assert len(weights) == 1 + 3 * 4 + 1
     for name in weights:
         np.testing.assert_allclose(after.get_tensor(name), before.get_tensor(name), atol=1e-6)
     assert after.get_tensor("global_step") == 10
@@ -195,15 +195,12 @@ def test_training_adopts_the_network_of_the_initial_checkpoint(trained, tmp_path
     settings.write_text(settings.read_text().replace('"cutout": 0.0', '"cutout": 0.25'))
     places = [f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}"]
     options = [f"--initial_checkpoint={trained}", *places, "--batch_size=20", "--total_epochs=1"]
-    assert SE_ResNeXt.main([*options, "--padding=1"]) == 0
+    assert SE_ResNet.main([*options, "--padding=1"]) == 0
     network, other, *_ = capsys.readouterr().out.splitlines()
     assert other == "not adopted, since not marked Network: cutout 0.25"
-    assert network == (
-        f"network of {trained}: blocks 1, cardinality 2, depth 2, reduction_ratio 2, padding 1 "
-        f"instead of 0"
-    )
+    assert network == (f"network of {trained}: reduction_ratio 2, width 2, padding 1 instead of 0")
     fields = json.loads((tmp_path / "run" / "hyperparameters.json").read_text())
-    expected = {"cardinality": 2, "depth": 2, "blocks": 1, "reduction_ratio": 2, "padding": 1}
+    expected = {"width": 2, "blocks": 1, "reduction_ratio": 2, "padding": 1}
     assert {name: fields[name] for name in expected} == expected
-    assert SE_ResNeXt.main([*options, "--padding=1"]) == 0  # resumes, with the same fields
+    assert SE_ResNet.main([*options, "--padding=1"]) == 0  # resumes, with the same fields
     assert "already finished" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from fake_cifar10 import make_files, write_folder
 from forked import start_script
 from tiny_run import TINY_OPTIONS
 
+from senet.run import hosts
 from senet.run.checkpoints import checkpoint_files
 
 # An epoch is one step on all 50 images, so the 5 rows describe 5 steps. Every micro-batch has 25
@@ -29,7 +30,7 @@ def command(folder, name, *options):
     if not data_dir.exists():
         write_folder(data_dir, make_files(count=10))
     places = [f"--data_dir={data_dir}", f"--run_dir={folder / name}"]
-    return ["SE_ResNeXt.py", *TINY_OPTIONS, *OPTIONS, *places, *options]
+    return ["SE_ResNet.py", *TINY_OPTIONS, *OPTIONS, *places, *options]
 
 
 def free_addresses(count):
@@ -74,6 +75,20 @@ def finish(processes, notes=False):
             errors = re.sub(r"(?m)^still waiting after \d+ s: .*\n", "", errors)
         results.append((process.returncode, output, errors))
     return results
+
+
+def shorten_waiting(patience):
+    """Wait `patience` seconds for the others; print notes and notice missing workers sooner than
+    usual."""
+    hosts.CHECK_SECONDS = 2
+    hosts.GONE_SECONDS = 8
+    hosts.NOTE_SECONDS = 4
+    hosts.START_SECONDS = patience
+
+
+def wait_for_a_note(process):
+    while not process.stderr.readline().startswith("still waiting"):
+        assert process.poll() is None
 
 
 def wait_for_step(folder, name, step, processes):
