@@ -30,11 +30,9 @@ def pytest_xdist_auto_num_workers(config):
 # The files that take longest; starting with them keeps all worker processes busy until the end.
 LONGEST = [
     "test_cluster.py",
-    "test_run_files.py",
-    "test_scripts.py",
-    "test_hosts.py",
     "test_networks.py",
     "test_run.py",
+    "test_run_files.py",
     "test_commands.py",
     "test_style.py",
 ]

@@ -24,7 +24,7 @@ from tiny_run import STEPS, command
 
 from senet.engine.compat import tf
 
-EPOCHS = 3
+EPOCHS = 2
 # Save after every step, so that any moment is close to a save.
 OPTIONS = (
     *(f"--total_epochs={EPOCHS}", "--micro_batch_size=8", "--save_minutes=1e-9"),

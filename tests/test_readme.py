@@ -55,21 +55,14 @@ def test_ci_runs_the_test_command():
     assert command("test") in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.fixture(scope="module")
-def quick_start_run(tmp_path_factory):
-    """Run the quick-start command of README.md with a narrow network; return the folder."""
-    folder = tmp_path_factory.mktemp("first")
-    ((script, arguments),) = calls(f"```bash\n{command('train')}```")
-    command_line = ROOT / f"{script}.py", *arguments, "--width=16"
-    status, _, errors = run_python(*command_line, cwd=folder)
-    assert (status, errors) == (0, "")
-    return folder
-
-
 @pytest.mark.slow
-def test_the_quick_start_command_learns_to_classify_shapes(quick_start_run):
-    *_, last = (quick_start_run / "runs/shapes/logs.txt").read_text().splitlines()
-    assert float(last.rpartition("test_acc: ")[2]) >= 0.3  # chance: 0.1
+def test_the_quick_start_command_learns_to_classify_shapes(tmp_path):
+    ((script, arguments),) = calls(f"```bash\n{command('train')}```")
+    fast = "--width=16", "--total_epochs=3"
+    status, _, errors = run_python(ROOT / f"{script}.py", *arguments, *fast, cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    *_, last = (tmp_path / "runs/shapes/logs.txt").read_text().splitlines()
+    assert float(last.rpartition("test_acc: ")[2]) >= 0.5  # chance: 0.1
 
 
 def test_the_pretrained_network_recognises_the_drawings(capsys):
