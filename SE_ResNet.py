@@ -42,19 +42,20 @@ class Hyperparameters(RunHyperparameters):
     blocks: Network[Count] = 1  # residual blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 0
+    MIN_SIDE = 9  # each of four layers needs at least one pixel
 
     # training
     init_learning_rate = 0.5  # peak learning rate of all variables but the filters
     filter_learning_rate: Positive = 0.12  # peak learning rate of the filters (Muon)
     schedule = "linear"
-    momentum = 0.85
+    momentum = 0.85  # of all variables but the filters
+    filter_momentum: Fraction = 0.6  # of the filters (Muon)
     weight_decay = 2e-3
     label_smoothing = 0.2
     max_shift: Fraction = 1 / 16  # largest shift of a training image (fraction of its side)
     cutout: Fraction = 0.0  # zeroed square (fraction of side)
     batch_size = 500
     total_epochs = 8
-
     FINE_TUNING = {"init_learning_rate": 0.1, "filter_learning_rate": 0.03}
 
 
@@ -79,15 +80,14 @@ class SE_ResNet:
         width = self.hyperparameters.width
         x = padded(x, self.hyperparameters)
         x = Relu(whitening_layer(x, STEM_FILTERS, STEM_SIDE, self.stem, layer_name="stem"))
-        # 31x31x24
+        # 31x31x24, if images are 32x32
         x = self.stage(x, width, layer_name="stage1")
         # 15x15x64
         x = self.stage(x, 4 * width, layer_name="stage2")
         # 7x7x256
         x = self.stage(x, 4 * width, layer_name="stage3")
         # 3x3x256
-        # Not tf.reduce_max: with XLA, its gradient can be NaN, since it compares `x` with a maximum
-        # that was rounded differently.
+        # Not tf.reduce_max, whose gradient can be NaN with XLA
         x = Max_pooling(x, kernel=x.shape[1:3].as_list(), stride=1)
         x = tf.cast(tf.squeeze(x, [1, 2]), tf.float32)
         # Smaller logits: the classifier then learns at the same rate as the other variables.
@@ -139,7 +139,8 @@ def optimizer(learning_rate, hyperparameters):
     """Return the optimizer: Muon for the filters, SGD with Nesterov momentum for the rest."""
     hp = hyperparameters
     ratio = hp.filter_learning_rate / hp.init_learning_rate
-    return Muon(learning_rate, hp.momentum, ratio, dtype=compute_dtype(hp.mixed_precision))
+    dtype = compute_dtype(hp.mixed_precision)
+    return Muon(learning_rate, hp.momentum, ratio, hp.filter_momentum, dtype=dtype)
 
 
 def build_graph(data, hyperparameters):
@@ -154,8 +155,7 @@ def build_graph(data, hyperparameters):
     step = current_step()
     images = inputs.normalised
     if hp.flip:
-        epoch_steps = steps_per_epoch(data.train, hp.batch_size)
-        images = alternating_flip(images, hp.seed, step, epoch_steps)
+        images = alternating_flip(images, hp.seed, step, steps_per_epoch(data.train, hp.batch_size))
     images = shift(images, hp.seed, step, hp.max_shift, "reflect")
     images = cutout(images, hp.seed, step, hp.cutout)
     batch = {"images": images, "labels": inputs.labels}

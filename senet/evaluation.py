@@ -107,7 +107,7 @@ def averaged_logits(network, images, augmentation):
 
     With the `augmentation` "flip", the variant is the mirror image; with "flip_and_shift", there
     are two more, shifted by one pixel up and left or down and right, and their mirror images
-    (Jordan, arXiv 2404.00498, section 3.6)."""
+    (Jordan, arXiv 2404.00498, section 3.5)."""
     weights = VARIANTS[augmentation]
     if len(weights) == 1:
         logits = network(images, training=False).model

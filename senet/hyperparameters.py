@@ -53,7 +53,7 @@ class RunHyperparameters(ScheduleFields):
 
     # network
     reduction_ratio: Network[Whole] = 16  # in SE blocks; 0: no SE blocks
-    padding: Network[Whole] = 32  # zeros on each side of an image: 32x32 becomes 96x96
+    padding: Network[Whole] = 32  # zeros on each side of an image (with 32: 32x32 becomes 96x96)
 
     # training
     init_learning_rate: Positive = 0.1  # peak learning rate
@@ -110,6 +110,8 @@ class RunHyperparameters(ScheduleFields):
                 )
             cls.__annotations__[name] = inherited[name]
         dataclasses.dataclass(frozen=True)(cls)
+        if unknown := cls.FINE_TUNING.keys() - cls.__dataclass_fields__.keys():
+            raise TypeError(f"{cls.__name__}.FINE_TUNING has no field {unknown.pop()!r} to set")
 
     def __post_init__(self):
         for name, value in self.validated(self.as_dict()).items():

@@ -19,7 +19,7 @@ class Muon(tf.train.MomentumOptimizer):
     times `rate`, is therefore relative to the weights, and they need no weight decay. Products are
     computed in `dtype`."""
 
-    def __init__(self, rate, momentum, ratio, filter_momentum=0.6, *, dtype, name="Muon"):
+    def __init__(self, rate, momentum, ratio, filter_momentum, *, dtype, name="Muon"):
         super().__init__(rate, momentum, name=name, use_nesterov=True)
         self.ratio = ratio
         self.filter_momentum = filter_momentum

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge
 
 from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
 from senet.fields import NotNegative, Positive
 
 
@@ -28,7 +29,7 @@ def steps(step, total_steps, epoch_steps, hp):
     """Warm up to the peak rate, then multiply it by `step_factor` at 30, 60 and 90 % of the
     steps."""
     peak, divisor = hp.init_learning_rate, 1 / hp.step_factor
-    rates = [max(peak / divisor**drops, hp.final_rate) for drops in range(4)]
+    rates = [peak / divisor**drops for drops in range(4)]
     last_steps = [math.ceil(share * total_steps) - 1 for share in (0.3, 0.6, 0.9)]
     rate = tf.train.piecewise_constant(step, last_steps, rates)
     return _warm_up(step, total_steps, epoch_steps, hp) * rate
@@ -60,6 +61,11 @@ def _warm_up(step, total_steps, epoch_steps, hp):
 
 
 def _warm_up_steps(epoch_steps, hp, default):
+    if hp.warmup_epochs > hp.total_epochs:
+        raise HyperparameterError(
+            f"--warmup_epochs must be at most {hp.total_epochs}, the --total_epochs, got "
+            f"{hp.warmup_epochs}"
+        )
     return default if hp.warmup_epochs < 0 else hp.warmup_epochs * epoch_steps
 
 
@@ -73,6 +79,6 @@ class ScheduleFields:
 
     # training
     schedule: Schedule = "steps"  # learning-rate schedule
-    warmup_epochs: Annotated[float, Ge(-1)] = -1.0  # epochs of rising rate; -1: the schedule's own
-    final_rate: NotNegative = 0.0  # learning rate at the end
+    warmup_epochs: Annotated[float, Ge(-1)] = -1.0  # epochs of rising rate; negative: default
+    final_rate: NotNegative = 0.0  # learning rate at the end (not `steps`)
     step_factor: Positive = 0.1  # of each drop (only `steps`)

@@ -229,9 +229,14 @@ def test_a_loader_that_returns_other_arrays_is_rejected(
 
 def test_a_class_that_only_the_test_set_has_is_rejected(monkeypatch):
     arrays = IMAGES[:2], LABELS[:2], IMAGES, LABELS
-    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, "abcd"))
-    with pytest.raises(Failure, match="^mine: class c has test images, but no training images$"):
+    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, "abcd"))  # looked up when called
+    message = "^mine: class c has test images, but no training images$"
+    with pytest.raises(Failure, match=message):
         load_dataset("mine", "data", image_size=8)
+    arrays = IMAGES, LABELS, IMAGES, LABELS
+    message = "^mine: class . has test images, but no training images without the fraction --val"
+    with pytest.raises(Failure, match=message):
+        load_dataset("mine", "data", image_size=8, validation=0.25)
 
 
 def test_a_fraction_of_the_training_images_can_be_held_out():

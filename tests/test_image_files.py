@@ -259,7 +259,8 @@ def test_files_that_are_not_images_are_skipped(photos, load, capsys):
     for name in "a/Thumbs.db", "a/labels.txt", "b/labels.TXT", "b/Makefile", "a/.DS_Store":
         (photos / "train" / name).write_bytes(b"\xd0\xcf\x11\xe0 no image")
     save(photos / "train" / "next to the classes.png", plain("L", 0))
-    for name in "train/__MACOSX", "train/lost+found", "test/a/@eaDir":
+    (photos / "train" / "a" / "features.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    for name in "train/__MACOSX", "train/lost+found", "test/a/@eaDir", "val/a", "d":
         save(photos / name / "a.png", plain("L", 0))
     image = save(photos.parent / "elsewhere.png", plain("L", 99))
     (photos / "test" / "c" / "no extension").symlink_to(image)
@@ -267,7 +268,8 @@ def test_files_that_are_not_images_are_skipped(photos, load, capsys):
     assert data.label_names == ["a", "b", "c"]
     assert (len(data.train.labels), data.test.images[-1, 0, 0, 0]) == (9, 99)
     assert capsys.readouterr().out == (
-        f"note: files skipped in {photos}: 5 (.db: 1, .png: 1, .txt: 2, makefile: 1)\n"
+        f"note: folders ignored in {photos}: d, val\n"
+        f"note: files skipped in {photos}: 6 (.db: 1, .h5: 1, .png: 1, .txt: 2, makefile: 1)\n"
     )
 
 

@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_nothing_saved(tmp_path, cal
     status, output, errors = call(*arguments(tmp_path, "run", "--init_learning_rate=1e30"))
     assert (status, errors.count("\n"), "epoch: " in output) == (1, 1, False)
     assert errors.startswith("error: the loss is not finite at step ")
-    assert "(learning rate " in errors and "lower --init_learning_rate" in errors
+    assert "(learning rate " in errors and "a lower learning rate" in errors
     assert list((tmp_path / "run" / "model").iterdir()) == []
 
 

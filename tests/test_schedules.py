@@ -57,7 +57,7 @@ def test_a_schedule_may_return_a_number(graph, monkeypatch):
     assert rates(10, [0, 99], total_epochs=10) == pytest.approx({0: 0.1, 99: 0.1})
 
 
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_warm_up_and_the_last_rate_can_be_set(graph, schedule):
     """Check 10 epochs of 40 steps: a rise of 2 epochs, and the rate of the last step."""
     fields = {"schedule": schedule, "warmup_epochs": 2.0, "final_rate": 0.001}
@@ -66,6 +66,12 @@ def test_the_warm_up_and_the_last_rate_can_be_set(graph, schedule):
     assert found[79] == pytest.approx(peak, rel=1e-4)
     assert 0.4 * peak < found[39] < 0.53
     assert found[399] == pytest.approx(0.001, rel=0.4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warm_up_longer_than_the_run_is_an_error(graph, schedule):
+    with pytest.raises(HyperparameterError, match="^--warmup_epochs must be at most 8, the --total"):
+        rates(40, [0], total_epochs=8, warmup_epochs=9.0, schedule=schedule)
 
 
 def test_the_factor_of_steps_can_be_set(graph):

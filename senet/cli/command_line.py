@@ -138,7 +138,7 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
     initial = given.get("initial_checkpoint", Hyperparameters.initial_checkpoint)
     if not initial:
         return {}
-    start = pathlib.Path(initial)
+    start = pathlib.Path(initial.removesuffix(".index"))
     run = pathlib.Path(given.get("run_dir", Hyperparameters.run_dir))
     # A resumed run has its own copy of them, and does not need the other run. Without a checkpoint,
     # it may be left over from an attempt with other options.
@@ -196,18 +196,12 @@ def _print_error(line):
 def _fields_of_run(run_dir, Hyperparameters):
     path = pathlib.Path(run_dir) / SETTINGS
     if not path.exists():
-        shipped = pathlib.Path("models", _script(Hyperparameters).stem)
+        shipped = pathlib.Path("models", pathlib.Path(inspect.getfile(Hyperparameters)).stem)
         example = f", such as --run_dir={shipped}" if shipped.exists() else ""
         raise Failure(
             f"no run in {run_dir}; train first, or use the --run_dir of an existing run{example}"
         )
     return Hyperparameters.load(path)
-
-
-def _script(Hyperparameters):
-    """Return the path of the script that defines `Hyperparameters`."""
-    module = sys.modules[Hyperparameters.__module__]
-    return pathlib.Path(getattr(module, "__file__", None) or sys.argv[0])
 
 
 def parse(argv, Hyperparameters):
@@ -297,7 +291,7 @@ def _parser(Hyperparameters, command=""):
         listed = ""
         usage = " ".join([command, *operand.replace("IMAGES", "IMAGE...").split(), *named])
     parser = _Parser(
-        usage=f"python {_script(Hyperparameters).name} {usage} [--name=value ...]{listed}",
+        usage=f"python {pathlib.Path(inspect.getfile(Hyperparameters)).name} {usage} [--name=value ...]{listed}",
         description=text,
         add_help=False,
         allow_abbrev=False,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from senet.data.datasets import batches, load_dataset
-from senet.data.image_files import ImageError, has_image_name, read_image
+from senet.data.image_files import ImageError, images_below, read_image
 from senet.data.inputs import statistics_of
 from senet.engine.errors import Failure
 from senet.engine.files import replacing
@@ -148,8 +148,7 @@ def predict(network, hyperparameters, images, checkpoint="", json=False, top=3):
 
 def _files(path):
     """Return the paths of the images in a folder, sorted, or only `path` if there are none."""
-    files = sorted(pathlib.Path(path).rglob("*"))
-    return [str(f) for f in files if has_image_name(f.name) and f.name[0] != "."] or [path]
+    return (images_below(path) if pathlib.Path(path).is_dir() else []) or [path]
 
 
 def _image_or_error(path, side):

@@ -55,25 +55,6 @@ class Dataset(NamedTuple):
         """The images that test the network after each epoch, a Split."""
         return self.validation or self.test
 
-    def holding_out(self, fraction):
-        """Return the Dataset with a random `fraction` of the training images, always the same, in
-        `validation`. This copies the others."""
-        count = len(self.train.labels)
-        number = round(fraction * count)
-        if not fraction:
-            return self
-        if not 0 < number < count:
-            raise HyperparameterError(
-                f"--validation must hold out at least one of the {count:,} training images, but "
-                f"not all, got {fraction}"
-            )
-        order = np.random.default_rng(0).permutation(count)
-        held, kept = (
-            Split(self.train.images[part], self.train.labels[part])
-            for part in (np.sort(order[:number]), np.sort(order[number:]))
-        )
-        return self._replace(train=kept, validation=held)
-
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and standard deviation of the training images, each float32 [3]."""
         return self.train.image_sums().channel_statistics(self.train.images[..., 0].size)
@@ -100,7 +81,7 @@ def load_dataset(name, data_dir, image_size=32, validation=0.0):
             )
         train, test, label_names = load_folder(folder, data_dir, image_size)
         data = Dataset(name, Split(*train), Split(*test), label_names)
-        return data.holding_out(validation)
+        return _held_out(data, validation)
     if has_images(folder):
         raise HyperparameterError(
             f"--dataset={name} is a built-in data set, but there is a folder of images with that "
@@ -115,9 +96,33 @@ def load_dataset(name, data_dir, image_size=32, validation=0.0):
                 f"--image_size must be {side} for --dataset={name}, got {image_size}; only images "
                 f"in a folder are resized, so use --padding to enlarge the network's input"
             )
-    for label in np.setdiff1d(test.labels, train.labels):
-        raise Failure(f"{name}: class {label_names[label]} has test images, but no training images")
-    return Dataset(name, train, test, [*map(str, label_names)]).holding_out(validation)
+    return _held_out(Dataset(name, train, test, [*map(str, label_names)]), validation)
+
+
+def _held_out(data, fraction):
+    """Return a Dataset with a random `fraction` of the training images, always the same, in
+    `validation`. This copies the others. Raises Failure if a class has no training images left."""
+    count = len(data.train.labels)
+    number = round(fraction * count)
+    if fraction and not 0 < number < count:
+        raise HyperparameterError(
+            f"--validation must hold out at least one of the {count:,} training images, but not "
+            f"all, got {fraction}"
+        )
+    if fraction:
+        order = np.random.default_rng(0).permutation(count)
+        held, kept = (
+            Split(data.train.images[part], data.train.labels[part])
+            for part in (np.sort(order[:number]), np.sort(order[number:]))
+        )
+        data = data._replace(train=kept, validation=held)
+    for label in np.setdiff1d(data.test.labels, data.train.labels):
+        without = f" without the fraction --validation={fraction}" if fraction else ""
+        raise Failure(
+            f"{data.name}: class {data.label_names[label]} has test images, but no training "
+            f"images{without}"
+        )
+    return data
 
 
 def _checked_split(name, images, labels, label_names):

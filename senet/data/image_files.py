@@ -32,6 +32,7 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
 
 HEIF = {".heic", ".heif"}
+RECOGNISED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow does not decode
 ROTATIONS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: PIL.Image.Transpose
 SYSTEM_FOLDERS = {"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 LISTED = 20  # unreadable files in an error message
@@ -150,6 +151,9 @@ def _splits(folder):
             if not half.is_dir():
                 raise Failure(f"{half} is missing; each class needs training and test images")
         splits = _classes(train, skipped), _classes(test, skipped)
+        names = [entry.name for entry in _visible(folder) if entry.is_dir()]
+        if other := [name for name in names if name not in (train.name, test.name)]:
+            print(f"note: folders ignored in {printable(folder)}: {shortened(other)}")
     else:
         train = test = folder
         splits = _divided(folder, _classes(folder, skipped))
@@ -211,16 +215,29 @@ def _kind(name):
 def has_image_name(name):
     """Return whether a file name has the extension of a format that Pillow can read, or HEIC."""
     kind = _kind(name)
-    return Image.registered_extensions().get(kind) in Image.OPEN or kind in HEIF
+    file_format = Image.registered_extensions().get(kind)
+    return file_format in Image.OPEN.keys() - RECOGNISED or kind in HEIF
 
 
 def _is_image(file):
     """Return False for a file to skip. A folder may contain images, so it is an error, not one."""
     if has_image_name(file.name) or file.is_dir():
         return True
-    with contextlib.suppress(Exception), Image.open(file.path):
-        return True
+    with contextlib.suppress(Exception), Image.open(file.path) as image:
+        return image.format not in RECOGNISED
     return False
+
+
+def images_below(folder):
+    """Return the paths of the images in `folder` and the folders in it, sorted. Files are skipped
+    as in training."""
+    paths = []
+    for entry in _visible(folder):
+        if entry.is_dir():
+            paths += images_below(entry)
+        elif _is_image(entry):
+            paths.append(entry.path)
+    return paths
 
 
 def _hash(value, start=b""):

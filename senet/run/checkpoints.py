@@ -113,7 +113,7 @@ class Checkpoints:
         if not saved and not session.run(self.finite):
             raise Failure(
                 f"a variable is not finite after step {step}; the step was not saved; restart "
-                f"in another --run_dir with a lower --init_learning_rate"
+                f"in another --run_dir with a lower learning rate"
             )
         try:
             if not saved:

@@ -275,8 +275,7 @@ class Run:
         if not math.isfinite(result["loss"]):
             raise Failure(
                 f"the loss is not finite at step {self._step():,} (learning rate {rate:.4g}); the "
-                f"step was not saved; restart in another --run_dir with a lower "
-                f"--init_learning_rate"
+                f"step was not saved; restart in another --run_dir with a lower learning rate"
             )
         self.result = result
         text = f"loss {result['loss']:.4f}, accuracy {result['acc']:.4f}"

@@ -132,9 +132,10 @@ def _find(checkpoint, hyperparameters):
 
 
 def _best(run):
-    """Return the name of the checkpoint of a RunFolder's best epoch. The data set tells how many
-    steps an epoch has."""
+    """Return the name of the checkpoint of a RunFolder's best epoch. The data set that it was
+    trained on tells how many steps an epoch has."""
     best = best_epoch(read_rows(run.row_file)) or 0
     hp = run.hyperparameters
-    train = load_dataset(hp.dataset, hp.data_dir, hp.image_size, hp.validation).train
+    dataset = hp.load(run.settings)["dataset"]
+    train = load_dataset(dataset, hp.data_dir, hp.image_size, hp.validation).train
     return f"model.ckpt-{best * steps_per_epoch(train, hp.batch_size)}"
