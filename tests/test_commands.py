@@ -128,6 +128,18 @@ def test_predict_reads_folders_and_prints_json_records_also_of_files_that_fail(c
         assert len(record["top"]) == 2
 
 
+def test_the_best_checkpoint_does_not_depend_on_the_data_set_of_evaluate(call, trained, tmp_path):
+    """The other data set has 20 steps per epoch instead of 10."""
+    photos = write_image_folder(tmp_path / "photos", [f"class {n}" for n in range(10)], train=40)
+    best = f"--checkpoint=best --data_dir={trained.parent / 'data'}".split()
+    found = [
+        call("evaluate", *best, *other)[1].splitlines()[0]
+        for other in ([], [f"--dataset={photos}"])
+    ]
+    assert found[0] == found[1]
+    assert found[0].startswith(f"checkpoint: {trained}/model/model.ckpt-")
+
+
 def test_export_does_not_replace_a_folder_or_a_link(call, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for folder in tmp_path, tmp_path / "link":

@@ -229,7 +229,9 @@ def test_a_loader_that_returns_other_arrays_is_rejected(
 
 def test_a_class_that_only_the_test_set_has_is_rejected(monkeypatch):
     arrays = IMAGES[:2], LABELS[:2], IMAGES, LABELS
-    monkeypatch.setitem(LOADERS, "mine", lambda data_dir: (*arrays, "abcd"))  # looked up when called
+    monkeypatch.setitem(
+        LOADERS, "mine", lambda data_dir: (*arrays, "abcd")
+    )  # looked up when called
     message = "^mine: class c has test images, but no training images$"
     with pytest.raises(Failure, match=message):
         load_dataset("mine", "data", image_size=8)

@@ -88,45 +88,30 @@ def test_an_error_of_tensorflow_names_the_workers_that_do_not_respond(error, mes
     assert cluster.finished.is_set()
 
 
-def change_the_code(path):
-    """Let this process run a script with another last line."""
-    path.write_text((ROOT / "SE_ResNet.py").read_text() + "# changed\n")
-    specification = importlib.util.spec_from_file_location("changed", path)
-    sys.modules["changed"] = changed = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(changed)
-    SE_ResNet.main = changed.main
+def pretend(flags, changed=None):
+    """Let this process find the CPU flags in a file and, if a path `changed` is given, run a script
+    with another last line."""
+    devices.CPU_FLAGS = flags
+    if changed:
+        changed.write_text((ROOT / "SE_ResNet.py").read_text() + "# changed\n")
+        specification = importlib.util.spec_from_file_location("changed", changed)
+        sys.modules["changed"] = module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        SE_ResNet.main = module.main
 
 
 @pytest.mark.slow
 def test_a_worker_that_differs_from_the_chief_is_rejected(tmp_path):
+    with_bfloat16, without = tmp_path / "with", tmp_path / "without"
+    with_bfloat16.write_text("flags\t\t: fpu avx2 avx512_bf16\n")
+    without.write_text("flags\t\t: fpu avx2\n")
+    line = command(tmp_path, "other", "--mixed_precision=True")
     write_folder(tmp_path / "more_images", make_files(count=11))
-    more = f"--data_dir={tmp_path / 'more_images'}"
     # A resumed run may change micro_batch_size.
-    other = command(tmp_path, "other", "--micro_batch_size=2", more)
-    prepare = {1: (change_the_code, tmp_path / "changed.py")}
-    workers = start_workers(command(tmp_path, "other"), other, prepare=prepare)
-    assert_rejected(*workers, "hyperparameters and code and images")
-
-
-def set_cpu_flags(file):
-    devices.CPU_FLAGS = file
-
-
-@pytest.mark.slow
-def test_a_worker_without_bfloat16_support_is_rejected(tmp_path):
-    prepare = {}
-    for number, flags in enumerate(["avx2 avx512_bf16", "avx2"]):
-        file = tmp_path / str(number)
-        file.write_text(f"flags\t\t: fpu {flags}\n")
-        prepare[number] = (set_cpu_flags, file)
-    line = command(tmp_path, "precision", "--mixed_precision=True")
-    workers, addresses = start_workers(line, line, prepare=prepare)
-    for status, _, errors in finish(workers):
-        assert status == 1
-        assert errors == (
-            f"error: bfloat16 is not supported on {addresses[1]}, but the other workers use it; "
-            f"set --mixed_precision=False on all workers\n"
-        )
+    other = [*line, "--micro_batch_size=2", f"--data_dir={tmp_path / 'more_images'}"]
+    prepare = {0: (pretend, with_bfloat16), 1: (pretend, without, tmp_path / "changed.py")}
+    workers = start_workers(line, other, prepare=prepare)
+    assert_rejected(*workers, "hyperparameters and code and images and precision")
 
 
 @pytest.mark.slow

@@ -70,7 +70,9 @@ def test_the_warm_up_and_the_last_rate_can_be_set(graph, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_warm_up_longer_than_the_run_is_an_error(graph, schedule):
-    with pytest.raises(HyperparameterError, match="^--warmup_epochs must be at most 8, the --total"):
+    with pytest.raises(
+        HyperparameterError, match="^--warmup_epochs must be at most 8, the --total"
+    ):
         rates(40, [0], total_epochs=8, warmup_epochs=9.0, schedule=schedule)
 
 

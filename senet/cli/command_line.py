@@ -290,8 +290,9 @@ def _parser(Hyperparameters, command=""):
         ]
         listed = ""
         usage = " ".join([command, *operand.replace("IMAGES", "IMAGE...").split(), *named])
+    script = pathlib.Path(inspect.getfile(Hyperparameters)).name
     parser = _Parser(
-        usage=f"python {pathlib.Path(inspect.getfile(Hyperparameters)).name} {usage} [--name=value ...]{listed}",
+        usage=f"python {script} {usage} [--name=value ...]{listed}",
         description=text,
         add_help=False,
         allow_abbrev=False,

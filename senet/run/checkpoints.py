@@ -21,12 +21,6 @@ KEEP_NEWEST = 3
 NETWORK = "network_variables"  # the entry that lists the network's variables, as JSON
 FIELDS = "network_fields"  # the entry with the fields marked Network, as JSON
 DATA = "data_checksums"  # the entry with the checksums of the images and labels
-UNREADABLE = (
-    tf.errors.OpError,
-    IndexError,
-    ValueError,
-    RuntimeError,
-)  # raised by a reader
 
 
 class Checkpoints:
@@ -59,13 +53,14 @@ class Checkpoints:
         self.trained_on = None  # the checksums in the restored checkpoint
 
     def restore(self, session):
-        """Load the newest checkpoint into the session and return whether there is one.
+        """Load the newest checkpoint into the session. Return its index file in hexadecimal, which
+        has a checksum of each value, or "" if there is no checkpoint.
 
         Raises Failure, without changing any file, if it cannot be read or does not match the
         network."""
         path = newest(self.folder)
         if path is None:
-            return False
+            return ""
         with unreadable_as_failure(path):
             reader = tf.train.NewCheckpointReader(str(path))
             shapes = reader.get_variable_to_shape_map()
@@ -85,23 +80,10 @@ class Checkpoints:
             )
         check_fields(path, fields, self.fields)
         with unreadable_as_failure(path):
-            self._load(session, reader)
+            values = {v: reader.get_tensor(name) for name, v in self.variables.items()}
+        load_values(session, values)
         self.current = int(path.name.rpartition("-")[2])  # the step
-        return True
-
-    def load_chief_checkpoint(self, session, step):
-        """Load the checkpoint of `step`. Return its index file in hexadecimal, or the error:
-        workers compare the strings. (The index has a checksum of each value.)"""
-        path = self.folder / f"model.ckpt-{step}"
-        if step != self.current:
-            try:
-                self._load(session, tf.train.NewCheckpointReader(str(path)))
-            except UNREADABLE as error:
-                return f"cannot be read: {first_line(error)}"
         return path.with_name(path.name + ".index").read_bytes().hex()
-
-    def _load(self, session, reader):
-        load_values(session, {v: reader.get_tensor(name) for name, v in self.variables.items()})
 
     def save(self, session, step, best_step=None):
         """Write a checkpoint; keep the newest three and the one of `best_step`.
@@ -247,5 +229,5 @@ def unreadable_as_failure(checkpoint, remedy="delete its files to use the previo
         yield
     except Failure as failure:
         raise Failure(f"{checkpoint}: {failure}") from None
-    except UNREADABLE as error:
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
         raise Failure(f"{checkpoint}: cannot be read ({first_line(error)}); {remedy}") from None

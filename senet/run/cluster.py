@@ -2,10 +2,14 @@
 
 import contextlib
 import os
+import threading
+import zlib
+
+import numpy as np
 
 from senet.engine.compat import tf
 from senet.engine.devices import session_config, use_devices
-from senet.engine.errors import HyperparameterError
+from senet.engine.errors import Failure, HyperparameterError
 
 
 class Cluster(contextlib.ExitStack):
@@ -18,6 +22,7 @@ class Cluster(contextlib.ExitStack):
 
     chief = True
     target = ""  # of the session
+    addresses = ("",)  # of the hosts
 
     def __new__(cls, *_):
         if os.environ.get("TF_CONFIG"):
@@ -29,6 +34,7 @@ class Cluster(contextlib.ExitStack):
 
     def __init__(self, hyperparameters, signals):
         super().__init__()
+        self.finished = threading.Event()
         self.hyperparameters = hyperparameters
         self.signals = signals
         names = use_devices(hyperparameters.devices)
@@ -56,19 +62,33 @@ class Cluster(contextlib.ExitStack):
         """Return a `tf.Session` on the devices of all hosts."""
         return tf.Session(self.target, config=self.config)
 
+    def gather(self, *values):
+        """Wait for all hosts to call this; return the integers of each, [hosts, values]."""
+        return np.array([values])
+
     def stop(self, flag):
         """Return whether `flag` is true on any host. If so, the others may now end."""
-        return bool(flag)
+        if stop := bool(self.gather(bool(flag)).any()):
+            self.finished.set()
+        return stop
 
     def from_chief(self, *values):
         """Return the chief's integers `values` on every host."""
-        return values
+        return self.gather(*values)[0].tolist()
 
     def check_same(self, **strings):
         """Raise Failure with the names of the `strings` that differ from the chief's."""
-
-    def check_same_precision(self):
-        """Raise Failure with the addresses of hosts without bfloat16 if others compute in it."""
+        rows = self.gather(*[zlib.crc32(string.encode()) for string in strings.values()])
+        for number, same in enumerate(rows == rows[0]):
+            different = [name for name, equal in zip(strings, same, strict=True) if not equal]
+            if different:
+                listed = " and ".join(different).replace("_", " ")
+                raise Failure(
+                    f"worker {number} at {self.addresses[number]} differs from the chief in its "
+                    f"{listed}; use the same {listed} on all workers"
+                )
 
     def wait_for_all(self):
         """Wait until every host has called this; after that, any may end."""
+        self.gather()
+        self.finished.set()

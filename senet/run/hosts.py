@@ -6,10 +6,8 @@ import os
 import socket
 import threading
 import time
-import zlib
 
 from senet.engine.compat import print_error, tf
-from senet.engine.devices import compute_dtype
 from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.text import first_line
 from senet.run.cluster import Cluster
@@ -31,7 +29,6 @@ class Hosts(Cluster):
         self.addresses, self.number = read_tf_config()
         self.chief = self.number == 0
         self.connected = threading.Event()
-        self.finished = threading.Event()
         super().__init__(hyperparameters, signals)
 
     def _strategy(self, names):
@@ -109,7 +106,6 @@ class Hosts(Cluster):
         return silent
 
     def gather(self, *values):
-        """Wait for all workers to call this; return the integers of each, [workers, values]."""
         session, row, table = self._gathering
         rows = session.run(table, {row: [*values, *[0] * (ROW - len(values))]})
         self.connected.set()
@@ -128,39 +124,6 @@ class Hosts(Cluster):
             self.callback(session.close)
             # Every device of a worker has added the worker's row.
             return session, row, total * len(self.addresses) // self.strategy.num_replicas_in_sync
-
-    def stop(self, flag):
-        if stop := bool(self.gather(bool(flag)).any()):
-            self.finished.set()
-        return stop
-
-    def from_chief(self, *values):
-        return self.gather(*values)[0].tolist()
-
-    def check_same(self, **strings):
-        rows = self.gather(*[zlib.crc32(string.encode()) for string in strings.values()])
-        for number, same in enumerate(rows == rows[0]):
-            different = [name for name, equal in zip(strings, same, strict=True) if not equal]
-            if different:
-                listed = " and ".join(different).replace("_", " ")
-                raise Failure(
-                    f"worker {number} at {self.addresses[number]} differs from the chief in its "
-                    f"{listed}; use the same {listed} on all workers"
-                )
-
-    def check_same_precision(self):
-        mixed = compute_dtype(self.hyperparameters.mixed_precision) == tf.bfloat16
-        rows = self.gather(mixed)
-        without = [a for a, row in zip(self.addresses, rows, strict=True) if not row]
-        if 0 < len(without) < len(rows):
-            raise Failure(
-                f"bfloat16 is not supported on {', '.join(without)}, but the other workers use it; "
-                f"set --mixed_precision=False on all workers"
-            )
-
-    def wait_for_all(self):
-        self.gather()
-        self.finished.set()
 
 
 def _end(reason):

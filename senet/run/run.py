@@ -15,6 +15,7 @@ import numpy as np
 from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
 from senet.data.inputs import decode_json
 from senet.engine.compat import tf
+from senet.engine.devices import compute_dtype
 from senet.engine.errors import Failure
 from senet.engine.micro_batches import check_micro_batches
 from senet.engine.signals import Stopped, StopSignals
@@ -116,14 +117,15 @@ class Run:
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
             images=repr(self.checksums),
+            precision=compute_dtype(hp.mixed_precision).name,
         )
-        self.cluster.check_same_precision()
-        resumed, self.epochs_done = self._restore() if self.cluster.chief else (False, 0)
-        resumed, step, self.epochs_done = self.cluster.from_chief(
-            resumed, self._step(), self.epochs_done
-        )
-        checkpoint = self.checkpoints.load_chief_checkpoint(self.session, step) if resumed else ""
-        self.cluster.check_same(checkpoint=checkpoint)
+        resumed = self._restore()
+        step = self._step()
+        # An epoch is complete when its row is written; without it, the epoch is tested again.
+        epochs_done, steps_beyond = divmod(step, self.epoch_steps)
+        if epochs_done and not steps_beyond and epochs_done not in self.folder.rows:
+            epochs_done -= 1
+        (self.epochs_done,) = self.cluster.from_chief(epochs_done)  # only the chief has the rows
         weights = self._load_weights() if hp.initial_checkpoint and not resumed else ""
         self.saved_at = time.monotonic()
         if self.cluster.chief:
@@ -132,16 +134,12 @@ class Run:
         return self.session
 
     def _restore(self):
-        """Restore the newest checkpoint. Return whether there is one, and the number of completed
-        epochs."""
-        resumed = self.checkpoints.restore(self.session)
-        if resumed:
+        """Restore the newest checkpoint. Return whether there is one."""
+        index = self.checkpoints.restore(self.session)
+        self.cluster.check_same(checkpoint=index)
+        if index:
             self._compare_images()
-        # An epoch is complete when its row is written; without it, the epoch is tested again.
-        epochs_done, steps_beyond = divmod(self._step(), self.epoch_steps)
-        if epochs_done and not steps_beyond and epochs_done not in self.folder.rows:
-            epochs_done -= 1
-        return resumed, epochs_done
+        return bool(index)
 
     def _compare_images(self):
         """Raise Failure if the classes, images or labels differ from those of the checkpoint."""
