@@ -1,6 +1,6 @@
 """SE-ResNet, a small network to start with: 92.55 % on CIFAR-10 after 8 epochs (0.27 PFLOP), and
-93.09 % if predictions for mirror images are averaged. The recipe is that of arXiv 2404.00498, with
-a squeeze-and-excitation block (arXiv 1709.01507) on every residual branch."""
+93.09 % if predictions for mirror images are averaged. The recipe follows arXiv 2404.00498, with a
+squeeze-and-excitation block (arXiv 1709.01507) on every residual branch."""
 
 import functools
 import sys
