@@ -46,9 +46,3 @@ def update_averages(decay, step):
         average.assign(average - (1 - decay) * (average - variable.read_value()))
         for variable, average in pairs.values()
     ]
-
-
-def names_in(reader, names):
-    """Return {name of a variable of the network: its name in a checkpoint}, from TensorFlow's
-    `reader`: that of its average, if the checkpoint has one."""
-    return {name: name + SUFFIX * reader.has_tensor(name + SUFFIX) for name in names}

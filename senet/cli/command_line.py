@@ -23,7 +23,7 @@ from senet.engine.errors import Failure, HyperparameterError
 from senet.engine.signals import Stopped, signals_as_exceptions
 from senet.engine.text import printable, shown
 from senet.hyperparameters import RunHyperparameters
-from senet.run.checkpoints import network_fields, newest
+from senet.run.checkpoints import SavedCheckpoint, newest
 
 # Fields that may differ from the run's in the commands that use it, besides those marked MAY_CHANGE
 PREDICTION = ("mixed_precision", "test_time_augmentation")
@@ -148,7 +148,7 @@ def _network_of_initial_checkpoint(given, Hyperparameters):
     if file.exists():
         trained = Hyperparameters.load(file)
     elif pathlib.Path(f"{start}.index").exists():  # a checkpoint that was copied
-        trained = network_fields(tf.train.NewCheckpointReader(str(start)))
+        trained = SavedCheckpoint(start, "use another --initial_checkpoint").fields
     else:
         return {}
     defaults = Hyperparameters().network()

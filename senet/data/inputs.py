@@ -34,7 +34,6 @@ class Statistics(NamedTuple):
 
 SCOPE = "input"  # the variable scope of Statistics
 STATISTICS = frozenset(f"{SCOPE}/{name}" for name in Statistics._fields)  # their variables
-LABEL_NAMES = f"{SCOPE}/label_names"
 
 
 def image_inputs(data, seed=0):

@@ -10,8 +10,10 @@ import contextlib
 import re
 import shutil
 
+import numpy as np
+
 from senet.averaging import SUFFIX
-from senet.data.inputs import LABEL_NAMES, decode_json, encode_json
+from senet.data.inputs import decode_json, encode_json, read_statistics
 from senet.engine.compat import tf, without_chatter
 from senet.engine.errors import Failure
 from senet.engine.files import flush, replacing
@@ -25,12 +27,14 @@ DATA = "data_checksums"  # the entry with the checksums of the images and labels
 
 class Checkpoints:
     """The checkpoints, in `folder`, of the variables of the default graph. `outputs` are the output
-    tensors of the network; `fields` are those that make it, {name: value}. `checksums` are those of
-    the Dataset; a published network has none."""
+    tensors of the network; `fields` are those that make it, {name: value}. `checksums` and
+    `label_names` are those of the Dataset; a published network has no checksums."""
 
-    def __init__(self, folder, outputs, fields, checksums=None):
+    def __init__(self, folder, outputs, fields, checksums=(), label_names=()):
         self.folder = folder
         self.fields = fields
+        self.checksums = checksums
+        self.label_names = label_names
         variables = tf.global_variables()
         self.variables = {v.op.name: v for v in variables}
         self.shapes = {v.op.name: v.shape.as_list() for v in variables}
@@ -50,7 +54,6 @@ class Checkpoints:
             tensors=list(values.values()),
         )
         self.current = None  # step of the checkpoint that has the session's values
-        self.trained_on = None  # the checksums in the restored checkpoint
 
     def restore(self, session):
         """Load the newest checkpoint into the session. Return its index file in hexadecimal, which
@@ -61,27 +64,25 @@ class Checkpoints:
         path = newest(self.folder)
         if path is None:
             return ""
-        with unreadable_as_failure(path):
-            reader = tf.train.NewCheckpointReader(str(path))
-            shapes = reader.get_variable_to_shape_map()
-            fields = network_fields(reader)
-            # Checkpoints of earlier versions do not have all entries.
-            if shapes.pop(DATA, None):
-                self.trained_on = reader.get_tensor(DATA)
-        for entry in NETWORK, FIELDS:
-            shapes.pop(entry, None)
-        difference = describe_difference(shapes, self.shapes)
-        if difference and shapes.get(LABEL_NAMES, []) != self.shapes.get(LABEL_NAMES, []):
-            raise different_classes(path, decode_json(reader.get_tensor(LABEL_NAMES)))
-        if difference:
+        saved = SavedCheckpoint(path, "delete its files to use the previous checkpoint")
+        run_dir = self.folder.parent
+        if self.label_names and saved.label_names != self.label_names:
+            raise Failure(
+                f"{run_dir} was trained on different classes ({shortened(saved.label_names)}); "
+                f"restore them to resume, or use another --run_dir to start from scratch"
+            )
+        if difference := describe_difference(saved.shapes, self.shapes):
             raise Failure(
                 f"{path} does not match the network: {difference}; undo the change to the network "
                 f"to resume, or use another --run_dir to start from scratch"
             )
-        check_fields(path, fields, self.fields)
-        with unreadable_as_failure(path):
-            values = {v: reader.get_tensor(name) for name, v in self.variables.items()}
-        load_values(session, values)
+        saved.check_fields(self.fields)
+        if saved.checksums is not None and not np.array_equal(saved.checksums, self.checksums):
+            raise Failure(
+                f"the images or their labels differ from those that {run_dir} was trained and "
+                f"tested on; restore them to resume, or use another --run_dir to start from scratch"
+            )
+        saved.load(session, {variable: name for name, variable in self.variables.items()})
         self.current = int(path.name.rpartition("-")[2])  # the step
         return path.with_name(path.name + ".index").read_bytes().hex()
 
@@ -132,24 +133,76 @@ class Checkpoints:
             temporary.write_text(f'model_checkpoint_path: "model.ckpt-{step}"\n')
 
 
-def load_values(session, values):
-    """Set variables, on all devices, to `values`, {variable: array}."""
-    local = tf.distribute.get_strategy().experimental_local_results
-    assigns = []
-    feed = {}
-    for variable, value in values.items():
-        placeholder = tf.placeholder(value.dtype, value.shape)
-        assigns += local(variable.assign(placeholder))
-        feed[placeholder] = value
-    session.run(assigns, feed)
+class SavedCheckpoint:
+    """A checkpoint on disk, whose `path` has no suffix. The error for one that cannot be read ends
+    with `remedy`.
 
+    The attributes are the `shapes` of all variables, {name: shape}, those of the `network`, the
+    `fields` that make it, and the `checksums` of the data set, or None. Raises Failure if the
+    checkpoint cannot be read; TensorFlow verifies the checksum of every value that it reads."""
 
-def different_classes(path, label_names):
-    """Return the Failure for a run or checkpoint that was trained on other classes."""
-    return Failure(
-        f"{path} was trained on different classes ({shortened(label_names)}); restore them to "
-        f"resume, or use another --run_dir to start from scratch"
-    )
+    def __init__(self, path, remedy):
+        self.path = path
+        self.remedy = remedy
+        with self._reading():
+            self.reader = tf.train.NewCheckpointReader(str(path))
+        self.shapes = self.reader.get_variable_to_shape_map()
+        # Checkpoints of earlier versions do not have all entries.
+        self.network, self.fields = (
+            decode_json(self.get_tensor(entry)) if self.shapes.pop(entry, None) else {}
+            for entry in (NETWORK, FIELDS)
+        )
+        self.checksums = self.get_tensor(DATA) if self.shapes.pop(DATA, None) else None
+
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            yield
+        except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+            text = f"{self.path}: cannot be read ({first_line(error)}); {self.remedy}"
+            raise Failure(text) from None
+
+    def get_tensor(self, name):
+        """Return the value of a variable, an array."""
+        with self._reading():
+            return self.reader.get_tensor(name)
+
+    @property
+    def statistics(self):
+        """The Statistics of the training set, as arrays."""
+        return read_statistics(self)
+
+    @property
+    def label_names(self):
+        """The classes that the network was trained on, a list."""
+        return decode_json(self.statistics.label_names)
+
+    def source(self, name):
+        """Return the name of the variable with which the variable `name` of the network is tested:
+        that of its average, if there is one."""
+        return name + SUFFIX * (name + SUFFIX in self.shapes)
+
+    def check_fields(self, wanted):
+        """Raise Failure if the network was made by fields other than `wanted`. The names and shapes
+        of variables do not show all differences."""
+        saved = self.fields
+        if different := [n for n in saved if n in wanted and saved[n] != wanted[n]]:
+            listed = ", ".join(f"{n} {saved[n]}, got {wanted[n]}" for n in different)
+            raise Failure(
+                f"{self.path} was trained with {listed}; use the values that it was trained with"
+            )
+
+    def load(self, session, names):
+        """Set variables, on all devices. `names` are those of the values, {variable: name}."""
+        local = tf.distribute.get_strategy().experimental_local_results
+        assigns = []
+        feed = {}
+        for variable, name in names.items():
+            value = self.get_tensor(name)
+            placeholder = tf.placeholder(value.dtype, value.shape)
+            assigns += local(variable.assign(placeholder))
+            feed[placeholder] = value
+        session.run(assigns, feed)
 
 
 def variables_used_by(tensors):
@@ -160,32 +213,6 @@ def variables_used_by(tensors):
     nodes = {node.name for node in tf.graph_util.extract_sub_graph(graph, names).node}
     used = [v for v in tf.global_variables() if v.op.name in nodes]
     return {v.op.name.removesuffix(SUFFIX): v.shape.as_list() for v in used}
-
-
-def network_variables(reader):
-    """Return {name: shape} of the network's variables in a checkpoint, from TensorFlow's `reader`.
-
-    Raises Failure if the checkpoint does not list them."""
-    if not reader.has_tensor(NETWORK):
-        raise Failure(
-            "the checkpoint was written by an earlier version and does not list the network's "
-            "variables; resume training with a larger --total_epochs to write one that does"
-        )
-    return decode_json(reader.get_tensor(NETWORK))
-
-
-def network_fields(reader):
-    """Return the fields that make the network of a checkpoint, {name: value}; {} if it was written
-    by an earlier version."""
-    return decode_json(reader.get_tensor(FIELDS)) if reader.has_tensor(FIELDS) else {}
-
-
-def check_fields(path, saved, wanted):
-    """Raise Failure if the network of the checkpoint `path` was made by other fields. The names and
-    shapes of variables do not show all differences."""
-    if different := [n for n in saved if n in wanted and saved[n] != wanted[n]]:
-        listed = ", ".join(f"{n} {saved[n]}, got {wanted[n]}" for n in different)
-        raise Failure(f"{path} was trained with {listed}; use the values that it was trained with")
 
 
 def describe_difference(saved, wanted):
@@ -219,15 +246,3 @@ def newest(folder):
     files = checkpoint_files(folder) if folder.is_dir() else {}
     steps = [step for step, paths in files.items() if paths[0].suffix == ".index"]
     return folder / f"model.ckpt-{max(steps)}" if steps else None
-
-
-@contextlib.contextmanager
-def unreadable_as_failure(checkpoint, remedy="delete its files to use the previous checkpoint"):
-    """Convert errors in reading a checkpoint to a Failure. TensorFlow verifies the checksum of
-    every value that it reads."""
-    try:
-        yield
-    except Failure as failure:
-        raise Failure(f"{checkpoint}: {failure}") from None
-    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise Failure(f"{checkpoint}: cannot be read ({first_line(error)}); {remedy}") from None

@@ -10,10 +10,7 @@ import shlex
 import signal
 import time
 
-import numpy as np
-
 from senet.data.datasets import batches, epoch_order, load_dataset, steps_per_epoch
-from senet.data.inputs import decode_json
 from senet.engine.compat import tf
 from senet.engine.devices import compute_dtype
 from senet.engine.errors import Failure
@@ -21,7 +18,7 @@ from senet.engine.micro_batches import check_micro_batches
 from senet.engine.signals import Stopped, StopSignals
 from senet.engine.text import duration
 from senet.evaluation import evaluate
-from senet.run.checkpoints import Checkpoints, different_classes
+from senet.run.checkpoints import Checkpoints
 from senet.run.cluster import Cluster
 from senet.run.console import ProgressBar, say, start_lines
 from senet.run.events import (
@@ -105,9 +102,13 @@ class Run:
             shape = getattr(value, "shape", tf.TensorShape([]))
             if name != "images" and shape.rank:
                 raise Failure(f"{name} in train_step or epoch_end must be a scalar, got {shape}")
-        self.checksums = self.data.checksums()
+        checksums = self.data.checksums()
         self.checkpoints = Checkpoints(
-            self.folder.model, graph.test_outputs, hp.network(), self.checksums
+            self.folder.model,
+            graph.test_outputs,
+            hp.network(),
+            checksums,
+            self.data.label_names,
         )
         self.session = self._open.enter_context(self.cluster.session())
         self.session.run(tf.global_variables_initializer())
@@ -116,10 +117,12 @@ class Run:
         self.cluster.check_same(
             hyperparameters=json.dumps(compared),
             code=_source_code(self.network),
-            images=repr(self.checksums),
+            images=repr(checksums),
             precision=compute_dtype(hp.mixed_precision).name,
         )
-        resumed = self._restore()
+        checkpoint = self.checkpoints.restore(self.session)
+        self.cluster.check_same(checkpoint=checkpoint)
+        resumed = bool(checkpoint)
         step = self._step()
         # An epoch is complete when its row is written; without it, the epoch is tested again.
         epochs_done, steps_beyond = divmod(step, self.epoch_steps)
@@ -132,27 +135,6 @@ class Run:
             self._open_logs(step)
             self._print_start(resumed, step, weights)
         return self.session
-
-    def _restore(self):
-        """Restore the newest checkpoint. Return whether there is one."""
-        index = self.checkpoints.restore(self.session)
-        self.cluster.check_same(checkpoint=index)
-        if index:
-            self._compare_images()
-        return bool(index)
-
-    def _compare_images(self):
-        """Raise Failure if the classes, images or labels differ from those of the checkpoint."""
-        label_names = decode_json(self.session.run(self.graph.inputs.statistics.label_names))
-        if label_names != self.data.label_names:
-            raise different_classes(self.folder.path, label_names)
-        saved = self.checkpoints.trained_on
-        if saved is not None and not np.array_equal(saved, self.checksums):
-            raise Failure(
-                f"the images or their labels differ from those that {self.folder.path} was trained "
-                f"and tested on; restore them to resume, or use another --run_dir to start from "
-                f"scratch"
-            )
 
     def _open_logs(self, step):
         self.folder.write_hyperparameters()

@@ -8,23 +8,17 @@ import sys
 
 import numpy as np
 
-from senet.averaging import names_in
 from senet.data.datasets import load_dataset, steps_per_epoch
-from senet.data.inputs import decode_json, inputs_with, read_statistics
+from senet.data.inputs import inputs_with
 from senet.engine.compat import tf
 from senet.engine.devices import session_config, use_devices
 from senet.engine.errors import Failure
 from senet.evaluation import evaluation_outputs
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
-    DATA,
-    check_fields,
+    SavedCheckpoint,
     describe_difference,
-    load_values,
-    network_fields,
-    network_variables,
     newest,
-    unreadable_as_failure,
     variables_used_by,
 )
 from senet.run.folder import RunFolder
@@ -56,17 +50,12 @@ class TrainedNetwork(contextlib.AbstractContextManager):
         self.network = network
         self.hyperparameters = hp = hyperparameters
         self.checkpoint = _find(checkpoint, hp)
-        remedy = "use another --checkpoint"
-        with unreadable_as_failure(self.checkpoint, remedy):
-            reader = tf.train.NewCheckpointReader(str(self.checkpoint))
-            self.statistics = read_statistics(reader)
-            variables = network_variables(reader)
-            self.step = int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
-            fields = network_fields(reader)
-            # Of the images and labels; those of a published network are not known.
-            self.checksums = reader.get_tensor(DATA) if reader.has_tensor(DATA) else None
-        check_fields(self.checkpoint, fields, hp.network())
-        self.label_names = decode_json(self.statistics.label_names)
+        saved = SavedCheckpoint(self.checkpoint, "use another --checkpoint")
+        saved.check_fields(hp.network())
+        self.statistics = saved.statistics
+        self.label_names = saved.label_names
+        self.step = int(saved.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+        self.checksums = saved.checksums  # those of a published network are not known
         classes = len(self.label_names)
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(use_devices(hp.devices)[0]):
@@ -74,19 +63,14 @@ class TrainedNetwork(contextlib.AbstractContextManager):
             build = functools.partial(network, hyperparameters=hp, classes=classes)
             # The averages, if there are any, are loaded into the variables themselves.
             self.outputs = evaluation_outputs(build, self.inputs, dataclasses.replace(hp, ema=0.0))
-            if difference := describe_difference(variables, variables_used_by(self.outputs)):
+            if difference := describe_difference(saved.network, variables_used_by(self.outputs)):
                 raise Failure(
                     f"{self.checkpoint} does not match {network.__name__} with these "
                     f"hyperparameters: {difference}; use the --run_dir and the hyperparameters "
                     f"that it was trained with"
                 )
             self.session = tf.Session(config=session_config(hp))
-            # A training process may have replaced or deleted it in the meantime.
-            with unreadable_as_failure(self.checkpoint, remedy):
-                variables = {variable.op.name: variable for variable in tf.global_variables()}
-                saved = names_in(reader, variables)
-                values = {v: reader.get_tensor(saved[name]) for name, v in variables.items()}
-                load_values(self.session, values)
+            saved.load(self.session, {v: saved.source(v.op.name) for v in tf.global_variables()})
 
     def close(self):
         """Free the memory of the variables."""

@@ -2,19 +2,16 @@
 
 import pathlib
 
-from senet.averaging import SUFFIX, names_in
-from senet.data.inputs import STATISTICS, decode_json, read_statistics
+from senet.averaging import SUFFIX
+from senet.data.inputs import STATISTICS
 from senet.engine.compat import tf
 from senet.engine.errors import Failure
 from senet.engine.text import shortened
 from senet.layers import CLASSIFIER
 from senet.run.checkpoints import (
+    SavedCheckpoint,
     describe_difference,
-    load_values,
-    network_fields,
-    network_variables,
     newest,
-    unreadable_as_failure,
     variables_used_by,
 )
 
@@ -32,16 +29,13 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
     if the checkpoint cannot be read, or if another variable than the classifier's does not
     match."""
     path = _find(initial_checkpoint)
-    remedy = f"use another {OPTION}"
-    with unreadable_as_failure(path, remedy):
-        reader = tf.train.NewCheckpointReader(str(path))
-        saved = network_variables(reader)
-        same_classes = decode_json(read_statistics(reader).label_names) == label_names
+    saved = SavedCheckpoint(path, f"use another {OPTION}")
+    same_classes = saved.label_names == label_names
     wanted = variables_used_by(outputs)
-    for shapes in saved, wanted:
+    for shapes in saved.network, wanted:
         for name in STATISTICS & shapes.keys():
             del shapes[name]
-    saved_body, body = map(_without_classifier, (saved, wanted))
+    saved_body, body = map(_without_classifier, (saved.network, wanted))
     classifier = wanted.keys() - body.keys()
     if not (same_classes or classifier):
         raise Failure(
@@ -50,20 +44,19 @@ def load_weights(session, initial_checkpoint, outputs, label_names):
             f"layer that name"
         )
     if difference := describe_difference(saved_body, body):
-        options = " ".join(f"--{name}={value}" for name, value in network_fields(reader).items())
+        options = " ".join(f"--{name}={value}" for name, value in saved.fields.items())
         raise Failure(
             f"{path} does not match the network: {difference}; use an {OPTION} from the same "
             f"script, with {options or 'the options that it was trained with'}"
         )
     loaded = wanted.keys() if same_classes else body.keys()
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    values = {}
-    for name, source in names_in(reader, loaded).items():
-        with unreadable_as_failure(path, remedy):
-            value = reader.get_tensor(source)
+    names = {}
+    for name in loaded:
         # An average starts with the value of its variable.
-        values |= {variables[v]: value for v in {name, name + SUFFIX} & variables.keys()}
-    load_values(session, values)
+        both = {name, name + SUFFIX} & variables.keys()
+        names |= {variables[v]: saved.source(name) for v in both}
+    saved.load(session, names)
     line = f"weights: {len(loaded):,} of {len(wanted):,} variables from {path}"
     if not same_classes:
         line += f"; not loaded (classes differ): {shortened(sorted(classifier))}"
