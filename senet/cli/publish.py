@@ -21,56 +21,6 @@ from senet.run.rows import format_row, read_rows
 from senet.run.trained import TrainedNetwork
 
 CARD = "README.md"
-TEMPLATE = """\
-# {network} trained on {dataset}
-
-An image classifier: the network `{network}` of `{script}`, with {parameters:,} trainable
-parameters, trained {start} to the end of epoch {epochs:,} (step {step:,}).
-`python {script} publish` wrote this folder, without the optimizer's state.
-
-In a clone of the repository:
-
-```bash
-python {script} predict photo.jpg --run_dir={folder}
-python {script} evaluate --run_dir={folder}
-python {script} --initial_checkpoint={folder} --dataset=FOLDER --run_dir=runs/mine
-(cd {folder} && sha256sum --check {hashes})
-```
-
-**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images according to
-their EXIF orientation, centre-crops them to a square and resizes them. **Normalisation** is
-part of the graph: (value - mean) / std per channel, with mean {mean}
-and std {std} in pixel values, computed from the training images.
-
-**Classes** ({count:,}): {classes}.
-
-**Limitations**: The network predicts one of its {count:,} classes, whatever the image shows. It
-sees {side}x{side} pixels: small objects, and objects far from the centre of a photo, are lost.
-Its probabilities are not calibrated.
-
-**License**: The code is under the MIT License. This card states no license for the weights.
-
-## Training and results
-
-Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
-
-The run was last started with this command, with seed {seed} and all other hyperparameters as in
-`hyperparameters.json`. The last line is its row of `logs.txt`:
-
-```
-{command}
-{row}
-```
-
-When this folder was written, `evaluate` printed these results. Each row of the table is a true
-class; the numbered columns count the predictions of each class:
-
-```
-{result}
-
-{table}
-```
-"""
 
 
 def publish(network, hyperparameters, folder, checkpoint="", note=""):
@@ -120,45 +70,77 @@ def _rows(run, trained, epoch_steps):
     return [row for number, row in sorted(rows.items()) if number <= epoch]
 
 
-def _script(network):
-    return pathlib.Path(inspect.getfile(network)).name
-
-
 def _card(trained, evaluation, data, rows, fields, folder, note):
-    """Return the model card. `fields` are the portable hyperparameters,
-    `folder` is the name of the published folder on the card."""
-    network = trained.network
+    """Return the model card. `fields` are the portable hyperparameters, `folder` is the name of the
+    published folder on the card."""
     hp = trained.hyperparameters
+    side = hp.image_size
+    network = trained.network.__name__
+    script = pathlib.Path(inspect.getfile(trained.network)).name
+    dataset = fields["dataset"]
+    train, test = len(data.train.labels), len(data.test.labels)
     names = data.label_names
-    defaults = {field.name: field.default for field in dataclasses.fields(hp)}
-    changed = {name: value for name, value in fields.items() if value != defaults[name]}
-    options = [f"--{name}={value}" for name, value in changed.items()]
-    start = fields["initial_checkpoint"]
+    count = len(names)
+    folder, note = shlex.quote(folder), printable(note)
+    parameters = sum(v.shape.num_elements() for v in tf.trainable_variables())
+    initial = fields["initial_checkpoint"]
+    start = f"from the weights of `{initial}`" if initial else "from scratch"
+    epochs = trained.step // steps_per_epoch(data.train, hp.batch_size)
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in trained.statistics[:2])
-    return TEMPLATE.format(
-        network=network.__name__,
-        script=_script(network),
-        parameters=sum(v.shape.num_elements() for v in tf.trainable_variables()),
-        start=f"from the weights of `{start}`" if start else "from scratch",
-        epochs=trained.step // steps_per_epoch(data.train, hp.batch_size),
-        step=trained.step,
-        folder=shlex.quote(folder),
-        hashes=HASHES,
-        side=hp.image_size,
-        mean=mean,
-        std=std,
-        count=len(names),
-        classes=shortened(names, count=1000),
-        dataset=fields["dataset"],
-        train=len(data.train.labels),
-        test=len(data.test.labels),
-        note=printable(note),
-        command=shlex.join(["python", _script(network), *options]),
-        seed=hp.seed,
-        row=format_row(rows[-1]),
-        result=result_line(evaluation),
-        table="\n".join(class_table(evaluation.confusion_matrix(len(names)), names)),
-    )
+    defaults = {field.name: field.default for field in dataclasses.fields(hp)}
+    options = [f"--{name}={value}" for name, value in fields.items() if value != defaults[name]]
+    command = shlex.join(["python", script, *options])
+    table = "\n".join(class_table(evaluation.confusion_matrix(len(names)), names))
+    return f"""\
+# {network} trained on {dataset}
+
+An image classifier: the network `{network}` of `{script}`, with {parameters:,} trainable
+parameters, trained {start} to the end of epoch {epochs:,} (step {trained.step:,}).
+`python {script} publish` wrote this folder, without the optimizer's state.
+
+In a clone of the repository:
+
+```bash
+python {script} predict photo.jpg --run_dir={folder}
+python {script} evaluate --run_dir={folder}
+python {script} --initial_checkpoint={folder} --dataset=FOLDER --run_dir=runs/mine
+(cd {folder} && sha256sum --check {HASHES})
+```
+
+**Input**: RGB images of {side}x{side} pixels, uint8. `predict` rotates images according to
+their EXIF orientation, centre-crops them to a square and resizes them. **Normalisation** is
+part of the graph: (value - mean) / std per channel, with mean {mean}
+and std {std} in pixel values, computed from the training images.
+
+**Classes** ({count:,}): {shortened(names, count=1000)}.
+
+**Limitations**: The network predicts one of its {count:,} classes, whatever the image shows. It
+sees {side}x{side} pixels: small objects, and objects far from the centre of a photo, are lost.
+Its probabilities are not calibrated.
+
+**License**: The code is under the MIT License. This card states no license for the weights.
+
+## Training and results
+
+Data set: `{dataset}`, {train:,} training and {test:,} test images. {note}
+
+The run was last started with this command, with seed {hp.seed} and all other hyperparameters as in
+`hyperparameters.json`. The last line is its row of `logs.txt`:
+
+```
+{command}
+{format_row(rows[-1])}
+```
+
+When this folder was written, `evaluate` printed these results. Each row of the table is a true
+class; the numbered columns count the predictions of each class:
+
+```
+{result_line(evaluation)}
+
+{table}
+```
+"""
 
 
 def _write_hashes(folder):
