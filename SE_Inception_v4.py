@@ -39,6 +39,8 @@ class Hyperparameters(RunHyperparameters):
     # training
     init_learning_rate = 0.1
     schedule = "steps"
+    momentum = 0.9
+    weight_decay = 5e-4
     label_smoothing = 0.0
     batch_size = 128
     total_epochs = 100

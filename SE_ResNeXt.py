@@ -41,6 +41,8 @@ class Hyperparameters(RunHyperparameters):
     # training
     init_learning_rate = 0.1
     schedule = "steps"
+    momentum = 0.9
+    weight_decay = 5e-4
     label_smoothing = 0.0
     max_shift: Fraction = 1 / 8  # largest shift of a training image (fraction of its side)
     shift_padding: Literal["zeros", "reflect"] = "zeros"  # beyond the edges
