@@ -34,6 +34,9 @@ LONGEST = [
     "test_run.py",
     "test_run_files.py",
     "test_commands.py",
+    "test_training.py",
+    "test_examples.py",
+    "test_readme.py",
     "test_style.py",
 ]
 
