@@ -98,6 +98,12 @@ class TestDeclarations:
             class _(Settings):
                 dropout = 0.5
 
+    def test_a_rate_for_fine_tuning_without_a_field_is_an_error(self):
+        with pytest.raises(TypeError, match="FINE_TUNING has no field 'filter_rate' to set"):
+
+            class _(Settings):
+                FINE_TUNING = {"filter_rate": 0.1}
+
     def test_a_type_that_no_flag_supports_is_an_error(self):
         class WithList(RunHyperparameters):
             sizes: list | None = None

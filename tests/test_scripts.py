@@ -5,6 +5,9 @@ from conftest import ROOT, run_python
 from fake_cifar10 import make_files, write_folder
 from scripts import SCRIPTS, assert_readable_graph, by_script
 
+from senet.engine.compat import tf
+from senet.engine.errors import HyperparameterError
+
 
 @by_script
 def test_each_script_has_its_own_run_dir(script):
@@ -20,6 +23,13 @@ def test_padding_to_fewer_than_75_pixels_is_rejected(script, capsys):
     assert errors.count("\n") == 1
     script.hyperparameters(padding=22)
     script.hyperparameters(padding=0, image_size=75)
+
+
+def test_se_resnet_needs_nine_pixels(graph):
+    script = SCRIPTS[0]
+    with pytest.raises(HyperparameterError, match="^--padding must be at least 1, got 0: the netw"):
+        script.hyperparameters(image_size=8)
+    script.network(tf.zeros([1, 9, 9, 3]), False, script.hyperparameters(image_size=9))
 
 
 @pytest.mark.slow
