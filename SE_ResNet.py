@@ -42,7 +42,7 @@ class Hyperparameters(RunHyperparameters):
     blocks: Network[Count] = 1  # residual blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 0
-    MIN_SIDE = 9  # each of four layers needs at least one pixel
+    MIN_SIDE = 9  # pixels of a padded image: the three stages halve them to one
 
     # training
     init_learning_rate = 0.5  # peak learning rate of all variables but the filters
@@ -87,7 +87,7 @@ class SE_ResNet:
         # 7x7x256
         x = self.stage(x, 4 * width, layer_name="stage3")
         # 3x3x256
-        # Not tf.reduce_max, whose gradient can be NaN with XLA
+        # Not tf.reduce_max, whose gradient can be NaN with XLA.
         x = Max_pooling(x, kernel=x.shape[1:3].as_list(), stride=1)
         x = tf.cast(tf.squeeze(x, [1, 2]), tf.float32)
         # Smaller logits: the classifier then learns at the same rate as the other variables.

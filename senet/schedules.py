@@ -79,6 +79,6 @@ class ScheduleFields:
 
     # training
     schedule: Schedule = "steps"  # learning-rate schedule
-    warmup_epochs: Annotated[float, Ge(-1)] = -1.0  # epochs of rising rate; negative: default
+    warmup_epochs: Annotated[float, Ge(-1)] = -1.0  # epochs of rise; negative: the schedule's own
     final_rate: NotNegative = 0.0  # learning rate at the end (not `steps`)
     step_factor: Positive = 0.1  # of each drop (only `steps`)

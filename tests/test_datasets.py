@@ -236,7 +236,7 @@ def test_a_class_that_only_the_test_set_has_is_rejected(monkeypatch):
     with pytest.raises(Failure, match=message):
         load_dataset("mine", "data", image_size=8)
     arrays = IMAGES, LABELS, IMAGES, LABELS
-    message = "^mine: class . has test images, but no training images without the fraction --val"
+    message = "^mine: class . has test images, but no training images; use a smaller --val"
     with pytest.raises(Failure, match=message):
         load_dataset("mine", "data", image_size=8, validation=0.25)
 

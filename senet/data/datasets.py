@@ -117,10 +117,10 @@ def _held_out(data, fraction):
         )
         data = data._replace(train=kept, validation=held)
     for label in np.setdiff1d(data.test.labels, data.train.labels):
-        without = f" without the fraction --validation={fraction}" if fraction else ""
+        remedy = "; use a smaller --validation" if fraction else ""
         raise Failure(
             f"{data.name}: class {data.label_names[label]} has test images, but no training "
-            f"images{without}"
+            f"images{remedy}"
         )
     return data
 

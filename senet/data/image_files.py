@@ -234,7 +234,7 @@ def images_below(folder):
     paths = []
     for entry in _visible(folder):
         if entry.is_dir():
-            paths += images_below(entry)
+            paths += [] if entry.is_symlink() else images_below(entry)  # links may form a loop
         elif _is_image(entry):
             paths.append(entry.path)
     return paths
