@@ -1,24 +1,21 @@
-"""Compare fine-tuning with training from scratch, on a few images of new classes.
+"""Measure what fine-tuning gains over training from scratch, on few images of new classes.
 
     python benchmarks/fine_tuning.py FOLDER --data_dir=data
 
-Write image folders into FOLDER/data: `eight`, which is CIFAR-10 without two classes, and small sets
-of these two classes and of `shapes`, with 20 and 100 training images per class. Train a network on
-`eight`, or use the one given by --start. Then train on each small set, from scratch and from the
-weights of that network, with three seeds, and print a table of the test accuracy after the last
-epoch.
+Train `SE_ResNet.py` on CIFAR-10 without cats and dogs, with its defaults. Then train on small sets
+of 30 and 100 images per class: cats and dogs, the angle by which an image is rotated, and `shapes`.
+Each run starts from scratch or from the weights of the first network, with the same number of
+steps. Print the test accuracies.
 
-Give the options of the training runs as one string: --tuned="--filter_learning_rate=0.01". Each
---tuned adds a column. To resume, run the same command again: complete data sets and finished runs
-are reused. For a quick test of everything:
+Other options are those of `SE_ResNet.py`, for all runs. To resume, run the same command again: sets
+and runs that are complete are kept. For a quick test of everything:
 
-    python benchmarks/fine_tuning.py runs/try --max_images=4 --images 2 --seeds=1 --epochs=1 \\
-        --network="--width=2 --reduction_ratio=2" \\
-        --eight="--total_epochs=1"
+    python benchmarks/fine_tuning.py runs/try --epochs=1 --images 4 --test_images=4 --seeds=1 \\
+        --first_images=40 --width=2 --reduction_ratio=2
 """
 
 import argparse
-import json
+import itertools
 import pathlib
 import shlex
 import shutil
@@ -32,9 +29,12 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar10 import CIFAR10, load_cifar  # noqa: E402
+from cifar10 import CIFAR10, load_cifar  # noqa: E402 (needs sys.path)
+from SE_ResNet import Hyperparameters  # noqa: E402
 from senet.data.shapes import load_shapes  # noqa: E402
 from senet.run.rows import read_rows  # noqa: E402
+
+NEW = ["cat", "dog"]
 
 
 def main():
@@ -44,138 +44,99 @@ def main():
     add = parser.add_argument
     add("folder", type=pathlib.Path, metavar="FOLDER")
     add("--data_dir", default="data", help="folder with CIFAR-10")
-    add("--start", help="run or published network trained on `eight`; default: train one")
-    add("--unseen", nargs=2, default=["cat", "dog"], help="the two classes missing from `eight`")
-    add("--images", nargs="+", type=int, default=[20, 100], help="training images per class")
-    add(
-        "--max_images",
-        type=int,
-        help="images per class in `eight` and in every test set; default: all",
-    )
+    add("--images", nargs="+", type=int, default=[30, 100], help="training images per class")
+    add("--test_images", type=int, default=1000, help="at most this many per class")
+    add("--first_images", type=int, help="training images per class of the first network")
+    add("--epochs", type=int, default=8, help="epochs of the first network")
     add("--seeds", type=int, default=3, help="number of seeds")
-    add("--epochs", type=int, default=20, help="epochs on the small sets")
-    add(
-        "--network",
-        default="",
-        help="options of all runs",
-    )
-    add(
-        "--eight",
-        default="--total_epochs=5",
-        help="options of the run on `eight`",
-    )
-    add(
-        "--scratch",
-        default="--batch_size=20",
-        help="options of the runs from scratch",
-    )
-    add(
-        "--tuned",
-        action="append",
-        help="options of the fine-tuning runs; default: those of --scratch",
-    )
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
+    folder = arguments.folder
 
-    check_options(arguments)
-    data = arguments.folder / "data"
-    small = write_data_sets(data, arguments)
-    network = shlex.split(arguments.network)
-    start = arguments.start
-    if not start:
-        start = arguments.folder / "runs" / "eight"
-        train(data / "eight", start, [*network, *shlex.split(arguments.eight)])
-
-    tuned = arguments.tuned or [arguments.scratch]
-    columns = {"scratch": arguments.scratch}
-    columns |= {f"tuned{number}": options for number, options in enumerate(tuned)}
-    epochs = f"--total_epochs={arguments.epochs}"
-    accuracy = {}
-    # The outer loop is over the seeds, so that a table is printed after each.
-    for seed in range(arguments.seeds):
-        for name in small:
-            for column, options in columns.items():
-                options = [*network, epochs, *shlex.split(options), f"--seed={seed}"]
-                if column != "scratch":
-                    options.append(f"--initial_checkpoint={start}")
-                run_dir = arguments.folder / "runs" / f"{name}_{column}_s{seed}"
-                accuracy.setdefault((name, column), []).append(train(data / name, run_dir, options))
-        print_table(small, columns, accuracy)
-
-
-def check_options(arguments):
-    """Exit if FOLDER was made with different options, except for --images and --seeds, which only
-    add runs."""
-    added = "folder", "data_dir", "images", "seeds"
-    options = {name: value for name, value in vars(arguments).items() if name not in added}
-    file = arguments.folder / "options.json"
-    if file.exists() and json.loads(file.read_text()) != options:
-        sys.exit(
-            f"error: {arguments.folder} was made with {file.read_text()}, not with "
-            f"{json.dumps(options)}; use the same options, or choose another FOLDER"
-        )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(options))
-
-
-def write_data_sets(folder, arguments):
-    """Write the image folders that do not exist yet; return the names of the small ones."""
     *splits, names = load_cifar(CIFAR10, arguments.data_dir)
-    if unknown := set(arguments.unseen) - set(names):
-        sys.exit(f"error: --unseen must be two of {', '.join(names)}, got {', '.join(unknown)}")
-    seen = [name for name in names if name not in arguments.unseen]
-    write_folder(folder / "eight", splits, names, seen, arguments.max_images, arguments.max_images)
-    small = [f"{'_'.join(arguments.unseen)}_{count}" for count in arguments.images]
-    for name, count in zip(small, arguments.images, strict=True):
-        write_folder(folder / name, splits, names, arguments.unseen, count, arguments.max_images)
-    *splits, names = load_shapes()  # 200 training images per class
-    for count in arguments.images:
-        small.append(f"shapes_{count}")
-        write_folder(folder / small[-1], splits, names, names, count, arguments.max_images)
-    return small
+    seen = [name for name in names if name not in NEW]
+    counts = arguments.first_images, arguments.test_images
+    first = write_folder(folder / "data" / "eight", splits, names, seen, counts)
+    start = folder / "runs" / "eight"
+    train(first, start, [f"--total_epochs={arguments.epochs}", *options])
+
+    angles = ["0", "90", "180", "270"]
+    *shapes, outlines = load_shapes()
+    kinds = {
+        "cats and dogs": (splits, names, NEW),
+        "rotations": (rotated(splits), angles, angles),
+        "shapes": (shapes, outlines, outlines),
+    }
+    accuracy = {}  # {(set, column): accuracies}
+    for count, (kind, (images, labels, classes)) in itertools.product(
+        arguments.images, kinds.items()
+    ):
+        path = folder / "data" / f"{kind.replace(' ', '_')}_{count}"
+        dataset = write_folder(path, images, labels, classes, (count, arguments.test_images))
+        tuned = Hyperparameters().for_fine_tuning(count * len(classes))
+        same = [f"--batch_size={tuned.batch_size}", f"--total_epochs={tuned.total_epochs}"]
+        same += ["--flip=False"] * (kind == "rotations")
+        for column, own in (
+            ("from scratch", []),
+            ("fine-tuned", [f"--initial_checkpoint={start}"]),
+        ):
+            for seed in range(arguments.seeds):
+                run_dir = folder / "runs" / f"{path.name}_{column.replace(' ', '_')}_s{seed}"
+                value = train(dataset, run_dir, [*same, *own, f"--seed={seed}", *options])
+                accuracy.setdefault((f"{count} {kind}", column), []).append(value)
+    print_table(accuracy)
 
 
-def write_folder(folder, splits, names, classes, train_count, test_count):
-    """Write the first `train_count` and `test_count` images (None: all) of each of `classes` as PNG
-    files, unless the folder exists."""
+def rotated(splits):
+    """Return the training and test images, each rotated by an angle, and the angles' labels."""
+    found = []
+    for images in splits[0], splits[2]:
+        turns = np.arange(len(images)) % 4
+        pairs = zip(images, turns, strict=True)
+        found += [np.stack([np.rot90(image, turn) for image, turn in pairs]), turns]
+    return found
+
+
+def write_folder(folder, splits, names, classes, counts):
+    """Write the first images of each of `classes` as PNG files, unless the folder exists, and
+    return it. `counts` are the numbers of training and of test images per class (None: all)."""
     if folder.exists():
-        return
+        return folder
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-    train_images, train_labels, test_images, test_labels = splits
-    for split, images, labels, count in (
-        ("train", train_images, train_labels, train_count),
-        ("test", test_images, test_labels, test_count),
-    ):
+    halves = ("train", splits[:2], counts[0]), ("test", splits[2:], counts[1])
+    for half, (images, labels), count in halves:
         for name in classes:
-            class_folder = temporary / split / name
-            class_folder.mkdir(parents=True, exist_ok=True)
+            class_folder = temporary / half / name
+            class_folder.mkdir(parents=True)
             for number in np.flatnonzero(labels == names.index(name))[:count]:
                 Image.fromarray(images[number]).save(class_folder / f"{number:05}.png")
     temporary.rename(folder)
+    return folder
 
 
 def train(dataset, run_dir, options):
-    """Train or resume to the last epoch; return the test accuracy."""
-    options = [f"--dataset={dataset}", f"--run_dir={run_dir}", *options]
+    """Train or resume to the last epoch; return the test accuracy in percent."""
+    cache = f"--data_dir={run_dir.parent.parent}"
+    options = [f"--dataset={dataset}", f"--run_dir={run_dir}", cache, "--test_every=9999", *options]
     print(f"$ python SE_ResNet.py {shlex.join(options)}", file=sys.stderr, flush=True)
     command = [sys.executable, ROOT / "SE_ResNet.py", *options]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         sys.exit(f"error: training failed in {run_dir}; see the error above")
     *_, last = read_rows(run_dir / "logs.txt").values()
-    return last["test_acc"]
+    return 100 * last["test_acc"]
 
 
-def print_table(data_sets, columns, accuracy):
-    """Print the mean and the standard deviation of the test accuracy over the seeds, in %."""
-    heads = [f"{column}: `{options}`" for column, options in columns.items()]
-    print("\n| data set | " + " | ".join(heads) + " |\n|" + "---|" * (1 + len(heads)))
-    for name in data_sets:
+def print_table(accuracy):
+    """Print the mean and the standard deviation of the accuracies over the seeds."""
+    columns = list(dict.fromkeys(column for _, column in accuracy))
+    print(f"\n| training images per class | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name in dict.fromkeys(name for name, _ in accuracy):
         cells = []
         for column in columns:
-            values = [100 * value for value in accuracy[name, column]]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            values = accuracy[name, column]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
