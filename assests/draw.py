@@ -14,7 +14,8 @@ copy its logs.txt to benchmarks/results/NAME.txt and add NAME to benchmarks/resu
     results              [row, ...]: rows of the table "results" that include the run
     headline             true for the run at the top of README.md, whose learning curves are drawn
 
-The screenshots of TensorBoard are not drawn here.
+SE_ResNet_s0_gates.json has the `gates` of the Evaluation of models/SE_ResNet, as `excitation` draws
+them. The screenshots of TensorBoard are not drawn here.
 """
 
 import io
@@ -397,7 +398,7 @@ def mean_and_deviation(arm):
     values = [result.accuracy for result in arm]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     mean = f"{statistics.mean(values):.2f}{spread}"
-    return f"[{mean}](../benchmarks/results/README.md#{arm[0].name})"
+    return f"[{mean}](benchmarks/results/README.md#{arm[0].name})"
 
 
 def distinct_values(arms, show):
@@ -491,7 +492,7 @@ PARTS = {
     "results": results_table,
     "runs": runs_table,
 }
-PAGES = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md"
+PAGES = ROOT / "README.md", RESULTS / "README.md"
 
 
 def as_svg(draw):

@@ -65,7 +65,7 @@ def exported(tmp_path_factory):
 
 @pytest.mark.slow
 def test_an_export_works_in_plain_tensorflow_and_tflite(exported):
-    write_folder(exported / "data", make_files(count=40))  # to calibrate int8
+    write_folder(exported / "data", make_files(count=4))  # to calibrate int8
     client, tflite, int8 = blocks(PAGE)
     status, output, errors = run_python("-c", client, cwd=exported, PYTHONPATH="")
     assert status == 0, errors
