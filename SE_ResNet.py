@@ -1,6 +1,6 @@
 """SE-ResNet, a small network to start with: 92.55 % on CIFAR-10 after 8 epochs (0.27 PFLOP), and
-93.09 % if predictions for mirror images are averaged. The recipe follows arXiv 2404.00498, with a
-squeeze-and-excitation block (arXiv 1709.01507) on every residual branch."""
+93.09 % if predictions are averaged over each image and its mirror image. The recipe follows arXiv
+2404.00498, with a squeeze-and-excitation block (arXiv 1709.01507) on every residual branch."""
 
 import functools
 import sys
@@ -42,7 +42,7 @@ class Hyperparameters(RunHyperparameters):
     blocks: Network[Count] = 1  # residual blocks per stage; there are three stages
     reduction_ratio = 16
     padding = 0
-    MIN_SIDE = 9  # pixels of a padded image: the three stages halve them to one
+    MIN_SIDE = 9  # pixels of a padded image: 8 after the stem, which the stages halve to 1
 
     # training
     init_learning_rate = 0.5  # peak learning rate of all variables but the filters
@@ -122,8 +122,8 @@ def loss(batch, network, hyperparameters):
 
 
 def decayed_variables():
-    """Return the variables that `weight_decay` applies to. Muon keeps the norm of the filters, and
-    SE layers do better without."""
+    """Return the variables that `weight_decay` applies to: not the filters, whose norm Muon sets,
+    nor SE layers."""
     return [v for v in tf.trainable_variables() if v.shape.rank != 4 and "/SE/" not in v.op.name]
 
 

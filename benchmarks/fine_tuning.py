@@ -4,11 +4,12 @@
 
 Train `SE_ResNet.py` on CIFAR-10 without cats and dogs, with its defaults. Then train on small sets
 of 30 and 100 images per class: cats and dogs, the angle by which an image is rotated, and `shapes`.
-Each run starts from scratch or from the weights of the first network, with the same number of
-steps. Print the test accuracies.
+Each run starts from scratch or from the weights of the first network, with the batch size and the
+epochs that fine-tuning chooses (rotations: with --flip=False). Print the test accuracies.
 
-Other options are those of `SE_ResNet.py`, for all runs. To resume, run the same command again: sets
-and runs that are complete are kept. For a quick test of everything:
+Other options are those of `SE_ResNet.py`, for all runs. To resume, run the same command again:
+finished runs and existing sets are kept, so use a new FOLDER for other values of --first_images or
+--test_images. For a quick test of everything:
 
     python benchmarks/fine_tuning.py runs/try --epochs=1 --images 4 --test_images=4 --seeds=1 \\
         --first_images=40 --width=2 --reduction_ratio=2
