@@ -48,7 +48,8 @@ def main():
     add("--images", nargs="+", type=int, default=[30, 100], help="training images per class")
     add("--test_images", type=int, default=1000, help="at most this many per class")
     add("--first_images", type=int, help="training images per class of the first network")
-    add("--epochs", type=int, default=8, help="epochs of the first network")
+    epochs = Hyperparameters.total_epochs
+    add("--epochs", type=int, default=epochs, help="epochs of the first network")
     add("--seeds", type=int, default=3, help="number of seeds")
     arguments, options = parser.parse_known_args()
     folder = arguments.folder
