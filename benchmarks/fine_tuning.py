@@ -7,9 +7,10 @@ of 30 and 100 images per class: cats and dogs, the angle by which an image is ro
 Each run starts from scratch or from the weights of the first network, with the batch size and the
 epochs that fine-tuning chooses (rotations: with --flip=False). Print the test accuracies.
 
-Other options are those of `SE_ResNet.py`, for all runs. To resume, run the same command again:
-finished runs and existing sets are kept, so use a new FOLDER for other values of --first_images or
---test_images. For a quick test of everything:
+Other options are those of `SE_ResNet.py`, for all runs; those that this script sets itself, such as
+--total_epochs, have no effect. To resume, run the same command again: finished runs and existing
+sets are kept, so use a new FOLDER for other values of --first_images or --test_images. For a quick
+test of everything:
 
     python benchmarks/fine_tuning.py runs/try --epochs=1 --images 4 --test_images=4 --seeds=1 \\
         --first_images=40 --width=2 --reduction_ratio=2
@@ -40,7 +41,9 @@ NEW = ["cat", "dog"]
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is an option of SE_ResNet.py, not short for --seeds
     )
     add = parser.add_argument
     add("folder", type=pathlib.Path, metavar="FOLDER")
@@ -59,7 +62,7 @@ def main():
     counts = arguments.first_images, arguments.test_images
     first = write_folder(folder / "data" / "eight", splits, names, seen, counts)
     start = folder / "runs" / "eight"
-    train(first, start, [f"--total_epochs={arguments.epochs}", *options])
+    train(first, start, [*options, f"--total_epochs={arguments.epochs}"])
 
     angles = ["0", "90", "180", "270"]
     *shapes, outlines = load_shapes()
@@ -83,7 +86,7 @@ def main():
         ):
             for seed in range(arguments.seeds):
                 run_dir = folder / "runs" / f"{path.name}_{column.replace(' ', '_')}_s{seed}"
-                value = train(dataset, run_dir, [*same, *own, f"--seed={seed}", *options])
+                value = train(dataset, run_dir, [*options, *same, *own, f"--seed={seed}"])
                 accuracy.setdefault((f"{count} {kind}", column), []).append(value)
     print_table(accuracy)
 
